@@ -1,0 +1,133 @@
+"""Reading and writing files without surprises: atomic writes, readable errors, and no pickle that runs code.
+
+A file appears under its name only when it is whole: it is written beside its destination under a temporary name,
+flushed to the disk and renamed. Object arrays (`.npy` files holding a pickled dict, as in MIDI's 3D-Front set) go
+through an unpickler that knows how to rebuild numpy arrays and refuses every other global.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_PICKLE_GLOBALS = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("numpy.core.numeric", "_frombuffer"),
+    ("_codecs", "encode"),
+}
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`; on success it is flushed and renamed to `path`.
+
+    On any error the temporary file is removed and an existing `path` keeps its old content.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files private to the user
+        _flush(temporary)
+        os.replace(temporary, path)
+        _flush(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _flush(path: Path) -> None:
+    """fsync a file or a folder (the folder entry of a rename needs it too); folders can't be opened on Windows."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write `data` to `path` atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON with sorted keys, atomically."""
+    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+def write_npy(path: str | Path, array: np.ndarray) -> None:
+    """Write a plain array as `.npy`, atomically. Object arrays are refused, because reading them needs pickle."""
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file. Raises ValueError naming the file when it is missing or no JSON."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: is not valid JSON ({error})") from error
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Rebuilds numpy arrays inside plain containers; any other global is an error before anything runs."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _PICKLE_GLOBALS:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"the pickle asks for {module}.{name}; only numpy arrays are read")
+
+
+def load_npy(path: str | Path) -> Any:
+    """Read a `.npy` file: a plain array, or the dict (or list) of arrays that an object array of no dimension holds.
+
+    Raises:
+        ValueError: the file is missing, truncated, no `.npy`, or its pickle holds anything but numpy arrays
+            (nothing of it is executed).
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            version = np.lib.format.read_magic(file)
+            read_header = (
+                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            )
+            _, _, dtype = read_header(file)
+            if dtype.hasobject:
+                value = _ArrayUnpickler(file).load()
+                return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
+            file.seek(0)
+            return np.load(file, allow_pickle=False)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # the unpickler raises whatever a hostile stream makes it raise
+        raise ValueError(f"{path}: is not a readable .npy file ({error})") from error
