@@ -80,21 +80,49 @@ class Linear(nn.Module):
         for key, tensor in self._tensors(prefix):
             destination[key] = tensor if keep_vars else tensor.detach()
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
-        with torch.no_grad():
-            for key, tensor in self._tensors(prefix):
-                if key not in state_dict:
-                    missing.append(key)
-                elif state_dict[key].shape != tensor.shape:
-                    found, expected = tuple(state_dict[key].shape), tuple(tensor.shape)
-                    errors.append(f"{key}: found shape {found}, expected {expected}")
-                else:
-                    tensor.copy_(state_dict[key])
-
     def extra_repr(self) -> str:
         """Sizes and parts, for printing a model."""
         parts = f", parts={list(self.parts)}" if self.parts else ""
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}{parts}"
+
+
+class Network(nn.Module):
+    """A network whose `state_dict()` holds views under the reference's names, and which loads through those views.
+
+    torch's own `load_state_dict` hands every child only the keys below its own name, so it can't fill a fused weight
+    from its parts' names; this one compares whole key tables first and then copies, so nothing is half-loaded.
+    """
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> None:
+        """Copy `state_dict` into the network.
+
+        Raises:
+            ValueError: with `strict`, keys are missing or unexpected; always, shapes differ (both are given).
+        """
+        if assign:
+            raise ValueError("assign=True can't fill fused weights; use midilite.checkpoint to load without a copy")
+        own = self.state_dict()
+        problems = compare_tables(
+            {key: tuple(value.shape) for key, value in state_dict.items() if strict or key in own},
+            {key: tuple(value.shape) for key, value in own.items() if strict or key in state_dict},
+        )
+        if problems:
+            raise ValueError(f"{type(self).__name__}: the state dict does not fit:\n  " + "\n  ".join(problems))
+        with torch.no_grad():
+            for key in own.keys() & state_dict.keys():
+                own[key].copy_(state_dict[key])
+
+
+def compare_tables(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """One line for every key that is missing, unexpected or of another shape, each with its shape(s)."""
+    missing = [f"missing {key} {expected[key]}" for key in expected if key not in found]
+    unexpected = [f"unexpected {key} {found[key]}" for key in found if key not in expected]
+    shapes = [
+        f"wrong shape {key}: found {found[key]}, expected {expected[key]}"
+        for key in expected
+        if key in found and found[key] != expected[key]
+    ]
+    return missing + unexpected + shapes
 
 
 class LayerNorm(nn.Module):
