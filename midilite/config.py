@@ -15,8 +15,6 @@ from typing import Any, ClassVar, Self
 
 from .files import read_json
 
-DEFAULT_MULTI_INSTANCE_BLOCKS = (8, 9, 10, 11, 12)
-
 
 def _require_multiple(owner: str, width: int, heads: int, name: str = "width") -> None:
     if heads < 1 or width < 1 or width % heads:
@@ -78,7 +76,10 @@ def _checked(source: str, field: dataclasses.Field, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class DiTConfig(ModelConfig):
-    """The TripoSG/MIDI transformer. `cross_attention_2_dim` None (or `use_cross_attention_2` false) is TripoSG's kind."""
+    """The TripoSG/MIDI transformer.
+
+    Without `cross_attention_2_dim`, or with `use_cross_attention_2` false, it is TripoSG's kind: one condition.
+    """
 
     num_attention_heads: int = 16
     width: int = 2048
@@ -278,6 +279,12 @@ def _pair(source: str, key: str, value: Any) -> tuple[int, int]:
     if isinstance(value, Mapping) and isinstance(value.get("height"), int) and isinstance(value.get("width"), int):
         return value["height"], value["width"]
     raise ValueError(f"{source}: {key} is {value!r}, expected a number, or an object with height and width")
+
+
+def default_multi_instance_blocks(num_layers: int) -> tuple[int, ...]:
+    """MIDI's blocks 8..12 for its 21 layers; for another depth the same share of blocks around the middle one."""
+    middle, reach = num_layers // 2, max(1, round(2 * num_layers / 21))
+    return tuple(range(max(0, middle - reach), min(num_layers, middle + reach + 1)))
 
 
 def block_numbers(blocks: tuple[int | str, ...] | list[int | str], num_layers: int) -> tuple[int, ...]:

@@ -1,0 +1,305 @@
+"""The TripoSG/MIDI transformer: predicts the velocity x0 - eps of noised latents under one or two image conditions.
+
+Shape legend: B samples (one sample is one instance), T latent tokens, C latent channels, S condition tokens, D width,
+H heads, K head width, G scenes.
+
+`groups` is the only notion of multi-instance here: a list of sizes that sum to B. In the multi-instance blocks the
+tokens of a group's samples form one sequence, so self-attention sees every instance of a scene; all other blocks and
+all cross-attention work on each sample alone. Groups may differ in size and nothing is padded: linears don't care
+about grouping, so only the attention product itself runs once per run of equal sizes.
+
+Three pieces of work of the reference are left out because they are exact no-ops:
+
+- a condition of a single token (CLIP): softmax over one key is 1, so attention returns that key's value and the query,
+  key and softmax need not be computed;
+- an unconditional sample (all conditions zero): keys and values are zero, so cross-attention is the output bias;
+- keys and values of conditions don't depend on the latents: `project_conditions` computes them once per scene.
+
+The maths is that of TripoSG (Li et al. 2025) and MIDI (Huang et al. 2024), with skip
+connections as in U-ViT, no adaptive norm, the time embedding as one more token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .config import DiTConfig, block_numbers, default_multi_instance_blocks
+from .layers import (
+    FeedForward,
+    LayerNorm,
+    Linear,
+    Network,
+    RMSNorm,
+    attention,
+    output_projection,
+    split_heads,
+    split_interleaved,
+)
+
+
+def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
+    """Sinusoids [sin | cos] of timesteps in [0, 1000], in fp32. [B] -> [B, width]."""
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half, device=timesteps.device) * (-math.log(10000.0) / half))
+    angles = timesteps.float()[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class TimeProjection(nn.Module):
+    """MLP on the sinusoids: Linear D -> 4D, GELU, Linear 4D -> D."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear_1 = Linear(width, 4 * width)
+        self.linear_2 = Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, D] -> [B, D]."""
+        return self.linear_2(F.gelu(self.linear_1(x)))
+
+
+def _runs(groups: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(size, count) of each run of equal group sizes."""
+    for size, run in groupby(groups):
+        yield size, len(list(run))
+
+
+class SelfAttention(nn.Module):
+    """Self-attention with a fused q/k/v product and normalised queries and keys, within samples or within groups."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        parts = {"to_q": width, "to_k": width, "to_v": width}
+        self.qkv = Linear(width, 3 * width, bias=False, parts=parts)
+        self.norm_q, self.norm_k = RMSNorm(width // heads), RMSNorm(width // heads)
+        self.to_out = output_projection(width)
+
+    def forward(self, x: Tensor, groups: Sequence[int] | None = None) -> Tensor:
+        """[B, T, D] -> [B, T, D]; with `groups`, samples of a group attend to each other's tokens."""
+        fused = self.qkv(x)
+        return self.to_out[0](self._attend(fused) if groups is None else self._attend_groups(fused, groups))
+
+    def _attend(self, fused: Tensor) -> Tensor:
+        q, k, v = split_interleaved(fused, self.heads, 3)
+        return attention(self.norm_q(q), self.norm_k(k), v)
+
+    def _attend_groups(self, fused: Tensor, groups: Sequence[int]) -> Tensor:
+        """One batched product per run of equal sizes: [count*size, T, 3D] is read as [count, size*T, 3D]."""
+        outputs, start, tokens = [], 0, fused.shape[1]
+        for size, count in _runs(groups):
+            part = fused[start : start + size * count]
+            out = self._attend(part.reshape(count, size * tokens, -1))
+            outputs.append(out.reshape(size * count, tokens, -1))
+            start += size * count
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+class CrossAttention(nn.Module):
+    """Attention of latent tokens to condition tokens, with normalised queries and keys."""
+
+    def __init__(self, width: int, heads: int, condition_width: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = Linear(width, width, bias=False)
+        self.kv = Linear(condition_width, 2 * width, bias=False, parts={"to_k": width, "to_v": width})
+        self.norm_q, self.norm_k = RMSNorm(width // heads), RMSNorm(width // heads)
+        self.to_out = output_projection(width)
+
+    def project(self, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a condition. [B, S, E] -> two tensors [B, H, S, K]."""
+        k, v = split_interleaved(self.kv(condition), self.heads, 2)
+        return self.norm_k(k), v
+
+    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
+        """x [B, T, D] and the projected condition -> [B, T, D], or [B, 1, D] when the condition is one token."""
+        k, v = keys_values
+        if k.shape[2] == 1:
+            return self.to_out[0](v.transpose(1, 2).flatten(2))
+        q = self.norm_q(split_heads(self.to_q(x), self.heads))
+        return self.to_out[0](attention(q, k, v))
+
+    def unconditional(self) -> Tensor:
+        """What attention to zeros gives: the output bias, [D]."""
+        return self.to_out[0].bias
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Projected conditions: keys and values per block and condition, for the samples after the first `unconditional`.
+
+    Attributes:
+        keys_values: for each block one (k, v) pair per condition, [B - unconditional, H, S, K] each.
+        unconditional: how many leading samples of the batch have zero conditions.
+    """
+
+    keys_values: list[list[tuple[Tensor, Tensor]]]
+    unconditional: int = 0
+
+
+class Block(nn.Module):
+    """One transformer block: (skip), self-attention, one or two cross-attentions side by side, feed-forward."""
+
+    def __init__(self, config: DiTConfig, skip: bool) -> None:
+        super().__init__()
+        width, heads = config.width, config.num_attention_heads
+        if skip:
+            self.skip_linear = Linear(2 * width, width)
+            self.skip_norm = LayerNorm(width)
+        self.norm1, self.attn1 = LayerNorm(width), SelfAttention(width, heads)
+        self.norm2, self.attn2 = LayerNorm(width), CrossAttention(width, heads, config.cross_attention_dim)
+        if config.has_second_condition:
+            self.norm2_2 = LayerNorm(width)
+            self.attn2_2 = CrossAttention(width, heads, config.cross_attention_2_dim)
+        self.norm3, self.ff = LayerNorm(width), FeedForward(width)
+
+    def cross_attentions(self) -> list[tuple[LayerNorm, CrossAttention]]:
+        """Each cross-attention with the norm before it."""
+        first = [(self.norm2, self.attn2)]
+        return [*first, (self.norm2_2, self.attn2_2)] if hasattr(self, "attn2_2") else first
+
+    def forward(
+        self,
+        x: Tensor,
+        skip: Tensor | None,
+        keys_values: list[tuple[Tensor, Tensor]],
+        unconditional: int,
+        groups: Sequence[int] | None,
+    ) -> Tensor:
+        """[B, T, D] -> [B, T, D]; `skip` is the output of the mirrored block for blocks after the middle."""
+        if skip is not None:
+            x = self.skip_norm(self.skip_linear(torch.cat([skip, x], dim=-1)))
+        x = x + self.attn1(self.norm1(x), groups)
+        x = self._attend_conditions(x, keys_values, unconditional)
+        return x + self.ff(self.norm3(x))
+
+    def _attend_conditions(self, x: Tensor, keys_values: list[tuple[Tensor, Tensor]], unconditional: int) -> Tensor:
+        without, x = x[:unconditional], x[unconditional:]
+        conditions = list(zip(self.cross_attentions(), keys_values, strict=True))
+        if x.shape[0]:
+            x = x + sum(attn(norm(x), kv) for (norm, attn), kv in conditions)
+        if not unconditional:
+            return x
+        return torch.cat([without + sum(attn.unconditional() for (_, attn), _ in conditions), x])
+
+
+class DiT(Network):
+    """The transformer of TripoSG (one condition) and MIDI (two conditions, multi-instance attention).
+
+    Args:
+        config: sizes; see `DiTConfig`.
+        multi_instance_blocks: numbers or exact names of the blocks whose self-attention runs over whole groups.
+            Default: the config's, else MIDI's 8..12 (scaled to the depth), and none for TripoSG's kind.
+    """
+
+    def __init__(self, config: DiTConfig, multi_instance_blocks: Sequence[int | str] | None = None) -> None:
+        super().__init__()
+        self.config = config
+        width, middle = config.width, config.num_layers // 2
+        self.time_proj = TimeProjection(width)
+        self.proj_in = Linear(config.in_channels, width)
+        self.blocks = nn.ModuleList(Block(config, skip=i > middle) for i in range(config.num_layers))
+        self.norm_out = LayerNorm(width)
+        self.proj_out = Linear(width, config.in_channels)
+        self.gradient_checkpointing = False
+        self.multi_instance_blocks: frozenset[int] = frozenset()
+        self.set_multi_instance_blocks(multi_instance_blocks)
+
+    def set_multi_instance_blocks(self, blocks: Sequence[int | str] | None) -> None:
+        """Choose the multi-instance blocks; None chooses the default. Raises ValueError for an unknown block."""
+        if blocks is None:
+            blocks = self.config.multi_instance_blocks
+        if blocks is None:
+            two = self.config.has_second_condition
+            blocks = default_multi_instance_blocks(self.config.num_layers) if two else ()
+        self.multi_instance_blocks = frozenset(block_numbers(tuple(blocks), self.config.num_layers))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the base weights."""
+        return self.proj_in.weight.dtype
+
+    def project_conditions(self, *conditions: Tensor, unconditional: int = 0) -> Conditions:
+        """Project condition tokens to every block's keys and values, once for all denoising steps.
+
+        Args:
+            conditions: one tensor [B, S, E] per condition of the config, for the conditional samples only.
+            unconditional: how many samples without conditions will come first in the batch.
+
+        Raises:
+            ValueError: another number of conditions, or a wrong width.
+        """
+        widths = [self.config.cross_attention_dim, self.config.cross_attention_2_dim]
+        widths = widths[: 1 + self.config.has_second_condition]
+        if [c.shape[-1] for c in conditions] != widths:
+            raise ValueError(
+                f"conditions have widths {[c.shape[-1] for c in conditions]}, the transformer has {widths}"
+            )
+        conditions = tuple(c.to(self.dtype) for c in conditions)
+        blocks = [[attn for _, attn in block.cross_attentions()] for block in self.blocks]
+        pairs = [[attn.project(c) for attn, c in zip(attns, conditions, strict=True)] for attns in blocks]
+        return Conditions(pairs, unconditional)
+
+    def forward(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        cond_1: Tensor | Conditions,
+        cond_2: Tensor | None = None,
+        groups: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Predict the velocity x0 - eps.
+
+        Args:
+            latents: noised latents [B, T, C].
+            timesteps: 1000 sigma of each sample, [B] (or [1], shared).
+            cond_1: [B, S, E] (MIDI: CLIP, TripoSG: DINOv2), or the result of `project_conditions`.
+            cond_2: [B, S, E] (MIDI: DINOv2), absent for TripoSG.
+            groups: sizes of the scenes in the batch, in order; None means every sample is a scene of its own.
+
+        Returns:
+            Velocity [B, T, C] in the type of the weights.
+
+        Raises:
+            ValueError: groups don't sum to B, or sizes of latents or conditions don't fit.
+        """
+        groups = self._check(latents, groups)
+        if not isinstance(cond_1, Conditions):
+            cond_1 = self.project_conditions(*((cond_1,) if cond_2 is None else (cond_1, cond_2)))
+        timesteps = timesteps.expand(latents.shape[0])
+        time = self.time_proj(timestep_embedding(timesteps, self.config.width).to(self.dtype))
+        x = torch.cat([time[:, None], self.proj_in(latents.to(self.dtype))], dim=1)
+        x = self._run_blocks(x, cond_1, groups)
+        return self.proj_out(self.norm_out(x)[:, 1:])
+
+    def _check(self, latents: Tensor, groups: Sequence[int] | None) -> Sequence[int] | None:
+        if latents.ndim != 3 or latents.shape[-1] != self.config.in_channels:
+            expected = f"[samples, tokens, {self.config.in_channels}]"
+            raise ValueError(f"latents have shape {list(latents.shape)}, the transformer expects {expected}")
+        if groups is None:
+            return None
+        if sum(groups) != latents.shape[0] or min(groups) < 1:
+            raise ValueError(f"groups {list(groups)} sum to {sum(groups)}, the batch has {latents.shape[0]} samples")
+        return None if max(groups) == 1 else tuple(groups)
+
+    def _run_blocks(self, x: Tensor, conditions: Conditions, groups: Sequence[int] | None) -> Tensor:
+        middle, stack = self.config.num_layers // 2, []
+        for i, block in enumerate(self.blocks):
+            skip = stack.pop() if i > middle else None
+            scene = groups if i in self.multi_instance_blocks else None
+            arguments = (x, skip, conditions.keys_values[i], conditions.unconditional, scene)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, *arguments, use_reentrant=False)
+            else:
+                x = block(*arguments)
+            if i < middle:
+                stack.append(x)
+        return x
