@@ -42,9 +42,10 @@ def test_gradients_of_every_adapter_weight_equal_the_reference(midi_golden):
     parameters = lora.adapter_parameters(model)
     assert parameters.keys() == expected.keys()
     for key, parameter in parameters.items():
-        grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        error = (grad - expected[key]).norm() / expected[key].norm().clamp_min(1e-6)
-        assert error < 1e-4, f"{key}: {error:.1e}"  # a gradient passes through the whole network twice
+        if parameter.grad is None:  # the query of a one-token condition: the reference records its rounding noise
+            assert ".attn2.to_q." in key and expected[key].abs().max() < 1e-7
+        else:
+            assert relative_error(parameter.grad, expected[key]) < 1e-5, key
     assert all(p.grad is None for name, p in model.named_parameters() if ".adapter." not in name)
 
 
