@@ -234,28 +234,44 @@ class PreprocessorConfig:
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     kind: str = "CLIPImageProcessor"
 
+    def __post_init__(self) -> None:
+        for key in ("image_mean", "image_std"):
+            value = getattr(self, key)
+            numbers = isinstance(value, tuple) and all(type(entry) in (int, float) for entry in value)
+            if not numbers or len(value) != 3 or (key == "image_std" and min(value) <= 0):
+                raise ValueError(f"{key} is {value!r}, expected three numbers (of image_std: above 0)")
+        if self.resample not in range(6):
+            raise ValueError(f"resample is {self.resample!r}, expected one of Pillow's codes 0 to 5")
+        for key, value in (("size", self.resize_to or (self.shortest_edge,)), ("crop_size", self.crop_size)):
+            if not all(type(edge) is int and edge > 0 for edge in value):
+                raise ValueError(f"{key} is {value!r}, expected pixels above 0")
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "preprocessor_config.json") -> Self:
         """Read the json's keys; sizes may be an int (old files), `shortest_edge`, or `height` and `width`."""
         if not isinstance(values, Mapping):
             raise ValueError(f"{source}: holds a {type(values).__name__}, expected an object with keys")
-        defaults = {f.name: f.default for f in dataclasses.fields(cls)}
+        values = {key: value for key, value in values.items() if value is not None}  # null stands for the default
+        fields = {field.name: field for field in dataclasses.fields(cls)}
         kept: dict[str, Any] = {"kind": values.get("image_processor_type", values.get("feature_extractor_type", ""))}
-        for key in defaults.keys() & values.keys() - {"crop_size"}:
-            kept[key] = tuple(values[key]) if isinstance(values[key], list) else values[key]
+        for key in fields.keys() & values.keys() - {"crop_size"}:
+            kept[key] = _checked(source, fields[key], values[key])
         if values.get("do_pad"):
             raise ValueError(f"{source}: do_pad is true, which midilite does not support")
         size = values.get("size", {"shortest_edge": 224})
-        if isinstance(size, Mapping) and "shortest_edge" in size:
+        if isinstance(size, Mapping) and set(size) == {"shortest_edge"}:
             size = size["shortest_edge"]
-        if isinstance(size, int):
+        if isinstance(size, int) and not isinstance(size, bool):
             kept.update(shortest_edge=size, resize_to=None)
         else:
             kept.update(shortest_edge=None, resize_to=_pair(source, "size", size))
         if "crop_size" in values:
             kept["crop_size"] = _pair(source, "crop_size", values["crop_size"])
         kept["kind"] = kept["kind"] or "CLIPImageProcessor"
-        return cls(**kept)
+        try:
+            return cls(**kept)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
 
     @classmethod
     def from_json(cls, path: str | Path) -> Self:
