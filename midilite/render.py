@@ -1,0 +1,461 @@
+"""A small software renderer: colour, object ids, normals and depth of meshes, on the CPU or a GPU, without OpenGL.
+
+It makes the training views of data preparation and the pictures of previews. `raster.py` finds the triangle behind each
+pixel; this file holds cameras, colours and light. Shading is deferred: only the visible triangle of a pixel is shaded.
+
+- Frame: right-handed, y up (glTF). At azimuth 0 the camera stands on +z and looks along -z; azimuth turns it towards
+  +x (counter-clockwise seen from above), elevation lifts it. Pixel (0, 0) is the upper left one, its centre (0.5, 0.5).
+- Colour is averaged over `supersample`^2 samples per pixel. Ids, normals and depth are those of the one ray through the
+  pixel centre, so they are never blended.
+- Surfaces are two-sided: meshes in the wild have holes and wrong windings. Normals are turned towards the camera.
+- Light is ambient + a headlight + one directional light, no shadows. Everything is opaque (glass too), textures repeat
+  and are read bilinearly without mip levels.
+
+Shapes: V views, H rows, W columns, F faces, P shaded pixels, T texels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from midilite import geometry, raster
+
+if TYPE_CHECKING:
+    import trimesh
+
+_CREASE_COSINE = 0.75  # a face turned further than 41 degrees from its corner's mean normal is shaded flat there
+
+
+# --------------------------------------------------------------------------------------------------------- cameras
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A pinhole camera: stands at `eye`, looks at `target`, `fov_deg` is the vertical angle of view."""
+
+    eye: tuple[float, float, float]
+    target: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    up: tuple[float, float, float] = (0.0, 1.0, 0.0)
+    fov_deg: float = 40.0
+    width: int = 512
+    height: int = 512
+
+    def axes(self) -> np.ndarray:
+        """float64 [3, 3], rows: the camera's right, up and backward directions in the world."""
+        back = np.subtract(self.eye, self.target).astype(np.float64)
+        right = np.cross(self.up, back)
+        if np.linalg.norm(right) <= 1e-9 * np.linalg.norm(back) or not 0.0 < self.fov_deg < 180.0:
+            raise ValueError(
+                f"{self}: the eye must differ from the target, up must not lie along the view, 0 < fov < 180"
+            )
+        back, right = back / np.linalg.norm(back), right / np.linalg.norm(right)
+        return np.stack([right, np.cross(back, right), back])
+
+    @property
+    def focal(self) -> float:
+        """Focal length in pixels."""
+        return 0.5 * self.height / math.tan(math.radians(self.fov_deg) / 2.0)
+
+    def project(self, points: np.ndarray) -> np.ndarray:
+        """World points [N, 3] -> [N, 3]: x and y in pixels, depth along the view axis."""
+        local = (np.asarray(points, np.float64) - self.eye) @ self.axes().T
+        scale = self.focal / -local[:, 2]
+        x, y = 0.5 * self.width + local[:, 0] * scale, 0.5 * self.height - local[:, 1] * scale
+        return np.stack([x, y, -local[:, 2]], axis=1)
+
+
+def orbit_camera(
+    azimuth_deg: float = 0.0,
+    elevation_deg: float = 15.0,
+    bounds: np.ndarray | None = None,
+    distance: float | None = None,
+    fov_deg: float = 40.0,
+    size: int | tuple[int, int] = 512,
+    margin: float = 1.08,
+) -> Camera:
+    """A camera on a circle around the middle of `bounds`.
+
+    Args:
+        azimuth_deg: 0 looks from +z (the front), 90 from +x.
+        elevation_deg: 0 is level, 90 (excluded) straight from above.
+        bounds: [2, 3] box or any points [N, 3] that should be in view; default the cube [-1, 1]^3.
+        distance: from the middle of the box; None: the least at which all of `bounds`, enlarged by `margin`, is seen.
+        fov_deg: vertical angle of view.
+        size: image size, or (width, height).
+    """
+    points = np.array([[-1.0] * 3, [1.0] * 3]) if bounds is None else np.asarray(bounds, np.float64)
+    low, high = points.min(axis=0), points.max(axis=0)
+    if len(points) == 2:
+        points = np.array([[x, y, z] for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (low[2], high[2])])
+    target = (low + high) / 2.0
+    azimuth, elevation = math.radians(azimuth_deg), math.radians(elevation_deg)
+    back = np.array(
+        [math.sin(azimuth) * math.cos(elevation), math.sin(elevation), math.cos(azimuth) * math.cos(elevation)]
+    )
+    width, height = (size, size) if isinstance(size, int) else size
+    camera = Camera(tuple(target + back), tuple(target), fov_deg=fov_deg, width=width, height=height)
+    if distance is None:
+        local = (points - target) @ camera.axes().T * margin
+        slope = np.array([width / height, 1.0]) * math.tan(math.radians(fov_deg) / 2.0)
+        distance = float((np.abs(local[:, :2]) / slope + local[:, 2:]).max())
+    return replace(camera, eye=tuple((target + back * distance).tolist()), target=tuple(target.tolist()))
+
+
+@dataclass(frozen=True)
+class Lighting:
+    """Brightness = ambient + headlight max(n.v, 0) + key max(n.l, 0), at most 1; `direction` l points to the light."""
+
+    ambient: float = 0.5
+    headlight: float = 0.25
+    key: float = 0.35
+    direction: tuple[float, float, float] = (0.45, 1.0, 0.6)
+
+
+# ----------------------------------------------------------------------------------------------------------- meshes
+
+
+@dataclass(frozen=True)
+class RenderMesh:
+    """A mesh, or a scene of several, as tensors on one device."""
+
+    vertices: Tensor  # float32 [N, 3]
+    faces: Tensor  # int64 [F, 3]
+    normals: Tensor  # float32 [F, 3, 3], one per corner
+    colors: Tensor  # float32 [F, 3, 3], RGB in [0, 1] per corner; multiplies the texture
+    uv: Tensor  # float32 [F, 3, 2], origin at the lower left, repeating
+    texture: Tensor  # int64 [F, 3]: first texel, width, height; width 0: no texture
+    texels: Tensor  # uint8 [T, 3]
+    ids: Tensor  # int32 [F], what the id image shows
+
+    def to(self, device: str | torch.device) -> RenderMesh:
+        """The same mesh on another device."""
+        return RenderMesh(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+    def transformed(self, matrix: Tensor | np.ndarray) -> RenderMesh:
+        """The mesh moved by a matrix [4, 4] that acts on column vectors (normals by its inverse transpose)."""
+        matrix = torch.as_tensor(matrix, dtype=torch.float32).cpu()
+        linear, offset = matrix[:3, :3], matrix[:3, 3].to(self.vertices.device)
+        cofactor = torch.linalg.inv(linear).T.to(self.vertices.device)
+        normals = torch.nn.functional.normalize(self.normals @ cofactor.T, dim=-1)
+        vertices = self.vertices @ linear.T.to(self.vertices.device) + offset
+        return replace(self, vertices=vertices, normals=normals)
+
+    def tinted(self, rgb: Sequence[float]) -> RenderMesh:
+        """The mesh with its colours multiplied by RGB factors (at most 1 afterwards)."""
+        factor = torch.tensor(rgb, dtype=torch.float32, device=self.colors.device)
+        return replace(self, colors=(self.colors * factor).clamp(0.0, 1.0))
+
+    def bounds(self) -> np.ndarray:
+        """float64 [2, 3] box of the vertices."""
+        return torch.stack([self.vertices.amin(dim=0), self.vertices.amax(dim=0)]).double().cpu().numpy()
+
+
+def to_render_mesh(mesh: trimesh.Trimesh, device: str | torch.device = "cpu", smooth: bool = True) -> RenderMesh:
+    """A trimesh as tensors, with vertex, face or texture colours; `smooth` False shades each face by its own normal."""
+    vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
+    count = len(faces)
+    if mesh.visual.kind == "face":
+        colors = np.repeat(np.asarray(mesh.visual.face_colors)[:, None, :3], 3, axis=1)
+    else:
+        colors = geometry.vertex_colors(mesh)[faces][..., :3]
+    image = geometry.texture_image(mesh)
+    uv, texture, texels = np.zeros((count, 3, 2)), np.zeros((count, 3), np.int64), np.zeros((0, 3), np.uint8)
+    if image is not None:
+        uv, texture = np.asarray(mesh.visual.uv)[faces], np.tile([0, image.width, image.height], (count, 1))
+        texels = np.array(image.convert("RGB")).reshape(-1, 3)
+    tensors = {
+        "vertices": vertices.astype(np.float32),
+        "faces": faces,
+        "normals": corner_normals(vertices, faces, smooth).astype(np.float32),
+        "colors": colors.astype(np.float32) / 255.0,
+        "uv": uv.astype(np.float32),
+        "texture": texture.astype(np.int64),
+        "texels": texels,
+        "ids": np.ones(count, np.int32),
+    }
+    return RenderMesh(**{name: torch.from_numpy(np.array(value)).to(device) for name, value in tensors.items()})
+
+
+def corner_normals(vertices: np.ndarray, faces: np.ndarray, smooth: bool = True) -> np.ndarray:
+    """Unit normals [F, 3, 3] per face corner: the area-weighted mean at the vertex, or the face's own at a crease.
+
+    Vertices are not merged, so that edges which the file splits stay sharp.
+    """
+    flat, areas = geometry.face_normals_and_areas(vertices, faces)
+    corners = np.repeat(flat[:, None, :], 3, axis=1)
+    if not smooth:
+        return corners
+    weighted = np.repeat(flat * areas[:, None], 3, axis=0)
+    index = faces.reshape(-1)
+    mean = np.stack([np.bincount(index, weighted[:, axis], minlength=len(vertices)) for axis in range(3)], axis=1)
+    length = np.linalg.norm(mean, axis=1, keepdims=True)
+    mean = (mean / np.where(length > 0, length, 1.0))[faces]
+    return np.where((mean * corners).sum(-1, keepdims=True) >= _CREASE_COSINE, mean, corners)
+
+
+def join(meshes: Sequence[RenderMesh], ids: Sequence[int] | None = None) -> RenderMesh:
+    """One scene out of meshes; mesh i is shown as `ids[i]` (default i + 1; 0 draws it as background, e.g. a floor)."""
+    ids = range(1, len(meshes) + 1) if ids is None else ids
+    vertex, texel = 0, 0
+    faces, textures, labels = [], [], []
+    for mesh, label in zip(meshes, ids, strict=True):
+        faces.append(mesh.faces + vertex)
+        textures.append(mesh.texture + mesh.texture.new_tensor([texel, 0, 0]) if texel else mesh.texture)
+        labels.append(torch.full_like(mesh.ids, label))
+        vertex, texel = vertex + len(mesh.vertices), texel + len(mesh.texels)
+    joined = {"faces": torch.cat(faces), "texture": torch.cat(textures), "ids": torch.cat(labels)}
+    for name in ("vertices", "normals", "colors", "uv", "texels"):
+        joined[name] = torch.cat([getattr(mesh, name) for mesh in meshes])
+    return RenderMesh(**joined)
+
+
+def _as_scene(meshes, device: str | torch.device | None, ids: Sequence[int] | None = None) -> RenderMesh:
+    """A RenderMesh as it is; a list of trimeshes, RenderMeshes or lists of these (one object each) joined."""
+    if isinstance(meshes, RenderMesh):
+        return meshes if device is None else meshes.to(device)
+    if not len(meshes):
+        raise ValueError("there is no mesh to render")
+    parts = []
+    for mesh in meshes:
+        if isinstance(mesh, (list, tuple)):
+            parts.append(_as_scene(mesh, device))
+        elif isinstance(mesh, RenderMesh):
+            parts.append(mesh if device is None else mesh.to(device))
+        else:
+            parts.append(to_render_mesh(mesh, device or "cpu"))
+    return join(parts, ids)
+
+
+# --------------------------------------------------------------------------------------------------------- rendering
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Images of one view, or of V views with a leading dimension V; tensors on the device of the meshes."""
+
+    color: Tensor  # uint8 [H, W, 3]
+    ids: Tensor  # int32 [H, W]: i + 1 for mesh i, 0 background
+    normals: Tensor  # float32 [H, W, 3]: unit, world frame, towards the camera; 0 for background
+    depth: Tensor  # float32 [H, W]: along the view axis, infinity for background
+
+    def __getitem__(self, index: int) -> Rendered:
+        return Rendered(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    @property
+    def image(self) -> Image.Image:
+        """The colour image of a single view for Pillow."""
+        return Image.fromarray(self.color.cpu().numpy())
+
+
+def render(
+    meshes,
+    camera: Camera,
+    background: Sequence[float] = (1.0, 1.0, 1.0),
+    supersample: int = 2,
+    lighting: Lighting | None = None,
+    ids: Sequence[int] | None = None,
+    device: str | torch.device | None = None,
+) -> Rendered:
+    """Draw one view of a scene.
+
+    Args:
+        meshes: a list of objects, each a trimesh, a RenderMesh or a list of these; or one joined RenderMesh.
+        camera: where from, and the image size.
+        background: RGB in [0, 1].
+        supersample: colour samples per pixel side; 1 is fastest and jagged.
+        lighting: brightness of the lights.
+        ids: the id of each object, default 1, 2, ...; 0 for what is only decoration.
+        device: where to compute; default where the RenderMeshes are, else the CPU.
+
+    Returns:
+        Rendered, without the leading dimension.
+    """
+    scene = _as_scene(meshes, device, ids)
+    return render_batch([scene], [camera], background, supersample, lighting, device)[0]
+
+
+def render_batch(
+    scenes: Sequence,
+    cameras: Sequence[Camera],
+    background: Sequence[float] = (1.0, 1.0, 1.0),
+    supersample: int = 2,
+    lighting: Lighting | Sequence[Lighting] | None = None,
+    device: str | torch.device | None = None,
+    samples: int | None = None,
+) -> Rendered:
+    """Draw scene i from camera i for all i, several at once.
+
+    Args:
+        scenes: V scenes as in `render`; pass the same RenderMesh again to see it from several sides.
+        cameras: V cameras of one image size.
+        lighting: one for all, or one per view.
+        samples: colour samples held at a time, which bounds memory; default 2^22 on the CPU, 2^25 elsewhere.
+
+    Raises:
+        ValueError: as many cameras as scenes are needed, all of one size.
+    """
+    sizes = {(camera.width, camera.height) for camera in cameras}
+    if len(scenes) != len(cameras) or len(sizes) != 1 or supersample < 1:
+        raise ValueError(
+            f"{len(scenes)} scenes, {len(cameras)} cameras of sizes {sorted(sizes)}, supersample {supersample}: "
+            "give one camera per scene, all of one size, and supersample >= 1"
+        )
+    lights = [lighting or Lighting()] * len(cameras) if isinstance(lighting, Lighting | None) else list(lighting)
+    joined = {id(scene): _as_scene(scene, device) for scene in scenes}
+    ready = [joined[id(scene)] for scene in scenes]
+    width, height = sizes.pop()
+    limit = samples or (1 << 22 if ready[0].vertices.device.type == "cpu" else 1 << 25)
+    step = max(1, limit // (width * height * supersample**2))
+    parts = [
+        _render_chunk(ready[i : i + step], cameras[i : i + step], lights[i : i + step], background, supersample)
+        for i in range(0, len(ready), step)
+    ]
+    return Rendered(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Rendered)))
+
+
+@dataclass(frozen=True)
+class _Views:
+    """Everything that the pixels of several views look up."""
+
+    corners: Tensor  # [F, 3, 3] camera frame
+    attributes: Tensor  # [F, 3, 8] per corner: RGB, normal (camera frame), uv
+    scene: RenderMesh
+    view: Tensor  # int64 [F]
+    axes: Tensor  # [V, 3, 3] rows right, up, back
+    focal: Tensor  # [V], pixels
+    near: Tensor  # [V]
+    lights: Tensor  # [V, 6]: ambient, headlight, key, direction in the camera frame
+
+
+def _render_chunk(scenes, cameras, lights, background, supersample: int) -> Rendered:
+    views = _gather_views(scenes, cameras, lights)
+    width, height = cameras[0].width, cameras[0].height
+    one = _shade(views, width, height, 1, background)
+    color = one[0] if supersample == 1 else _shade(views, width, height, supersample, background)[0]
+    color = color.view(len(cameras), height, supersample, width, supersample, 3).mean(dim=(2, 4))
+    return Rendered((color * 255.0).round().to(torch.uint8), *one[1:])
+
+
+def _gather_views(scenes: Sequence[RenderMesh], cameras: Sequence[Camera], lights: Sequence[Lighting]) -> _Views:
+    scene = join(scenes)
+    device = scene.vertices.device
+    count = [len(s.faces) for s in scenes]
+    axes = np.stack([camera.axes() for camera in cameras])
+    eyes = np.array([camera.eye for camera in cameras])
+    near = 1e-3 * np.linalg.norm(eyes - np.array([camera.target for camera in cameras]), axis=1)
+    towards = np.array([light.direction for light in lights], np.float64)
+    towards = np.einsum("vij,vj->vi", axes, towards / np.linalg.norm(towards, axis=1, keepdims=True))
+    levels = np.array([(light.ambient, light.headlight, light.key) for light in lights])
+    tables = (axes, eyes, [c.focal for c in cameras], near, np.concatenate([levels, towards], axis=1))
+    axes_t, eyes_t, focal, near, light = (
+        torch.as_tensor(np.asarray(t), dtype=torch.float32).to(device) for t in tables
+    )
+    numbers = torch.arange(len(scenes), device=device)
+    of_vertex = numbers.repeat_interleave(torch.tensor([len(s.vertices) for s in scenes]).to(device))
+    view = numbers.repeat_interleave(torch.tensor(count).to(device))
+    local = torch.einsum("nij,nj->ni", axes_t[of_vertex], scene.vertices - eyes_t[of_vertex])
+    normals = torch.einsum("nij,nkj->nki", axes_t[view], scene.normals)
+    attributes = torch.cat([scene.colors, normals, scene.uv], dim=-1)
+    scene = replace(scene, ids=torch.cat([s.ids for s in scenes]))
+    return _Views(local[scene.faces], attributes, scene, view, axes_t, focal, near, light)
+
+
+def _shade(views: _Views, width: int, height: int, factor: int, background) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """float colour [V, fH, fW, 3], ids, world normals and depth at factor f times the resolution."""
+    count, rows, columns = len(views.focal), height * factor, width * factor
+    focal = views.focal * factor
+    pairs = 1 << 20 if focal.device.type == "cpu" else 1 << 26
+    seen = raster.visible_triangles(views.corners, views.view, (count, rows, columns), focal, views.near, pairs)
+    pixel = (seen.view(-1) >= 0).nonzero().squeeze(1)
+    face = seen.view(-1)[pixel]
+    view = views.view[face]
+    x, y = pixel % columns + 0.5 - 0.5 * columns, 0.5 * rows - (pixel // columns % rows + 0.5)
+    ray = torch.stack([x / focal[view], y / focal[view], -torch.ones_like(x)], dim=1)
+    weights, depth, facing = raster.barycentric(views.corners[face], ray)
+    values = (weights[:, :, None] * views.attributes[face]).sum(dim=1)
+    albedo = values[:, :3] * _texture_color(views.scene, face, values[:, 6:])
+    normal = torch.nn.functional.normalize(values[:, 3:6], dim=1) * facing[:, None]
+    lit = albedo * _brightness(normal, ray, views.lights[view])[:, None]
+    color = torch.tensor(background, dtype=torch.float32, device=focal.device).repeat(seen.numel(), 1)
+    color[pixel] = lit.clamp_(0.0, 1.0)
+    shape = (count, rows, columns)
+    if factor > 1:
+        return color.view(*shape, 3), *(color.new_empty(0),) * 3
+    ids = torch.zeros(seen.numel(), dtype=torch.int32, device=focal.device)
+    ids[pixel] = views.scene.ids[face]
+    far = torch.full((seen.numel(),), math.inf, device=focal.device)
+    far[pixel] = depth
+    normals = torch.zeros_like(color)
+    normals[pixel] = torch.einsum("pij,pi->pj", views.axes[view], normal)
+    return color.view(*shape, 3), ids.view(shape), normals.view(*shape, 3), far.view(shape)
+
+
+def _brightness(normal: Tensor, ray: Tensor, lights: Tensor) -> Tensor:
+    head = -(normal * torch.nn.functional.normalize(ray, dim=1)).sum(dim=1)
+    key = (normal * lights[:, 3:]).sum(dim=1)
+    return lights[:, 0] + lights[:, 1] * head.clamp_min(0.0) + lights[:, 2] * key.clamp_min(0.0)
+
+
+def _texture_color(scene: RenderMesh, face: Tensor, uv: Tensor) -> Tensor:
+    """RGB [P, 3] of the faces' textures at uv [P, 2], bilinear and repeating; 1 where a face has none."""
+    color = uv.new_ones(len(face), 3)
+    if len(scene.texels) == 0:
+        return color
+    first, width, height = scene.texture[face].unbind(dim=1)
+    at = (width > 0).nonzero().squeeze(1)
+    first, width, height = first[at], width[at], height[at]
+    x, y = uv[at, 0] * width - 0.5, (1.0 - uv[at, 1]) * height - 0.5
+    left, top = x.floor(), y.floor()
+    right_part, lower_part = x - left, y - top
+    total = uv.new_zeros(len(at), 3)
+    for dx, part_x in ((0, 1.0 - right_part), (1, right_part)):
+        for dy, part_y in ((0, 1.0 - lower_part), (1, lower_part)):
+            column, row = (left + dx).long() % width, (top + dy).long() % height
+            total += (part_x * part_y)[:, None] * scene.texels[first + row * width + column]
+    color[at] = total / 255.0
+    return color
+
+
+# ---------------------------------------------------------------------------------------------------------- previews
+
+
+def turntable(meshes, views: int = 8, elevation_deg: float = 15.0, size: int = 256, **options) -> list[Image.Image]:
+    """Pictures from `views` sides at one distance, from the front on, counter-clockwise; `options` go to `render`."""
+    scene = _as_scene(meshes, options.pop("device", None), options.pop("ids", None))
+    bounds = scene.bounds()
+    turns = [360.0 * i / views for i in range(views)]
+    fitted = [orbit_camera(turn, elevation_deg, bounds, size=size) for turn in turns]
+    distance = max(math.dist(camera.eye, camera.target) for camera in fitted)
+    cameras = [orbit_camera(turn, elevation_deg, bounds, distance, size=size) for turn in turns]
+    drawn = render_batch([scene] * views, cameras, **options)
+    return [drawn[i].image for i in range(views)]
+
+
+def preview_sheet(
+    images: Sequence[Image.Image], labels: Sequence[str] | None = None, columns: int | None = None, gap: int = 6
+) -> Image.Image:
+    """Pictures side by side in rows of `columns` (default: one row), each shrunk to its cell and captioned."""
+    if not images or (labels is not None and len(labels) != len(images)):
+        raise ValueError(f"{len(images)} images and {len(labels or ())} labels: give at least one image, a label each")
+    columns = min(columns or len(images), len(images))
+    width, height = max(image.width for image in images), max(image.height for image in images)
+    caption = 16 if labels is not None else 0
+    rows = -(-len(images) // columns)
+    sheet = Image.new(
+        "RGB", (columns * (width + gap) + gap, rows * (height + caption + gap) + gap), color=(255, 255, 255)
+    )
+    draw = ImageDraw.Draw(sheet)
+    for i, image in enumerate(images):
+        x, y = gap + i % columns * (width + gap), gap + i // columns * (height + caption + gap)
+        sheet.paste(image.convert("RGB"), (x + (width - image.width) // 2, y + caption))
+        if labels is not None:
+            draw.text((x + 2, y + 2), labels[i], fill=(0, 0, 0))
+    return sheet
