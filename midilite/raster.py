@@ -1,13 +1,13 @@
 """Which triangle is seen through which pixel: a z-buffer in plain vectorised torch, on the CPU or a GPU.
 
-The classic scanline method (Foley and van Dam, chapter 3) turned into three flat expansions, so no Python loop runs over
-triangles, rows or pixels:
+The classic scanline method (Foley and van Dam, chapter 3) as three flat expansions, without a Python loop over triangles, rows
+or pixels:
 
     triangles -> (triangle, row) pairs -> [left, right) spans -> (span, pixel) pairs -> one scatter with `amax`
 
-Each pair carries the key (1/depth, triangle number) packed into one int64: 1/depth is positive, so its float bits order
+Each pair carries the key (1/depth, triangle number) packed into one int64: 1/depth is positive, so its float bits sort
 like integers. 1/depth is affine on the screen, so linear interpolation along edges and spans is exact. The largest key
-of a pixel wins; a tie goes to the lower triangle number, whatever order the pairs arrive in, so the result is repeatable
+of a pixel wins; a tie goes to the lower triangle number, whatever order the pairs arrive in, so results repeat
 on every device. Only covered pixels become pairs, and pairs are made in slices, so memory stays bounded.
 
 A pixel belongs to a triangle when its centre does. Both triangles at an edge evaluate that edge by the same expression
