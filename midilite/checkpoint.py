@@ -132,8 +132,10 @@ def load_weights(
             for key, entry in table.items():
                 if entry.file == file:
                     tensor = _read(handle, entry)
-                    if key in adapt and tensor.shape != state[key].shape:
+                    if key in adapt and entry.shape != expected[key]:
                         tensor = adapt[key](tensor, expected[key])
+                        if tensor.shape != expected[key]:
+                            raise ValueError(f"{file}: {key} has shape {entry.shape}, expected {expected[key]}")
                     state[key].copy_(tensor)
 
 

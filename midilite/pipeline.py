@@ -1,0 +1,356 @@
+"""One image and a mask to a scene of separate meshes: the only place where all parts meet for inference.
+
+    rgb + mask -> images -> encoders -> conditions -> flow(dit) -> latents -> vae field -> isosurface -> trimesh.Scene
+
+Adapters are read by `adapters`, live in `lora`, and are only passed along here. Nothing is drawn from a hidden seed:
+noise comes from (seed, "latents") on the CPU, so that every device starts from the same numbers.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from . import lora
+from .adapters import apply_adapter, read_adapter
+from .dit import DiT
+from .encoders import CLIPVision, DINOv2
+from .flow import RectifiedFlowScheduler, denoise, guide
+from .images import (
+    ImageSource,
+    Preprocessor,
+    condition_pixels,
+    label_values,
+    load_mask,
+    load_rgb,
+    pad_for_border_objects,
+    split_instances,
+)
+from .isosurface import NoSurfaceError, extract_surface
+from .model_folder import KINDS, Kind, ModelFolder, save_model_folder
+from .seeds import torch_generator
+from .vae import VAE
+
+if TYPE_CHECKING:
+    import trimesh
+
+TRIPOSG_TOKENS = 2048
+
+
+class NoSurfaceWarning(UserWarning):
+    """An instance whose field is nowhere negative: it has no mesh and is left out of the scene."""
+
+
+@dataclass(frozen=True)
+class ImageConditions:
+    """What the networks are told about an image.
+
+    Attributes:
+        clip: [n, 1, E] projected CLIP embedding of each instance image; None for TripoSG.
+        dinov2: [n, S, E] all DINOv2 tokens of each instance.
+        labels: the mask's label of each instance.
+        image: the RGB image that was encoded (padded when that was asked for).
+        mask: its label map, int32 [H, W]; None for TripoSG without a mask.
+    """
+
+    clip: Tensor | None
+    dinov2: Tensor
+    labels: list[int]
+    image: Image.Image
+    mask: np.ndarray | None
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The conditions in the transformer's order."""
+        return (self.dinov2,) if self.clip is None else (self.clip, self.dinov2)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the pipeline returns.
+
+    Attributes:
+        scene: one named, coloured geometry per instance that has a surface.
+        latents: [n, T, C] fp32 on the CPU, every instance.
+        meshes: one trimesh per instance, None where there is no surface.
+        labels: the mask's label of each instance.
+        conditions: what was encoded.
+    """
+
+    scene: trimesh.Scene
+    latents: Tensor
+    meshes: list[trimesh.Trimesh | None]
+    labels: list[int]
+    conditions: ImageConditions
+
+
+def load_pipeline(
+    folder: str | Path = "tiny",
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    multi_instance_blocks: Sequence[int | str] | None = None,
+) -> Pipeline:
+    """Load a MIDI-3D or TripoSG checkpoint folder.
+
+    Args:
+        folder: a folder, `tiny` (ships with midilite), or `hub:OWNER/NAME`.
+        device: default a CUDA GPU when there is one, else the CPU.
+        dtype: default bfloat16 on a GPU, float32 on the CPU.
+        multi_instance_blocks: numbers or exact names; default the key of that name in `transformer/config.json` if it
+            is there, else 8..12.
+
+    Raises:
+        ValueError: the folder is missing or incomplete, or a file does not fit its config; everything is named.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    model = ModelFolder(folder)
+    clip_preprocessor, dinov2_preprocessor = model.load_preprocessors()
+    return Pipeline(
+        kind=model.kind,
+        transformer=model.load_transformer(device, dtype, multi_instance_blocks),
+        vae=model.load_vae(device, dtype),
+        scheduler=model.load_scheduler(),
+        clip=model.load_clip(device, dtype),
+        dinov2=model.load_dinov2(device, dtype),
+        clip_preprocessor=clip_preprocessor,
+        dinov2_preprocessor=dinov2_preprocessor,
+    )
+
+
+class Pipeline:
+    """Inference with a loaded model; see `load_pipeline`."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        transformer: DiT,
+        vae: VAE,
+        scheduler: RectifiedFlowScheduler,
+        clip: CLIPVision | None,
+        dinov2: DINOv2,
+        clip_preprocessor: Preprocessor | None,
+        dinov2_preprocessor: Preprocessor,
+    ) -> None:
+        self.kind, self.transformer, self.vae, self.scheduler = kind, transformer, vae, scheduler
+        self.clip, self.dinov2 = clip, dinov2
+        self.clip_preprocessor, self.dinov2_preprocessor = clip_preprocessor, dinov2_preprocessor
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer is."""
+        return self.transformer.proj_in.weight.device
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        rgb: ImageSource,
+        mask: ImageSource | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.0,
+        seed: int = 42,
+        num_tokens: int | None = None,
+        depth: int = 8,
+        smoothing: str = "none",
+        padding: bool = False,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> Result:
+        """Generate a scene.
+
+        Args:
+            rgb: image file, PIL image or array.
+            mask: instance mask of the same size; needed for MIDI, optional for TripoSG (then all else becomes white).
+            num_inference_steps: Euler steps.
+            guidance_scale: classifier-free guidance; at most 1 switches it off and halves the work.
+            seed: of the initial noise.
+            num_tokens: latent tokens per instance; default the transformer's width for MIDI, 2048 for TripoSG.
+            depth: the surface is extracted on a grid of (2^depth + 1)^3 nodes around the object.
+            smoothing: "none", or "box3", the reference's 3x3x3 mean over the grid.
+            padding: paste the image on a larger white square when objects reach near its border.
+            on_step: called with (steps done, steps) after every denoising step.
+
+        Raises:
+            ValueError: unusable image or mask, or no instance has a surface.
+        """
+        conditions = self.encode_images(rgb, mask, padding)
+        latents = self.sample(conditions, num_inference_steps, guidance_scale, seed, num_tokens, on_step=on_step)
+        meshes = self.decode_meshes(latents, conditions.labels, depth, smoothing)
+        return Result(build_scene(meshes, conditions.labels), latents.cpu(), meshes, conditions.labels, conditions)
+
+    @torch.inference_mode()
+    def encode_images(self, rgb: ImageSource, mask: ImageSource | None = None, padding: bool = False) -> ImageConditions:
+        """Encode an image (and mask) to conditions; see `__call__` for the arguments and errors."""
+        image, labels = load_rgb(rgb), None
+        if mask is not None:
+            labels = load_mask(mask, image.size)
+            image, labels = pad_for_border_objects(image, labels) if padding else (image, labels)
+        if self.clip is None:
+            if labels is not None:
+                image = Image.fromarray(np.where(labels[..., None] > 0, np.asarray(image), np.uint8(255)))
+            pixels = self.dinov2_preprocessor(image)[None]
+            return ImageConditions(None, self._run(self.dinov2, pixels), [1], image, labels)
+        if labels is None:
+            raise ValueError("this model makes a scene from an image and an instance mask: pass a mask (seg_image) too")
+        instances = split_instances(image, labels)
+        for_clip, for_dinov2 = condition_pixels(instances, image, self.clip_preprocessor, self.dinov2_preprocessor)
+        clip = self._run(self.clip, for_clip)[:, None]
+        return ImageConditions(clip, self._run(self.dinov2, for_dinov2), label_values(labels), image, labels)
+
+    def _run(self, tower: torch.nn.Module, pixels: Tensor) -> Tensor:
+        weight = next(tower.parameters())
+        return tower(pixels.to(weight.device, weight.dtype))
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        conditions: ImageConditions,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.0,
+        seed: int = 42,
+        num_tokens: int | None = None,
+        latents: Tensor | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Denoise the latents of all instances of a scene together; `latents` replaces the seeded noise.
+
+        Returns:
+            [n, T, C] in fp32 on the transformer's device.
+        """
+        count = conditions.dinov2.shape[0]
+        if latents is None:
+            latents = initial_noise(count, num_tokens or self.default_num_tokens, self.transformer, seed)
+        schedule = self.scheduler.schedule(num_inference_steps, self.device)
+        model_fn = guided_velocity(self.transformer, conditions.tensors(), guidance_scale)
+        for done, latents in denoise(model_fn, latents.to(self.device), schedule):  # noqa: B020 - it is the same thing
+            if on_step is not None:
+                on_step(done, num_inference_steps)
+        return latents
+
+    @property
+    def default_num_tokens(self) -> int:
+        """MIDI's pipeline takes the number of tokens from the transformer's width; TripoSG's default is 2048."""
+        return self.transformer.config.width if self.clip is not None else TRIPOSG_TOKENS
+
+    @torch.inference_mode()
+    def decode_meshes(
+        self, latents: Tensor, labels: Sequence[int], depth: int = 8, smoothing: str = "none"
+    ) -> list[trimesh.Trimesh | None]:
+        """One closed mesh per instance; None, with a NoSurfaceWarning that names it, where there is no surface.
+
+        Raises:
+            ValueError: no instance has a surface.
+        """
+        import trimesh
+
+        meshes: list[trimesh.Trimesh | None] = []
+        for label, instance in zip(labels, latents, strict=True):
+            try:
+                surface = extract_surface(self.vae.field(instance), depth=depth, smoothing=smoothing, device=self.device)
+            except NoSurfaceError as error:
+                warnings.warn(f"instance {label} has no surface and is left out ({error})", NoSurfaceWarning, stacklevel=2)
+                meshes.append(None)
+                continue
+            vertices, faces = surface.vertices.cpu().numpy(), surface.faces.cpu().numpy()
+            meshes.append(trimesh.Trimesh(vertices, faces, process=False))
+        if not any(mesh is not None for mesh in meshes):
+            raise ValueError("no instance has a surface: the model made nothing solid of this image")
+        return meshes
+
+    def load_adapter(
+        self, path: str | Path, scale: float = 1.0, name: str = "default", lora_alpha: float | None = None
+    ) -> list[str]:
+        """Add an adapter from a file or folder of any format and make it active with weight `scale`.
+
+        Args:
+            lora_alpha: for files that don't hold their alpha; default their rank.
+
+        Returns:
+            Notes about the file, such as an assumed alpha.
+
+        Raises:
+            ValueError: a key does not land, or the name is taken.
+        """
+        adapter = read_adapter(path, lora_alpha, modules=lora.named_linears(self.transformer))
+        active = {key: weight for slot in lora.slots(self.transformer) for key, weight in slot.weights.items()}
+        apply_adapter(self.transformer, adapter, name)
+        lora.set_adapters(self.transformer, {**active, name: scale})
+        return adapter.notes
+
+    def set_adapters(self, weights: Mapping[str, float]) -> None:
+        """Make exactly these adapters active, each with its weight."""
+        lora.set_adapters(self.transformer, weights)
+
+    def unload_adapters(self) -> None:
+        """Remove all adapters; the base is then bit for bit what it was."""
+        lora.remove_adapters(self.transformer)
+
+    def merge_adapters(self) -> None:
+        """Add the active adapters into the base weights (fp32 sums, one rounding) and remove them."""
+        lora.merge_adapters(self.transformer)
+
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write the model as a checkpoint folder that the reference reads too. Active adapters must be merged first."""
+        if lora.adapter_names(self.transformer):
+            raise ValueError("adapters are loaded: call merge_adapters() or unload_adapters() before saving the model")
+        networks = {"transformer": self.transformer, "vae": self.vae, self.kind.dinov2: self.dinov2}
+        processors = {self.kind.dinov2_preprocessor: self.dinov2_preprocessor}
+        if self.clip is not None:
+            networks[self.kind.clip] = self.clip
+            processors[self.kind.clip_preprocessor] = self.clip_preprocessor
+        save_model_folder(folder, networks, self.scheduler, processors, KINDS[self.kind.class_name], dtype)
+
+
+def initial_noise(count: int, num_tokens: int, transformer: DiT, seed: int) -> Tensor:
+    """Unit Gaussian latents [count, T, C], drawn on the CPU from (seed, "latents")."""
+    shape = (count, num_tokens, transformer.config.in_channels)
+    return torch.randn(shape, generator=torch_generator(seed, "latents"))
+
+
+def guided_velocity(
+    transformer: DiT, conditions: Sequence[Tensor], guidance_scale: float
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The model function of `flow.denoise` for one scene: velocity with classifier-free guidance.
+
+    Conditions are projected once. The unconditional half comes first in the batch, as one more scene.
+    """
+    count = conditions[0].shape[0]
+    if guidance_scale <= 1:
+        alone = transformer.project_conditions(*conditions)
+        return lambda x, t: transformer(x, t, alone, groups=[count])
+    both = transformer.project_conditions(*conditions, unconditional=count)
+
+    def model_fn(x: Tensor, timestep: Tensor) -> Tensor:
+        velocity = transformer(torch.cat([x, x]), timestep, both, groups=[count, count])
+        return guide(*velocity.chunk(2), guidance_scale)
+
+    return model_fn
+
+
+def instance_color(index: int) -> tuple[int, int, int]:
+    """Distinct colours for instances 0, 1, 2, ...: hues a golden angle apart, so that neighbours differ most."""
+    hue = (0.08 + index * 0.618034) % 1
+    return tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, 0.55, 0.95))
+
+
+def build_scene(meshes: Sequence[trimesh.Trimesh | None], labels: Sequence[int]) -> trimesh.Scene:
+    """A scene with one geometry named `instance_<label>` per mesh, each in a colour of its own."""
+    import trimesh
+
+    scene = trimesh.Scene()
+    for i, (label, mesh) in enumerate(zip(labels, meshes, strict=True)):
+        if mesh is None:
+            continue
+        name, color = f"instance_{label}", [*instance_color(i), 255]
+        material = trimesh.visual.material.PBRMaterial(baseColorFactor=color, metallicFactor=0.0, roughnessFactor=0.8)
+        mesh.visual = trimesh.visual.TextureVisuals(material=material)
+        mesh.metadata["name"] = name
+        scene.add_geometry(mesh, node_name=name, geom_name=name)
+    return scene
