@@ -1,7 +1,7 @@
 """Which triangle is seen through which pixel: a z-buffer in plain vectorised torch, on the CPU or a GPU.
 
-The classic scanline method (Foley and van Dam, chapter 3) as three flat expansions, without a Python loop over triangles, rows
-or pixels:
+The classic scanline method (Foley and van Dam, chapter 3) as three flat expansions, with no Python loop over triangles,
+rows or pixels:
 
     triangles -> (triangle, row) pairs -> [left, right) spans -> (span, pixel) pairs -> one scatter with `amax`
 
