@@ -1,0 +1,81 @@
+"""Several processes with torch.distributed: start, rank helpers, and one reduction of the adapter's gradients.
+
+`torchrun` sets RANK, WORLD_SIZE and LOCAL_RANK; without them there is one process and nothing here communicates.
+An adapter is small, so its gradients travel as one flat buffer per optimizer step, however many batches were
+accumulated. They are summed, not averaged: the loss of a step is already divided by what all ranks hold together.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all: `rank` of `size`, and its number on this machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that writes files and prints."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def start(device: str | None = None) -> tuple[World, torch.device]:
+    """Join the process group that torchrun describes, if any, and choose this process's device.
+
+    Args:
+        device: "cpu", "cuda" or "cuda:N"; default a GPU when there is one. Under torchrun each process takes the GPU
+            of its local rank.
+    """
+    world = World(*(int(os.environ.get(name, default)) for name, default in
+                    (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))  # fmt: skip
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if chosen.type == "cuda" and world.size > 1:
+        chosen = torch.device("cuda", world.local_rank)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if world.size > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    return world, chosen
+
+
+def stop() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
+    """Add up the gradients of all ranks in one flat buffer; a missing gradient counts as zero."""
+    if world.size == 1:
+        return
+    parameters = list(parameters)
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    dist.all_reduce(flat)
+    start_at = 0
+    for p in parameters:
+        p.grad = flat[start_at : start_at + p.numel()].view_as(p)
+        start_at += p.numel()
+
+
+def sum_over_ranks(values: Tensor, world: World) -> Tensor:
+    """Element-wise sum of a small tensor over all ranks."""
+    if world.size > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values

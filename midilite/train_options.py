@@ -1,0 +1,84 @@
+"""Every option of training, with its default and what it may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .options import option
+
+SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
+PRECISIONS = ("no", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Options of `examples/train.py`; see the help texts."""
+
+    pretrained_model: str = option("tiny", "checkpoint folder, name of a shipped model, or hub:OWNER/NAME")
+    data_dir: str | None = option(None, "folder of samples made by prepare_data.py")
+    output_dir: str = option("outputs/lora_finetune", "where adapters, checkpoints and logs go", alters_run=False)
+    cache_dir: str | None = option(None, "where encoded samples are kept (default: OUTPUT_DIR/cache)", alters_run=False)
+    no_cache: bool = option(False, "encode samples anew at every step instead of storing them", alters_run=False)
+    device: str | None = option(None, "cpu, cuda or cuda:N (default: a GPU when there is one)", alters_run=False)
+
+    batch_size: int = option(1, "scenes per process and step")
+    num_epochs: int = option(100, "passes over the data")
+    max_train_steps: int | None = option(None, "optimizer steps; overrides num_epochs")
+    gradient_accumulation_steps: int = option(1, "batches per optimizer step")
+    learning_rate: float = option(1e-4, "peak learning rate of AdamW")
+    lr_scheduler: str = option("constant_with_warmup", "learning rate over the steps", SCHEDULES)
+    lr_warmup_steps: int = option(0, "optimizer steps of linear warm-up")
+    adam_beta1: float = option(0.9, "AdamW's first moment decay")
+    adam_beta2: float = option(0.999, "AdamW's second moment decay")
+    adam_epsilon: float = option(1e-8, "AdamW's epsilon")
+    weight_decay: float = option(1e-2, "AdamW's weight decay")
+    max_grad_norm: float = option(1.0, "clip the gradient's norm to this; 0 never clips")
+    seed: int = option(42, "all randomness is a function of this, the step and the scene")
+
+    lora_rank: int = option(16, "inner width of the adapter")
+    lora_alpha: float = option(16.0, "scale numerator: the adapter acts with alpha / rank")
+    lora_dropout: float = option(0.0, "dropout on the adapter's input")
+    lora_target_modules: tuple[str, ...] = option(
+        ("to_q", "to_k", "to_v", "to_out.0"), "names of the linears to adapt, matched as whole path components"
+    )
+    use_rslora: bool = option(False, "scale by alpha / sqrt(rank)")
+
+    mixed_precision: str = option("no", "type of the frozen base; the adapter is always fp32", PRECISIONS)
+    gradient_checkpointing: bool = option(
+        False, "recompute blocks in the backward pass to save memory", alters_run=False
+    )
+    enable_multi_instance_attention: bool = option(True, "let the instances of a scene attend to each other")
+    mi_attention_blocks: tuple[str, ...] | None = option(
+        None, "blocks with multi-instance attention, as blocks.8 or 8 (default: the model's own)"
+    )
+
+    sigma_density: str = option("logit_normal", "how noise levels are drawn", ("logit_normal", "uniform", "mode"))
+    logit_mean: float = option(0.0, "mean of the logit-normal density")
+    logit_std: float = option(1.0, "standard deviation of the logit-normal density")
+    loss_weighting: str = option("none", "weight of the loss over sigma", ("none", "sigma_sqrt", "cosmap"))
+    condition_dropout: float = option(0.1, "probability of zeroing all conditions of a scene")
+    single_object_share: float = option(0.3, "probability of training a scene's objects each on its own")
+    max_num_instances: int = option(7, "most instances of a scene used in one step; others wait for another step")
+    num_tokens: int | None = option(None, "latent tokens per instance (default: the transformer's width)")
+
+    checkpointing_steps: int = option(500, "full state every so many optimizer steps; 0 never", alters_run=False)
+    save_every_n_epochs: int = option(10, "adapter every so many epochs; 0 never", alters_run=False)
+    resume_from_checkpoint: str | None = option(None, "'latest' or a checkpoint folder", alters_run=False)
+    allow_config_change: bool = option(False, "resume although options that alter the run differ", alters_run=False)
+    logging_steps: int = option(1, "progress line and metrics every so many optimizer steps", alters_run=False)
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("batch_size", 1), ("num_epochs", 1), ("gradient_accumulation_steps", 1), ("lora_rank", 1),
+            ("max_num_instances", 1), ("logging_steps", 1), ("lr_warmup_steps", 0), ("checkpointing_steps", 0),
+            ("save_every_n_epochs", 0), ("learning_rate", 0), ("weight_decay", 0), ("max_grad_norm", 0), ("seed", 0),
+        ):  # fmt: skip
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        for name in ("condition_dropout", "single_object_share", "lora_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a probability between 0 and 1")
+        if self.max_train_steps is not None and self.max_train_steps < 1:
+            raise ValueError(f"max_train_steps is {self.max_train_steps}, expected at least 1")
+        if self.num_tokens is not None and self.num_tokens < 1:
+            raise ValueError(f"num_tokens is {self.num_tokens}, expected at least 1")
