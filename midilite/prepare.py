@@ -36,16 +36,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .files import read_json, write_json
-from .geometry import load_mesh
 from .sample_folder import MADE_BY, ForeignFolderError, check_writable, read_manifest, write_sample
 from .samples import PrepareSettings, build_samples, sample_name
 from .seeds import numpy_generator
-from .sources import SceneSource, find_scenes
+from .sources import SceneSource, find_scenes, load_instances
 
 REPORT = "dataset_info.json"
 
@@ -136,33 +135,38 @@ def _with_arrangements(
     loose = [scene for scene in scenes if scene.kind == "object"]
     if not loose:
         raise ValueError(f"{root}: --compose needs loose mesh files in the folder itself; there are only scene folders")
-    reasons = dict(_in_processes(_check_file, [(str(root), scene.files[0]) for scene in loose], workers))
-    broken = [scene for scene in loose if reasons[scene.files[0]]]
-    skipped += [{"scene": s.name, "source": s.files[0], "reason": reasons[s.files[0]]} for s in broken]
+    reasons = dict(_in_processes(_check, [(str(root), scene) for scene in loose], workers))
+    broken = [scene for scene in loose if reasons[scene.name]]
+    skipped += [{"scene": s.name, "source": s.files[0], "reason": reasons[s.name]} for s in broken]
     usable = [scene for scene in loose if scene not in broken]
     kept = [s for s in scenes if s not in broken and (settings.singles or s.kind != "object")]
     if not usable:
         return kept
-    count = len(loose) if settings.num_scenes is None else settings.num_scenes
-    return kept + [_arrangement(index, [scene.files[0] for scene in usable], settings) for index in range(count)]
+    if settings.num_scenes is None:
+        settings = replace(settings, num_scenes=len(loose))
+    return kept + list_arrangements([scene.files[0] for scene in usable], settings)
 
 
-def _arrangement(index: int, files: list[str], settings: PrepareSettings) -> SceneSource:
-    """The index-th random choice of 2 to `compose` objects, all different as long as there are enough of them."""
-    rng = numpy_generator(settings.seed, "compose", index)
-    count = int(rng.integers(min(2, settings.compose), settings.compose + 1))
-    picks = rng.choice(len(files), size=count, replace=len(files) < count)
-    return SceneSource(f"composed_{index:06d}", "composed", tuple(files[pick] for pick in picks))
+def list_arrangements(files: list[str], settings: PrepareSettings, exactly: int | None = None) -> list[SceneSource]:
+    """Which objects stand together in each of `num_scenes` scenes (default: as many as there are files).
+
+    Each has 2 to `compose` objects (or `exactly` so many), all different as long as there are enough files.
+    """
+    scenes = []
+    for index in range(len(files) if settings.num_scenes is None else settings.num_scenes):
+        rng = numpy_generator(settings.seed, "compose", index)
+        drawn = int(rng.integers(min(2, settings.compose), settings.compose + 1))
+        count = exactly or drawn
+        picks = rng.choice(len(files), size=count, replace=len(files) < count)
+        scenes.append(SceneSource(f"composed_{index:06d}", "composed", tuple(files[pick] for pick in picks)))
+    return scenes
 
 
-def _check_file(place: tuple[str, str]) -> tuple[str, str]:
-    """(file, why it can't be used or "")."""
-    root, file = place
-    try:
-        load_mesh(Path(root) / file)
-    except ValueError as error:
-        return file, _relative(error, root)
-    return file, ""
+def _check(place: tuple[str, SceneSource]) -> tuple[str, str]:
+    """(scene, why its file can't be used or "")."""
+    root, scene = place
+    _, broken = load_instances(scene, root)
+    return scene.name, broken[0]["reason"] if broken else ""
 
 
 def _views(scene: SceneSource, settings: PrepareSettings) -> range:

@@ -43,7 +43,7 @@ class PrepareSettings:
     elevation_range: tuple[float, float] = (0.0, 30.0)
     azimuth_range: tuple[float, float] = (0.0, 360.0)
     fov: float = 40.0
-    min_visible: float = 0.001  # least share of the picture that every instance must cover
+    min_visible: float = 0.002  # least share of the picture that every instance must cover
     compose: int = 0  # most objects of a random arrangement; 0 makes none
     num_scenes: int | None = None  # number of random arrangements; None: as many as there are loose files
     singles: bool = True  # loose files become single-object scenes, too
@@ -142,15 +142,18 @@ def build_samples(
         ValueError: the scene as a whole can't be prepared (no usable mesh, labels that don't match, ...).
     """
     instances, broken = load_instances(source, input_dir, settings.up_axis)
+    reasons = "; ".join(entry["reason"] for entry in broken)
+    if broken and (source.rgb or source.seg or source.mapping):
+        raise ValueError(f"a mesh cannot be used, but the picture or mapping.json needs every one: {reasons}")
     if not instances or (broken and source.kind != "scene"):
-        raise ValueError("; ".join(entry["reason"] for entry in broken))
+        raise ValueError(reasons)
     if len(instances) > MAX_LABELS:
         raise ValueError(
             f"{len(instances)} instances, at most {MAX_LABELS} are allowed in one scene. A folder of single objects "
             "is no scene: pass it as --input_dir itself"
         )
     if source.rgb or source.seg:
-        yield sample_name(source.name, 0), *_given_sample(source, Path(input_dir), instances, broken, settings)
+        yield sample_name(source.name, 0), *_given_sample(source, Path(input_dir), instances, settings)
         return
     mapping = Path(input_dir) / source.mapping if source.mapping else None
     shapes = [Shape.of(instance) for instance in match_labels(None, instances, mapping).values()]
@@ -165,7 +168,7 @@ def build_samples(
 
 
 def _given_sample(
-    source: SceneSource, root: Path, instances: list[Instance], broken: list[dict[str, str]], settings: PrepareSettings
+    source: SceneSource, root: Path, instances: list[Instance], settings: PrepareSettings
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     """A sample from the user's own picture and mask; the meshes stand as the camera sees them."""
     if not (source.rgb and source.seg):
@@ -173,8 +176,6 @@ def _given_sample(
         raise ValueError(
             f"{missing} is missing beside {present}; add it, or remove {present} to have the scene rendered"
         )
-    if broken:
-        raise ValueError(f"a mesh of a labelled picture cannot be used: {'; '.join(e['reason'] for e in broken)}")
     rgb = load_rgb(root / source.rgb)
     labels = load_mask(root / source.seg, size=rgb.size)
     pairs = match_labels(label_values(labels), instances, root / source.mapping if source.mapping else None)
@@ -198,9 +199,10 @@ def _rendered_sample(
     """Try arrangements (of composed scenes) and cameras until every instance shows; then draw and sample."""
     best, hidden = -1.0, ""
     for framed, frame, elevation, placements in _candidates(source, shapes, view, settings):
-        share, name = _least_visible(_draw(framed, elevation, settings, _PROBE_SIZE)[0].ids.numpy(), framed)
+        probe, _ = _draw(framed, elevation, settings.fov, _PROBE_SIZE, supersample=1)
+        share, name = _least_visible(probe.ids.numpy(), framed)
         if share >= settings.min_visible:
-            shown, camera = _draw(framed, elevation, settings, settings.image_size)
+            shown, camera = _draw(framed, elevation, settings.fov, settings.image_size)
             ids = shown.ids.numpy().astype(np.uint8)
             share, name = _least_visible(ids, framed)
             if share > 0 and share >= settings.min_visible:
@@ -256,11 +258,13 @@ def _bounds(shapes: list[Shape]) -> np.ndarray:
     return np.stack([points.min(axis=0), points.max(axis=0)])
 
 
-def _draw(shapes: list[Shape], elevation: float, settings: PrepareSettings, size: int) -> tuple[Rendered, Camera]:
-    """The scene in its own frame, so from azimuth 0. A small picture is for counting pixels: no anti-aliasing."""
+def _draw(
+    shapes: list[Shape], elevation: float, fov: float, size: int, supersample: int = 2
+) -> tuple[Rendered, Camera]:
+    """The scene in its own frame, so from azimuth 0, as large as it fits the picture."""
     points = np.concatenate([shape.vertices for shape in shapes])
-    camera = orbit_camera(0.0, elevation, points, fov_deg=settings.fov, size=size)
-    return render([shape.in_place() for shape in shapes], camera, supersample=1 if size == _PROBE_SIZE else 2), camera
+    camera = orbit_camera(0.0, elevation, points, fov_deg=fov, size=size)
+    return render([shape.in_place() for shape in shapes], camera, supersample=supersample), camera
 
 
 def _least_visible(ids: np.ndarray, shapes: list[Shape]) -> tuple[float, str]:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .files import read_json
-from .geometry import MESH_SUFFIXES, load_mesh, load_parts
+from .geometry import MESH_SUFFIXES, face_normals_and_areas, load_mesh, load_parts
 
 if TYPE_CHECKING:
     import trimesh
@@ -195,9 +195,10 @@ def _folder_scene(folder: Path, split_nodes: str) -> SceneSource | None:
 
 
 def _load_file(path: Path, relative: str, split: bool) -> list[Instance]:
-    if not split:
-        return [Instance(path.stem, relative, load_mesh(path))]
-    parts = sorted(load_parts(path), key=lambda part: _natural(part.metadata["name"]))
+    parts = sorted(load_parts(path), key=lambda part: _natural(part.metadata["name"])) if split else [load_mesh(path)]
+    for part in parts:
+        if not face_normals_and_areas(part.vertices, part.faces)[1].any():
+            raise ValueError(f"{path}: none of the faces of '{part.metadata['name']}' has an area")
     if len(parts) == 1:
         return [Instance(path.stem, relative, parts[0])]
     return [Instance(part.metadata["name"], f"{relative}#{part.metadata['name']}", part) for part in parts]
