@@ -33,6 +33,7 @@ class TrainOptions:
     adam_epsilon: float = option(1e-8, "AdamW's epsilon")
     weight_decay: float = option(1e-2, "AdamW's weight decay")
     max_grad_norm: float = option(1.0, "clip the gradient's norm to this; 0 never clips")
+    ema_decay: float = option(0.0, "decay of a moving average of the adapter, saved beside it; 0 keeps none")
     seed: int = option(42, "all randomness is a function of this, the step and the scene")
 
     lora_rank: int = option(16, "inner width of the adapter")

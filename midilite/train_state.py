@@ -3,7 +3,8 @@
     checkpoint-N/
         ...                       the trained weights, as the task writes them (a LoRA run: a PEFT folder)
         weights.safetensors       the same tensors by parameter name, exactly as the optimizer holds them (fp32)
-        optimizer.safetensors     AdamW's two moments of every parameter
+        optimizer.safetensors     AdamW's step count and two moments of every parameter
+        ema.safetensors           the parameters' moving average, when there is one
         state.json                step, loss scaler, best metric, resolved options
         manifest.json             size and BLAKE2b of every file above, written last
 
@@ -27,11 +28,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .checkpoint import write_safetensors
+from .ema import EMA
 from .files import read_json, write_json
 from .layers import compare_tables
 
 MANIFEST = "manifest.json"
-MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def _digest(path: Path) -> str:
@@ -45,6 +47,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     state: Mapping[str, Any],
     save_weights: Callable[[Path], None],
+    ema: EMA | None = None,
 ) -> None:
     """Write `folder` (`checkpoint-N`) with everything needed to continue; an existing one is replaced when it is whole.
 
@@ -67,6 +70,8 @@ def save_checkpoint(
             for moment in MOMENTS
         }
         write_safetensors(temporary / "optimizer.safetensors", moments)
+        if ema is not None:
+            write_safetensors(temporary / "ema.safetensors", {key: _on_cpu(v) for key, v in ema.shadow.items()})
         write_json(temporary / "state.json", dict(state))
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         table = {str(p.relative_to(temporary)): {"size": p.stat().st_size, "blake2b": _digest(p)} for p in files}
@@ -128,7 +133,7 @@ def find_checkpoint(output_dir: Path, wanted: str) -> Path | None:
 
 
 def load_checkpoint(
-    folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, ema: EMA | None = None
 ) -> dict[str, Any]:
     """Restore parameters and optimizer; returns the state's json values.
 
@@ -147,6 +152,10 @@ def load_checkpoint(
         for key, parameter in parameters.items():
             parameter.copy_(weights[key])
             if f"exp_avg.{key}" in moments:
-                restored = {moment: moments[f"{moment}.{key}"].to(parameter.device) for moment in MOMENTS}
-                optimizer.state[parameter] = {"step": torch.tensor(float(state["updates"])), **restored}
+                restored = {moment: moments[f"{moment}.{key}"] for moment in MOMENTS}
+                moved = {k: v if k == "step" else v.to(parameter.device) for k, v in restored.items()}
+                optimizer.state[parameter] = moved  # AdamW keeps its step counts on the CPU
+    if ema is not None:
+        # averaging that starts now starts from the weights
+        ema.load(load_file(folder / "ema.safetensors") if (folder / "ema.safetensors").is_file() else weights)
     return state

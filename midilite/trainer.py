@@ -1,0 +1,200 @@
+"""The training loop, independent of what is trained.
+
+A `Task` knows its parameters, its scenes and their loss; the `Trainer` walks the plan: accumulate, reduce over ranks,
+clip, update, log, save, resume. The LoRA run is one task, training every weight of a small model is another.
+
+The loop keeps no generator state. What a step needs is keyed by (seed, step, scene); torch's global generator, which
+only dropout uses, is seeded anew at every step.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .distributed import World, sum_gradients, sum_over_ranks
+from .ema import EMA
+from .files import read_json
+from .options import changed_keys
+from .run_log import RunLog
+from .schedules import Plan, learning_rate_factor
+from .seeds import derive_seed
+from .train_options import TrainOptions
+from .train_state import find_checkpoint, load_checkpoint, save_checkpoint
+
+
+class Task(Protocol):
+    """What the loop needs to know about a training job."""
+
+    parameters: dict[str, nn.Parameter]
+    num_scenes: int
+
+    def instances(self, scene: int) -> int:
+        """How many instances of a scene take part in a step."""
+
+    def loss(self, scenes: list[int], step: int, total_instances: int) -> tuple[Tensor, Tensor]:
+        """(share of the step's loss, unweighted loss of each instance) of one batch of scenes."""
+
+    def save_weights(self, folder: Path) -> None:
+        """Write the trained weights in their useful form."""
+
+
+@dataclass
+class Progress:
+    """Where a run is: `step` optimizer steps are done, `updates` of them changed the weights."""
+
+    step: int = 0
+    updates: int = 0
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+
+class Trainer:
+    """Walks a task through its plan; see the module's docstring.
+
+    Args:
+        task: what is trained.
+        options: see `TrainOptions`.
+        world: this process among all.
+        device: where gradients live.
+        on_step: called after every step with (steps done, metrics), on every rank.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        options: TrainOptions,
+        world: World,
+        device: torch.device,
+        on_step: Callable[[int, dict[str, float]], None] | None = None,
+    ) -> None:
+        self.task, self.options, self.world, self.device, self.on_step = task, options, world, device, on_step
+        self.plan = Plan(
+            task.num_scenes, options.batch_size, options.gradient_accumulation_steps, world.size, options.seed
+        )
+        self.total_steps = options.max_train_steps or options.num_epochs * self.plan.steps_per_epoch
+        self.factor = learning_rate_factor(options.lr_scheduler, options.lr_warmup_steps, self.total_steps)
+        self.optimizer = torch.optim.AdamW(
+            task.parameters.values(),
+            lr=options.learning_rate,
+            betas=(options.adam_beta1, options.adam_beta2),
+            eps=options.adam_epsilon,
+            weight_decay=options.weight_decay,
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=options.mixed_precision == "fp16")
+        self.ema = EMA(task.parameters, options.ema_decay) if options.ema_decay else None
+        self.progress = Progress()
+        self.output_dir = Path(options.output_dir)
+
+    # ---------------------------------------------------------------------------------------------------- the loop
+
+    def train(self) -> Progress:
+        """Run to the end of the plan. Resumes first when the options ask for it."""
+        if self.options.resume_from_checkpoint:
+            self.resume(self.options.resume_from_checkpoint)
+        with RunLog(self.output_dir, self.progress.step, self.world.is_main) as log:
+            started, first = time.monotonic(), self.progress.step
+            while self.progress.step < self.total_steps:
+                step = self.progress.step
+                before = time.monotonic()
+                metrics = self.step(step)
+                self.progress.step += 1
+                done = self.progress.step
+                pace = (time.monotonic() - started) / (done - first)
+                metrics["samples_per_second"] = len(self.plan.scenes(step)) / (time.monotonic() - before)
+                metrics["eta_seconds"] = pace * (self.total_steps - done)
+                if done % self.options.logging_steps == 0 or done == self.total_steps:
+                    log.write(done, self.total_steps, self.plan.epoch_of(step) + 1, metrics)
+                self._save_when_due(done)
+                if self.on_step is not None:
+                    self.on_step(done, metrics)
+        return self.progress
+
+    def step(self, step: int) -> dict[str, float]:
+        """One optimizer step over all ranks; returns its metrics."""
+        options = self.options
+        torch.manual_seed(derive_seed(options.seed, "dropout", step, self.world.rank))
+        rate = options.learning_rate * self.factor(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        total = sum(self.task.instances(scene) for scene in self.plan.scenes(step))
+        sums = torch.zeros(2, dtype=torch.float64)  # weighted loss (already a share), unweighted loss
+        for batch in self.plan.batches(step, self.world.rank):
+            loss, losses = self.task.loss(batch, step, total)
+            self.scaler.scale(loss).backward()
+            sums += torch.stack([loss.detach().double(), losses.detach().double().sum() / total]).cpu()
+        norm = self._update()
+        loss, plain = sum_over_ranks(sums.to(self.device), self.world).tolist()
+        return {"loss": loss, "mse": plain, "lr": rate, "grad_norm": norm}
+
+    def _update(self) -> float:
+        """Reduce, clip and apply the gradients; returns their norm before clipping."""
+        parameters = list(self.task.parameters.values())
+        sum_gradients(parameters, self.world)
+        self.scaler.unscale_(self.optimizer)
+        limit = self.options.max_grad_norm or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.scaler.get_scale() >= scale:  # a smaller scale means that the step was skipped
+            self.progress.updates += 1
+            if self.ema is not None:
+                self.ema.update(self.progress.updates)
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm.item()
+
+    # ------------------------------------------------------------------------------------------------------- state
+
+    def _save_when_due(self, done: int) -> None:
+        options = self.options
+        if options.checkpointing_steps and (done % options.checkpointing_steps == 0 or done == self.total_steps):
+            self.save()
+        epochs, rest = divmod(done, self.plan.steps_per_epoch)
+        if options.save_every_n_epochs and not rest and epochs % options.save_every_n_epochs == 0:
+            self.save_weights(f"lora-epoch-{epochs}")
+
+    def save_weights(self, name: str) -> None:
+        """Write the trained weights as `<output_dir>/<name>`, and their average as `<name>-ema` when there is one."""
+        if self.world.is_main:
+            self.task.save_weights(self.output_dir / name)
+            if self.ema is not None:
+                with self.ema.applied():
+                    self.task.save_weights(self.output_dir / f"{name}-ema")
+        self.world.barrier()
+
+    def save(self) -> Path:
+        """Write `checkpoint-N` with the full state (one rank writes, all wait)."""
+        folder = self.output_dir / f"checkpoint-{self.progress.step}"
+        if self.world.is_main:
+            self.progress.scaler = self.scaler.state_dict()
+            state = {**asdict(self.progress), "options": json.loads(json.dumps(asdict(self.options)))}
+            save_checkpoint(folder, self.task.parameters, self.optimizer, state, self.task.save_weights, self.ema)
+        self.world.barrier()
+        return folder
+
+    def resume(self, wanted: str) -> None:
+        """Restore the state of a checkpoint folder, or of the `latest` one in the output folder if there is any.
+
+        Raises:
+            ValueError: the folder is damaged, holds other parameters, or was made with options that alter the run.
+        """
+        folder = find_checkpoint(self.output_dir, wanted)
+        if folder is None:
+            return
+        changed = changed_keys(read_json(folder / "state.json")["options"], self.options)
+        if changed and not self.options.allow_config_change:
+            raise ValueError(
+                f"{folder}: was written by a run with other options ({'; '.join(changed)}); use the same options, or "
+                f"allow_config_change to continue with the new ones"
+            )
+        state = load_checkpoint(folder, self.task.parameters, self.optimizer, self.ema)
+        self.progress = Progress(**{key: state[key] for key in ("step", "updates", "scaler")})
+        if self.progress.scaler:
+            self.scaler.load_state_dict(self.progress.scaler)
