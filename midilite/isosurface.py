@@ -40,7 +40,7 @@ SDF = Callable[[Tensor], Tensor]
 
 
 class NoSurfaceError(ValueError):
-    """The function is nowhere negative, so there is no surface."""
+    """The function is positive everywhere, so there is no surface."""
 
 
 def extract_surface(
@@ -79,7 +79,7 @@ def extract_surface(
         Surface on `device`, closed and in the coordinates of `sdf_fn`.
 
     Raises:
-        NoSurfaceError: no negative value was found; the message has the smallest.
+        NoSurfaceError: all values are positive; the message has the smallest.
         ValueError: an argument is out of range, or `sdf_fn` returned the wrong shape or something not finite.
     """
     if smoothing not in SMOOTHINGS or not 1 <= depth <= 10 or coarse_depth < 1 or chunk < 1:
@@ -100,7 +100,7 @@ def extract_surface(
             if wider is None:
                 break
             box = wider
-        if not (values < 0).any():
+        if not (values <= 0).any():
             raise NoSurfaceError(f"there is no surface: the smallest signed distance found is {values.min():.4g}")
         return marching(values, box[0], grid.spacing(depth))
 
@@ -176,7 +176,7 @@ class _Search:
         grid = _Grid(limits, depth, self.device)
         values, known = self.fill(grid, self.coarse_depth)
         spacing = grid.spacing(depth)
-        spans = [_span(values < 0, spacing), _span(self._divide(values, known, spacing), spacing / 2)]
+        spans = [_span(values <= 0, spacing), _span(self._divide(values, known, spacing), spacing / 2)]
         if not any(len(span) for span in spans):
             raise NoSurfaceError(f"there is no surface: the smallest signed distance found is {values.min():.4g}")
         spans = torch.cat(spans)
@@ -239,7 +239,7 @@ class _Search:
         while True:
             field = smooth_box3(values) if smooth else values
             unknown = _neighbours(~known) if smooth else ~known
-            state = (field < 0).to(torch.uint8) + 1  # bit 0: outside, bit 1: inside
+            state = (field <= 0).to(torch.uint8) + 1  # bit 0: outside, bit 1: inside
             state |= unknown.to(torch.uint8) * 4
             wanted = _corners_of(_cells_with(state) == 7)
             wanted = (_neighbours(wanted) if smooth else wanted) & ~known
@@ -328,7 +328,7 @@ def _widen(values: Tensor, box: Tensor, limits: Tensor) -> Tensor | None:
     wider = box.clone()
     for axis in range(3):
         for side in (0, 1):
-            if (values.select(axis, -side) < 0).any():
+            if (values.select(axis, -side) <= 0).any():
                 wider[side, axis] += (box[1, axis] - box[0, axis]) * (side - 0.5) / 2
     wider = torch.stack([wider[0].maximum(limits[0]), wider[1].minimum(limits[1])])
     return None if torch.equal(wider, box) else wider

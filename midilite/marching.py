@@ -1,25 +1,29 @@
 """Marching cubes: a grid of values becomes a closed triangle mesh, as a handful of tensor operations.
 
-The method is Lorensen and Cline's (1987), on the CPU or a GPU. Its table of 256 cases is not copied from anywhere:
-`_case_table` derives it.
+The method is Lorensen and Cline's (1987) with Nielson and Hamann's asymptotic decider (1991), on the CPU or a GPU. Its
+tables are not copied from anywhere: `_triangles` derives them.
 
 **Why the mesh is always closed.** A cube's polygons are traced along its faces. What is drawn on a face depends on the
-four signs of that face alone, so the two cubes that share it draw the same segments, in opposite directions. On an
-ambiguous face (signs + - + -) the inside is joined, which keeps thin parts in one piece. A polygon is cut into
-triangles only along diagonals that lie in no face, so no triangle edge can meet one of the neighbour's by accident.
-Together: every directed edge occurs once and its reverse once, for any values whatever. A value equal to the level
-counts as outside, and vertices keep `MIN_FRACTION` of an edge away from its ends, so no two vertices coincide and no
-triangle has zero area (three points on the edges of a cube are collinear only if they share a face).
+four values on that face alone, so the two cubes that share it draw the same segments, in opposite directions. On an
+ambiguous face (signs + - + -) the bilinear interpolant decides whether its inside or its outside is connected. A
+polygon is cut into triangles only along diagonals that lie in no face, and gets a vertex in its middle where there are
+none, so no triangle edge can meet one of the neighbour's by accident. Together: every directed edge occurs once and its
+reverse once, for any values whatever.
 
-Left out: placing vertices on sharp features (dual contouring), and the asymptotic decider for ambiguous faces.
+**Why no triangle has zero area.** A value equal to the level counts as inside, and vertices keep `MIN_FRACTION` of an
+edge away from its ends, so no two of them coincide; and three points on the edges of a cube are collinear only if they
+share a face.
 
-Legend: X, Y, Z nodes per axis; V vertices; F faces; M cells. A corner or a case is a bit mask: bit 0 of a corner is x,
-bit 1 is y, bit 2 is z; bit c of a case says that corner c is inside.
+Left out: tunnels through a cube whose faces don't show them, and vertices on sharp features (dual contouring).
+
+Legend: X, Y, Z nodes per axis; V vertices; F triangles; M cells. A corner is a bit mask (bit 0 is x, 1 is y, 2 is z), a
+case is one (bit c says that corner c is inside), and `joined` is one (bit f says that face f joins its inside).
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -30,6 +34,7 @@ MIN_FRACTION = 1e-3  # of a cell edge; in float32 on [-1, 1] still 30 times the 
 _OUTSIDE = 1e30  # value beyond the grid's border
 
 Bound = float | Sequence[float] | Tensor
+Triangle = tuple[int, int, int]
 
 
 class Surface(NamedTuple):
@@ -41,6 +46,7 @@ class Surface(NamedTuple):
 
 # An edge is (lower corner, axis); 4 edges along each axis.
 _EDGES = [(corner, axis) for axis in range(3) for corner in range(8) if not corner >> axis & 1]
+_CENTRE = len(_EDGES)  # stands for the vertex in the middle of a polygon
 
 
 def _face_rings() -> list[list[int]]:
@@ -59,19 +65,27 @@ def _ring_edges(ring: list[int]) -> list[int]:
     return [_EDGES.index((a & b, (a ^ b).bit_length() - 1)) for a, b in pairs]
 
 
-def _polygons(case: int) -> list[list[int]]:
-    """Closed polygons through the crossed edges of a cube whose inside corners are the bits of `case`."""
+_RINGS = _face_rings()
+_FACES = [_ring_edges(ring) for ring in _RINGS]
+
+
+def _ambiguous_faces(case: int) -> list[int]:
+    """The faces with two inside corners opposite each other."""
+    signs = [[case >> corner & 1 for corner in ring] for ring in _RINGS]
+    return [face for face, s in enumerate(signs) if s[0] == s[2] != s[1] == s[3]]
+
+
+def _polygons(case: int, joined: int) -> list[list[int]]:
+    """Closed polygons through the crossed edges of a cube."""
     following: dict[int, int] = {}
-    for ring in _face_rings():
+    for face, (ring, edges) in enumerate(zip(_RINGS, _FACES, strict=True)):
         inside = [case >> corner & 1 for corner in ring]
-        crossed = [
-            (edge, inside[(i + 1) % 4]) for i, edge in enumerate(_ring_edges(ring)) if inside[i] != inside[(i + 1) % 4]
-        ]
-        # Going round the face, a segment starts where the walk enters the inside. It ends at the crossing before:
-        # with two runs of inside corners that cuts off the outside ones, hence joins the inside.
+        crossed = [(edges[i], inside[(i + 1) % 4]) for i in range(4) if inside[i] != inside[(i + 1) % 4]]
+        # Going round the face, a segment starts where the walk enters the inside. If it ends where the walk next leaves
+        # the inside, it cuts off these inside corners; if it ends where the walk last left, it cuts off outside ones.
         for i, (edge, entering) in enumerate(crossed):
             if entering:
-                following[edge] = crossed[i - 1][0]
+                following[edge] = crossed[i - 1 if joined >> face & 1 else (i + 1) % len(crossed)][0]
     polygons = []
     while following:
         polygon = [min(following)]
@@ -81,63 +95,81 @@ def _polygons(case: int) -> list[list[int]]:
     return polygons
 
 
-def _triangulate(polygon: list[int]) -> list[tuple[int, int, int]]:
-    """Cut a polygon along its shortest diagonals, none of which may lie in a face of the cube."""
-    faces = [set(_ring_edges(ring)) for ring in _face_rings()]
-    middles = [[(c >> a & 1) + (0.5 if a == axis else 0) for a in range(3)] for c, axis in _EDGES]
+def _triangulate(polygon: list[int]) -> list[Triangle]:
+    """Cut a polygon along its shortest diagonals that lie in no face of the cube, or else into a fan."""
+    middles = [[(corner >> a & 1) + (0.5 if a == axis else 0) for a in range(3)] for corner, axis in _EDGES]
 
     def cost(i: int, j: int) -> float:
         a, b = polygon[i], polygon[j]
         if j - i in (1, len(polygon) - 1):
             return 0.0
-        if any(a in face and b in face for face in faces):
-            return 1000.0
+        if any(a in face and b in face for face in _FACES):
+            return float("inf")
         return sum((p - q) ** 2 for p, q in zip(middles[a], middles[b], strict=True)) ** 0.5
 
     @functools.cache
-    def best(i: int, j: int) -> tuple[float, list[tuple[int, int, int]]]:
+    def best(i: int, j: int) -> tuple[float, list[Triangle]]:
         if j - i < 2:
             return cost(i, j), []
         options = ((best(i, k), best(k, j), (polygon[i], polygon[k], polygon[j])) for k in range(i + 1, j))
         return min((cost(i, j) + a[0] + b[0], [*a[1], middle, *b[1]]) for a, b, middle in options)
 
     total, triangles = best(0, len(polygon) - 1)
-    assert total < 1000.0, "every polygon of the 256 cases has diagonals inside the cube"
-    return triangles
+    if total < float("inf"):
+        return triangles
+    return [(a, b, _CENTRE) for a, b in zip(polygon, polygon[1:] + polygon[:1], strict=True)]
 
 
 @functools.cache
-def _case_table() -> list[list[tuple[int, int, int]]]:
-    """For each of the 256 cases its triangles, as edge numbers."""
-    return [[t for polygon in _polygons(case) for t in _triangulate(polygon)] for case in range(256)]
+def _triangles() -> dict[tuple[int, int], list[Triangle]]:
+    """The triangles, as edge numbers, of each of the 656 pairs (case, joined) that exist."""
+    table = {}
+    for case in range(256):
+        faces = _ambiguous_faces(case)
+        for chosen in itertools.product((0, 1), repeat=len(faces)):
+            joined = sum(bit << face for bit, face in zip(chosen, faces, strict=True))
+            table[case, joined] = [t for polygon in _polygons(case, joined) for t in _triangulate(polygon)]
+    return table
 
 
 class _Tables(NamedTuple):
-    triangle_corner: Tensor  # int64 [all triangles of all cases, 3, 3]: offset of the owner of each vertex in x, y, z
-    triangle_axis: Tensor  # int64 [all triangles of all cases, 3]: axis of its edge
-    triangle_start: Tensor  # int64 [256]: first row of a case
-    triangle_count: Tensor  # int64 [256]
     owned: Tensor  # bool [256, 3]: is the edge from corner 0 along x, y, z crossed
+    ambiguous: Tensor  # bool [256, 6]: which faces are ambiguous
+    rings: Tensor  # int64 [6, 4]: the corners of each face
+    configuration: Tensor  # int64 [256, 64]: (case, joined) -> row of the next two
+    start: Tensor  # int64 [656]: the first of its triangles in the last three
+    count: Tensor  # int64 [656]: how many they are
+    corner: Tensor  # int64 [all triangles, 3, 3]: offset along x, y, z of the cell that owns a vertex's edge
+    axis: Tensor  # int64 [all triangles, 3]: axis of that edge
+    fan: Tensor  # bool [all triangles]: the last vertex is the polygon's centre; its corner and axis are 0
 
 
 @functools.lru_cache(maxsize=8)
 def _tables(device: torch.device) -> _Tables:
-    cases = _case_table()
-    edges = torch.tensor([triangle for triangles in cases for triangle in triangles])
-    corners = torch.tensor([[corner >> axis & 1 for axis in range(3)] for corner, _ in _EDGES])
-    counts = torch.tensor([len(triangles) for triangles in cases])
+    triangles = _triangles()
+    edges = torch.tensor(list(itertools.chain.from_iterable(triangles.values())))
+    corners = torch.tensor([[corner >> axis & 1 for axis in range(3)] for corner, _ in _EDGES] + [[0, 0, 0]])
+    axes = torch.tensor([axis for _, axis in _EDGES] + [0])
+    counts = torch.tensor([len(rows) for rows in triangles.values()])
+    configuration = torch.zeros(256, 64, dtype=torch.int64)
+    for row, key in enumerate(triangles):
+        configuration[key] = row
     tables = _Tables(
-        corners[edges],
-        torch.tensor([axis for _, axis in _EDGES])[edges],
+        torch.tensor([[(case ^ case >> bit) & 1 for bit in (1, 2, 4)] for case in range(256)]).bool(),
+        torch.tensor([[face in _ambiguous_faces(case) for face in range(6)] for case in range(256)]),
+        torch.tensor(_RINGS),
+        configuration,
         counts.cumsum(0) - counts,
         counts,
-        torch.tensor([[(case ^ case >> bit) & 1 for bit in (1, 2, 4)] for case in range(256)]).bool(),
+        corners[edges],
+        axes[edges],
+        edges[:, 2] == _CENTRE,
     )
     return _Tables(*(table.to(device) for table in tables))
 
 
 def marching(values: Tensor, origin: Bound = 0.0, spacing: Bound = 1.0, level: float = 0.0) -> Surface:
-    """Triangulate {values = level}; the inside is {values < level}.
+    """Triangulate {values = level}; the inside is {values <= level}.
 
     Beyond the border of the grid everything counts as outside, so a surface that runs into it is closed there by a
     flat cap (`MIN_FRACTION` of a cell beyond the border nodes).
@@ -148,28 +180,30 @@ def marching(values: Tensor, origin: Bound = 0.0, spacing: Bound = 1.0, level: f
         spacing: distance between nodes, one number or three, positive.
 
     Returns:
-        Surface on the device of `values`: a closed mesh, normals pointing out of the inside. Empty if no value is below
-        `level`.
+        Surface on the device of `values`: a closed mesh, normals pointing out of the inside. Empty if all values
+        are above `level`.
 
     Raises:
         ValueError: `values` is no floating point tensor with three axes, or holds NaN or two infinities at an edge.
     """
     if values.dim() != 3 or not values.is_floating_point() or not values.numel():
         raise ValueError(f"values must be floating point [X, Y, Z], found {values.dtype} {tuple(values.shape)}")
-    codes, shape = _cell_codes(values < level)
+    values = values.contiguous()
+    tables = _tables(values.device)
+    codes, shape = _cell_codes(values <= level)
     cells = _mixed_cells(codes)
     cases = codes[cells].int()
-    tables = _tables(values.device)
+    index = torch.stack([cells // (shape[1] * shape[2]), cells // shape[2] % shape[1], cells % shape[2]], 1)
     # A node owns the edges that leave it along +x, +y, +z, and so does the cell it is the lowest corner of.
     row, axis = tables.owned[cases].nonzero().unbind(1)
-    index = torch.stack([cells // (shape[1] * shape[2]), cells // shape[2] % shape[1], cells % shape[2]], 1)
     vertices = _place_vertices(values, index[row], axis, level)
-    origin, spacing = (torch.as_tensor(x, dtype=torch.float64, device=values.device) for x in (origin, spacing))
     # Only entries of crossed edges are ever read, so this large table needs no initial value.
     vertex_of_edge = torch.empty(3 * len(codes), dtype=torch.int32, device=values.device)
     vertex_of_edge[cells[row] * 3 + axis] = torch.arange(len(row), dtype=torch.int32, device=values.device)
-    faces = _connect(cells, cases, vertex_of_edge, shape, tables)
-    return Surface((vertices * spacing + origin).float(), faces)
+    configurations = _configurations(values, index, cases, level, tables)
+    faces, centres = _connect(cells, configurations, vertex_of_edge, shape, vertices, tables)
+    origin, spacing = (torch.as_tensor(x, dtype=torch.float64, device=values.device) for x in (origin, spacing))
+    return Surface((torch.cat([vertices, centres]) * spacing + origin).float(), faces)
 
 
 def _cell_codes(inside: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
@@ -204,7 +238,7 @@ def _place_vertices(values: Tensor, index: Tensor, axis: Tensor, level: float) -
     along = index.gather(1, axis[:, None])[:, 0]
     before, behind = along == 0, along == size[axis]  # which end lies beyond the border, if any
     node = ((index - 1).clamp(min=0) * stride).sum(1)
-    values = values.contiguous().view(-1)
+    values = values.view(-1)
     start = values[node].double().masked_fill(before, _OUTSIDE)
     end = values[node + stride[axis].masked_fill(before | behind, 0)].double().masked_fill(behind, _OUTSIDE)
     fraction = (level - start) / (end - start)
@@ -214,14 +248,53 @@ def _place_vertices(values: Tensor, index: Tensor, axis: Tensor, level: float) -
     return (index - 1).double().scatter_add(1, axis[:, None], fraction[:, None])
 
 
-def _connect(cells: Tensor, cases: Tensor, vertex_of_edge: Tensor, shape: Sequence[int], tables: _Tables) -> Tensor:
-    """The triangles of all mixed cells [M], in their order. -> int64 [F, 3]."""
+def _configurations(values: Tensor, index: Tensor, cases: Tensor, level: float, tables: _Tables) -> Tensor:
+    """Rows of the tables for cells [M] with index [M, 3]: their case, and what their ambiguous faces join. -> [M]."""
+    configuration = tables.configuration[:, 0][cases]
+    unclear = tables.ambiguous.any(1)[cases].nonzero()[:, 0]
+    if not len(unclear):
+        return configuration
+    y, z = values.shape[1:]
+    ambiguous = tables.ambiguous[cases[unclear]]
+    # An ambiguous face has no corner beyond the border (it would have two); for the others any node will do.
+    corners = torch.tensor([[c & 1, c >> 1 & 1, c >> 2] for c in range(8)], device=cases.device)
+    last = torch.tensor(values.shape, device=cases.device) - 1
+    node = (index[unclear][:, None] - 1 + corners).clamp(min=0).minimum(last)
+    at = values.view(-1)[node @ torch.tensor([y * z, z, 1], device=cases.device)].double() - level
+    at = at[:, tables.rings]  # [cells, 6, 4]
+    # The saddle of the bilinear interpolant is inside exactly if the product of the inside corners is the larger one.
+    # Both cubes at a face multiply the same pairs, so they agree to the last bit.
+    even, odd = at[..., 0] * at[..., 2], at[..., 1] * at[..., 3]
+    joins = ambiguous & torch.where(at[..., 0] <= 0, even >= odd, odd >= even)
+    joined = (joins * (1 << torch.arange(6, device=cases.device))).sum(1)
+    configuration[unclear] = tables.configuration[cases[unclear], joined]
+    return configuration
+
+
+def _connect(
+    cells: Tensor,
+    configurations: Tensor,
+    vertex_of_edge: Tensor,
+    shape: Sequence[int],
+    vertices: Tensor,
+    tables: _Tables,
+) -> tuple[Tensor, Tensor]:
+    """The triangles of all mixed cells [M], in their order, int64 [F, 3]; and the centres of fans, float64 [, 3].
+
+    The centres' numbers follow those of `vertices`.
+    """
     strides = torch.tensor([shape[1] * shape[2], shape[2], 1], device=cells.device)
-    offsets = (tables.triangle_corner * strides).sum(2) * 3 + tables.triangle_axis
-    count = tables.triangle_count[cases]
+    offsets = (tables.corner * strides).sum(2) * 3 + tables.axis
+    count = tables.count[configurations]
     cell = torch.repeat_interleave(count)
-    row = (tables.triangle_start[cases] - count.cumsum(0) + count)[cell]
+    row = (tables.start[configurations] - count.cumsum(0) + count).index_select(0, cell)
     row += torch.arange(len(row), device=row.device)
     # index_select is several times faster than [] on the CPU, and this is where most of the time goes
     edges = offsets.index_select(0, row) + (cells * 3).index_select(0, cell)[:, None]
-    return vertex_of_edge.index_select(0, edges.view(-1)).view(-1, 3).long()
+    fan = tables.fan.index_select(0, row).nonzero()[:, 0]
+    edges[fan, 2] = edges[fan, 0]  # a centre lies on no edge; any valid entry will do until it gets its number
+    faces = vertex_of_edge.index_select(0, edges.view(-1)).view(-1, 3).long()
+    owners, centre = torch.unique_consecutive(cell[fan], return_inverse=True)  # no cell has two fans
+    total = vertices.new_zeros(len(owners), 3).index_add(0, centre, vertices[faces[fan, 0]])
+    faces[fan, 2] = len(vertices) + centre
+    return faces, total / torch.bincount(centre, minlength=len(owners))[:, None]
