@@ -17,11 +17,14 @@ counts as display RGB and is not converted from linear light. Left out: animatio
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from midilite.normals import estimate_normals as estimate_normals
 
 if TYPE_CHECKING:
     import trimesh
@@ -88,8 +91,27 @@ def _read_scene(path: Path) -> trimesh.Scene:
 
 
 def _nodes_in_order(scene: trimesh.Scene, path: Path) -> list[str]:
-    nodes = list(scene.graph.nodes_geometry)
-    return nodes[::-1] if path.suffix.lower() == ".obj" else nodes  # trimesh takes OBJ chunks from the end
+    """Nodes with geometry in the order of the file, because labels of a mask are matched to parts by order."""
+    nodes = list(scene.graph.nodes_geometry)[::-1]  # trimesh takes OBJ chunks and glTF nodes from the end
+    if path.suffix.lower() not in (".glb", ".gltf"):
+        return nodes
+    rank = {name: i for i, name in enumerate(_gltf_node_names(path))}
+    parents = scene.graph.transforms.parents
+    return sorted(nodes, key=lambda node: rank.get(node, rank.get(parents.get(node), len(rank))))
+
+
+def _gltf_node_names(path: Path) -> list[str]:
+    """The names of a glTF file's nodes in file order, made unique as trimesh's reader does."""
+    from trimesh.util import unique_name
+
+    data = path.read_bytes()
+    if data[:4] == b"glTF":  # 12 bytes of header, then the JSON chunk: its length, its type, its text
+        data = data[20 : 20 + int.from_bytes(data[12:16], "little")]
+    names: dict[str, None] = {}
+    counts: dict[str, int] = {}
+    for i, node in enumerate(json.loads(data).get("nodes", [])):
+        names[unique_name(node.get("name", str(i)), names, counts=counts)] = None
+    return list(names)
 
 
 def _part_name(scene: trimesh.Scene, node: str, geometry: trimesh.Trimesh, path: Path) -> str:
