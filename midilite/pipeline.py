@@ -186,7 +186,9 @@ class Pipeline:
         return Result(build_scene(meshes, conditions.labels), latents.cpu(), meshes, conditions.labels, conditions)
 
     @torch.inference_mode()
-    def encode_images(self, rgb: ImageSource, mask: ImageSource | None = None, padding: bool = False) -> ImageConditions:
+    def encode_images(
+        self, rgb: ImageSource, mask: ImageSource | None = None, padding: bool = False
+    ) -> ImageConditions:
         """Encode an image (and mask) to conditions; see `__call__` for the arguments and errors."""
         image, labels = load_rgb(rgb), None
         if mask is not None:
@@ -229,10 +231,11 @@ class Pipeline:
             latents = initial_noise(count, num_tokens or self.default_num_tokens, self.transformer, seed)
         schedule = self.scheduler.schedule(num_inference_steps, self.device)
         model_fn = guided_velocity(self.transformer, conditions.tensors(), guidance_scale)
-        for done, latents in denoise(model_fn, latents.to(self.device), schedule):  # noqa: B020 - it is the same thing
+        x = latents.to(self.device)
+        for done, x in denoise(model_fn, x, schedule):  # noqa: B007, B020 - the last x is the result
             if on_step is not None:
                 on_step(done, num_inference_steps)
-        return latents
+        return x
 
     @property
     def default_num_tokens(self) -> int:
@@ -253,9 +256,13 @@ class Pipeline:
         meshes: list[trimesh.Trimesh | None] = []
         for label, instance in zip(labels, latents, strict=True):
             try:
-                surface = extract_surface(self.vae.field(instance), depth=depth, smoothing=smoothing, device=self.device)
+                surface = extract_surface(
+                    self.vae.field(instance), depth=depth, smoothing=smoothing, device=self.device
+                )
             except NoSurfaceError as error:
-                warnings.warn(f"instance {label} has no surface and is left out ({error})", NoSurfaceWarning, stacklevel=2)
+                warnings.warn(
+                    f"instance {label} has no surface and is left out ({error})", NoSurfaceWarning, stacklevel=2
+                )
                 meshes.append(None)
                 continue
             vertices, faces = surface.vertices.cpu().numpy(), surface.faces.cpu().numpy()
