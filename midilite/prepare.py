@@ -229,7 +229,7 @@ def _prepare_scene(job: _Job) -> list[tuple[str, dict[str, Any] | None, dict[str
     output = Path(job.output_dir)
 
     def skip(name: str, reason: str) -> None:
-        results.append((name, None, {"scene": name, "source": "+".join(job.source.files), "reason": reason}))
+        results.append((name, None, {"scene": name, "source": job.source.origin, "reason": reason}))
 
     views = []
     for view in job.views:

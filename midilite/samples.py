@@ -4,8 +4,9 @@
 
 The frame of a sample is that of its own camera's yaw (see `prepare.py` for the whole contract). A picture is either
 the user's own (`rgb.png` and `seg.png` in the scene folder) or rendered here; a camera under which an instance is
-hidden or tiny is drawn again, and a composed scene is arranged again when no camera helps. The decision is taken on a
-small picture, because most of the time of a sample is spent on rasterising.
+hidden or tiny is drawn again, and a composed scene is arranged again when no camera helps. Among the cameras that will
+do, one that leaves no instance mostly covered is preferred. All this is decided on small pictures, because most of the
+time of a sample goes into the large one.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from PIL import Image
 from .compose import arrange, yaw_rotation
 from .geometry import sample_surface, scene_transform
 from .images import MAX_LABELS, label_values, load_mask, load_rgb
-from .render import Camera, Rendered, RenderMesh, orbit_camera, render, to_render_mesh
+from .render import Camera, Rendered, RenderMesh, orbit_camera, render, render_batch, to_render_mesh
 from .seeds import numpy_generator
 from .sources import SPLIT_NODES, Instance, SceneSource, load_instances, match_labels
 
 EXTENT = 0.95
 _VIEW_TRIES = 8  # cameras tried until every instance shows
 _ARRANGEMENT_TRIES = 4  # arrangements tried in turn, each with that many cameras
+_WELL_SHOWN = 0.3  # a camera is taken at once when no instance is covered to more than 70%
 _PROBE_SIZE = 128  # pixels of the small picture that decides whether a camera will do
 
 
@@ -193,48 +195,84 @@ def _given_sample(
     return files, {**manifest, "image": "given", "skipped_meshes": []}
 
 
+@dataclass(frozen=True, eq=False)
+class _View:
+    """A scene in the frame of one camera, and how well that camera shows it."""
+
+    shapes: list[Shape]
+    frame: Frame
+    elevation: float
+    placements: list[dict[str, Any] | None]
+    share: float  # of the picture that the least visible instance covers,
+    hidden: str  # its name,
+    uncovered: float  # and the least share of an instance that no other one covers
+
+
 def _rendered_sample(
     source: SceneSource, shapes: list[Shape], view: int, settings: PrepareSettings
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Try arrangements (of composed scenes) and cameras until every instance shows; then draw and sample."""
     best, hidden = -1.0, ""
-    for framed, frame, elevation, placements in _candidates(source, shapes, view, settings):
-        probe, _ = _draw(framed, elevation, settings.fov, _PROBE_SIZE, supersample=1)
-        share, name = _least_visible(probe.ids.numpy(), framed)
+    for attempt in range(_ARRANGEMENT_TRIES if source.kind == "composed" else 1):
+        chosen = _best_view(_views(source, shapes, view, attempt, settings), settings.min_visible)
+        share, name = chosen.share, chosen.hidden
         if share >= settings.min_visible:
-            shown, camera = _draw(framed, elevation, settings.fov, settings.image_size)
+            shown, camera = _draw(chosen.shapes, chosen.elevation, settings.fov, settings.image_size)
             ids = shown.ids.numpy().astype(np.uint8)
-            share, name = _least_visible(ids, framed)
-            if share > 0 and share >= settings.min_visible:
-                files = _files(shown.color.numpy(), ids, _surfaces(source, view, framed, settings))
-                manifest = _manifest(source, view, framed, ids, frame, settings)
-                for entry, placement in zip(manifest["instances"], placements, strict=True):
+            share, name = _least_visible(ids, chosen.shapes)
+            if share > 0:
+                files = _files(shown.color.numpy(), ids, _surfaces(source, view, chosen.shapes, settings))
+                manifest = _manifest(source, view, chosen.shapes, ids, chosen.frame, settings)
+                for entry, placement in zip(manifest["instances"], chosen.placements, strict=True):
                     entry["placement"] = placement
-                seen_from = {"eye": camera.eye, "target": camera.target, "elevation": elevation, "fov": camera.fov_deg}
-                return files, {**manifest, "image": "rendered", "camera": seen_from}
+                where = {"eye": camera.eye, "target": camera.target, "elevation": chosen.elevation, "fov": settings.fov}
+                return files, {**manifest, "image": "rendered", "camera": where}
         best, hidden = max((best, hidden), (share, name))
+    no_scene = "; if its files are separate objects and no scene, pass the folder itself as --input_dir"
     raise ValueError(
         f"'{hidden}' covers {best:.3%} of the picture in the best of the views tried, less than min_visible "
         f"{settings.min_visible:.3%}: it is hidden or tiny; lower --min_visible, widen the ranges or change the scene"
+        f"{no_scene if source.kind == 'scene' else ''}"
     )
 
 
-def _candidates(
-    source: SceneSource, shapes: list[Shape], view: int, settings: PrepareSettings
-) -> Iterator[tuple[list[Shape], Frame, float, list[dict[str, Any] | None]]]:
-    """The scene as further and further draws of (arrangement, camera) see it."""
-    for attempt in range(_ARRANGEMENT_TRIES if source.kind == "composed" else 1):
-        placed, placements = shapes, [None] * len(shapes)
-        if source.kind == "composed":
-            rng = numpy_generator(settings.seed, "arrange", source.name, attempt)
-            found = arrange([_bounds([s]) for s in shapes], rng, settings.scale_range, settings.size_ratio)
-            placed = [shape.moved(p.matrix()) for shape, p in zip(shapes, found, strict=True)]
-            placements = [asdict(p) for p in found]
-        for trial in range(_VIEW_TRIES):
-            rng = numpy_generator(settings.seed, "view", source.name, view, attempt, trial)
-            azimuth, elevation = rng.uniform(*settings.azimuth_range), rng.uniform(*settings.elevation_range)
-            framed, frame = into_frame(placed, float(azimuth))
-            yield framed, frame, float(elevation), placements
+def _best_view(views: Iterator[_View], min_visible: float) -> _View:
+    """The first view that shows everything well, else the one that shows the most covered instance best."""
+    seen = []
+    for view in views:
+        seen.append(view)
+        if view.share >= min_visible and view.uncovered >= _WELL_SHOWN:
+            break
+    return max(seen, key=lambda v: (v.share >= min_visible, v.uncovered if v.share >= min_visible else v.share))
+
+
+def _views(
+    source: SceneSource, shapes: list[Shape], view: int, attempt: int, settings: PrepareSettings
+) -> Iterator[_View]:
+    """One arrangement of the scene as one camera after the other sees it, judged on a small picture."""
+    placed, placements = shapes, [None] * len(shapes)
+    if source.kind == "composed":
+        rng = numpy_generator(settings.seed, "arrange", source.name, attempt)
+        found = arrange([_bounds([s]) for s in shapes], rng, settings.scale_range, settings.size_ratio)
+        placed = [shape.moved(p.matrix()) for shape, p in zip(shapes, found, strict=True)]
+        placements = [asdict(p) for p in found]
+    for trial in range(_VIEW_TRIES):
+        rng = numpy_generator(settings.seed, "view", source.name, view, attempt, trial)
+        azimuth, elevation = (float(rng.uniform(*r)) for r in (settings.azimuth_range, settings.elevation_range))
+        framed, frame = into_frame(placed, azimuth)
+        probe, camera = _draw(framed, elevation, settings.fov, _PROBE_SIZE, supersample=1)
+        share, hidden = _least_visible(probe.ids.numpy(), framed)
+        uncovered = _uncovered(probe, framed, camera) if share >= settings.min_visible else 0.0
+        yield _View(framed, frame, elevation, placements, share, hidden, uncovered)
+
+
+def _uncovered(probe: Rendered, shapes: list[Shape], camera: Camera) -> float:
+    """The least share of an instance's own outline that is seen in the scene."""
+    if len(shapes) == 1:
+        return 1.0
+    seen = np.bincount(probe.ids.numpy().ravel(), minlength=len(shapes) + 1)[1:]
+    alone = render_batch([[shape.in_place()] for shape in shapes], [camera] * len(shapes), supersample=1).ids
+    return float((seen / alone.count_nonzero(dim=(1, 2)).numpy().clip(1)).min())
 
 
 def into_frame(shapes: list[Shape], azimuth: float) -> tuple[list[Shape], Frame]:

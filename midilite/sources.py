@@ -50,6 +50,11 @@ class SceneSource:
     seg: str | None = None
     mapping: str | None = None
 
+    @property
+    def origin(self) -> str:
+        """What to call its files in a message: the file, the folder, or the objects of an arrangement."""
+        return f"{self.name}/" if self.kind == "scene" else " + ".join(self.files)
+
 
 @dataclass(frozen=True)
 class Instance:

@@ -100,7 +100,7 @@ def test_a_loose_file_becomes_a_sample_of_the_documented_layout(raw, out):
 def test_surfaces_stand_where_the_picture_shows_them(raw, out):
     """The picture alone must tell the pose: surface points, seen by an independent camera, cover the mask exactly.
 
-    Fails when the azimuth turns the wrong way, is left out, or the scene is normalised before it is turned.
+    Fails when picture and surface are turned differently, or the scene is normalised before it is turned.
     """
     lopsided().export(raw / "thing.ply")
     assert prepare(raw, out, "--num_samples", "20000", "--num_views", "3", "--seed", "3") == 0
@@ -126,6 +126,19 @@ def test_surfaces_stand_where_the_picture_shows_them(raw, out):
             low + high
         ).max() < 0.03  # every view is normalised in its own frame
     assert len(azimuths) == 3
+
+
+def test_azimuth_90_looks_from_plus_x_and_the_manifest_tells_the_way_back(raw, out):
+    """What is at +x in the file faces the camera (+z), +z goes to the left, and the recorded frame undoes it."""
+    lopsided().export(raw / "thing.ply")
+    assert prepare(raw, out, "--azimuth_range", "90", "90", "--num_samples", "4000") == 0
+    surface, frame = read(out / "thing")[2][0].astype(float), read(out / "thing")[3]["frame"]
+    raised = np.array(frame["centre"]) + surface[:, :3] / frame["scale"]
+    points = np.stack([raised[:, 2], raised[:, 1], -raised[:, 0]], axis=1)  # x was z, z was -x
+    mesh = lopsided()
+    assert np.abs(points.min(0) - mesh.bounds[0]).max() < 0.01 and np.abs(points.max(0) - mesh.bounds[1]).max() < 0.01
+    high = points[points[:, 1] > 0.3]
+    assert len(high) and high[:, 0].max() < 0 and frame["azimuth"] == 90  # the high arm is at -x in the file
 
 
 def test_several_meshes_of_a_folder_are_instances_in_natural_order_and_one_frame(raw, out):
