@@ -24,12 +24,17 @@ from midilite.prepare import OutputError, PrepareSettings, prepare  # noqa: E402
 from midilite.sources import SPLIT_NODES  # noqa: E402
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults that are values; those of switches and of optional numbers are in the text."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, True, False) else super()._get_help_string(action)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Every option; defaults are those of PrepareSettings."""
     default = PrepareSettings()
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=_Help)
     add = parser.add_argument
     add("--input_dir", required=True, help="loose mesh files and/or one subfolder per scene")
     add("--output_dir", required=True, help="where the samples go; complete samples there are kept")

@@ -196,7 +196,7 @@ def _pending(
                 missing.append(view)
                 continue
             outcome.kept.append(name)
-            if manifest["settings"] != settings.of_sample():
+            if manifest["settings"] != settings.of_sample(scene.kind):
                 outcome.kept_with_other_settings.append(name)
             _note_skipped_meshes(manifest, outcome)
         if missing:

@@ -45,7 +45,7 @@ class PrepareSettings:
     elevation_range: tuple[float, float] = (0.0, 30.0)
     azimuth_range: tuple[float, float] = (0.0, 360.0)
     fov: float = 40.0
-    min_visible: float = 0.002  # least share of the picture that every instance must cover
+    min_visible: float = 0.002  # least share of the picture that an instance must cover, judged on the small picture
     compose: int = 0  # most objects of a random arrangement; 0 makes none
     num_scenes: int | None = None  # number of random arrangements; None: as many as there are loose files
     singles: bool = True  # loose files become single-object scenes, too
@@ -85,10 +85,12 @@ class PrepareSettings:
         if not self.singles and not self.compose:
             raise ValueError("singles is off and compose is 0: loose files would be left out; set compose to 2 or more")
 
-    def of_sample(self) -> dict[str, Any]:
-        """The settings that a single sample depends on: a kept sample is compared by them."""
-        counts = ("num_views", "num_scenes", "singles")
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if k not in counts}
+    def of_sample(self, kind: str) -> dict[str, Any]:
+        """The settings that one sample depends on (a kept sample is compared by them), as JSON holds them."""
+        others = {"num_views", "num_scenes", "singles"}
+        if kind != "composed":
+            others |= {"compose", "scale_range", "size_ratio"}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if k not in others}
 
 
 @dataclass(frozen=True, eq=False)
@@ -369,5 +371,5 @@ def _manifest(
         "image_size": [ids.shape[1], ids.shape[0]],
         "instances": instances,
         "frame": {"azimuth": frame.azimuth, "centre": list(frame.centre), "scale": frame.scale, "extent": EXTENT},
-        "settings": settings.of_sample(),
+        "settings": settings.of_sample(source.kind),
     }

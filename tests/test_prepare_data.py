@@ -376,6 +376,10 @@ def test_complete_samples_are_kept_unless_overwritten(raw, out, capsys):
     assert prepare(raw, out) == 0
     (out / "a" / "notes.txt").write_text("mine")
     before = contents(out / "a")
+    assert (
+        prepare(raw, out, "--compose", "2", "--num_scenes", "1") == 0
+    )  # more scenes are no other settings of this one
+    assert "other settings" not in capsys.readouterr().err
     assert prepare(raw, out, "--num_samples", "50") == 0
     assert contents(out / "a") == before and "1 kept samples were made with other settings" in capsys.readouterr().err
     assert prepare(raw, out, "--num_samples", "50", "--overwrite") == 0
