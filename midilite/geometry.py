@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from midilite.normals import estimate_normals as estimate_normals
+from .normals import estimate_normals as estimate_normals
 
 if TYPE_CHECKING:
     import trimesh
@@ -70,6 +70,15 @@ def load_mesh(path: str | Path) -> trimesh.Trimesh:
         ValueError: as `load_parts`.
     """
     return join_meshes(load_parts(path), Path(path).stem)
+
+
+def scene_parts(scene: trimesh.Scene) -> list[trimesh.Trimesh]:
+    """The meshes of a scene in memory, each a copy in the scene's frame, named after its node."""
+    return [
+        _placed(scene.geometry[scene.graph[node][1]], scene.graph[node][0], Path("scene"), node)
+        for node in scene.graph.nodes_geometry
+        if len(getattr(scene.geometry[scene.graph[node][1]], "faces", ()))
+    ]
 
 
 def _read_scene(path: Path) -> trimesh.Scene:
@@ -128,6 +137,7 @@ def _part_name(scene: trimesh.Scene, node: str, geometry: trimesh.Trimesh, path:
 def _placed(geometry: trimesh.Trimesh, matrix: np.ndarray, path: Path, node: str) -> trimesh.Trimesh:
     """A checked copy in the scene's frame."""
     mesh = geometry.copy()
+    mesh.metadata["name"] = node
     faces = np.asarray(mesh.faces)
     if faces.min() < 0 or faces.max() >= len(mesh.vertices):
         found = f"index {faces.min() if faces.min() < 0 else faces.max()} of {len(mesh.vertices)} vertices"
@@ -216,48 +226,61 @@ def vertex_colors(mesh: trimesh.Trimesh) -> np.ndarray:
 def _join_textured(meshes: Sequence[trimesh.Trimesh], images: list, name: str) -> trimesh.Trimesh:
     import trimesh
 
-    atlas, tiles = _atlas([_tile(mesh, image) for mesh, image in zip(meshes, images, strict=True)])
-    vertices, faces, uvs = [], [], []
-    for mesh, (top, width, height) in zip(meshes, tiles, strict=True):
-        corners = np.asarray(mesh.faces)
-        vertices.append(np.asarray(mesh.vertices)[corners.reshape(-1)])
-        faces.append(np.arange(corners.size).reshape(-1, 3))
-        uv = np.full((*corners.shape, 2), 0.5) if texture_image(mesh) is None else np.asarray(mesh.visual.uv)[corners]
-        uv = np.clip(uv - np.floor(uv.min(axis=1, keepdims=True) + 1e-6), 0.0, 1.0)  # repeat, for faces within one tile
-        x = np.clip(uv[..., 0] * width, 0.5, width - 0.5)
-        y = top + np.clip((1.0 - uv[..., 1]) * height, 0.5, height - 0.5)
+    tiles = [_tile(mesh, image) for mesh, image in zip(meshes, images, strict=True)]
+    atlas, tops = _atlas([tile for tile, _ in tiles])
+    uvs = []
+    for (tile, uv), top in zip(tiles, tops, strict=True):
+        # half a texel from the border, so that bilinear reading stays inside the tile
+        x = np.clip(uv[..., 0] * tile.shape[1], 0.5, tile.shape[1] - 0.5)
+        y = top + np.clip((1.0 - uv[..., 1]) * tile.shape[0], 0.5, tile.shape[0] - 0.5)
         uvs.append(np.stack([x / atlas.width, 1.0 - y / atlas.height], axis=-1).reshape(-1, 2))
-    vertices, faces = _append(vertices, faces)
+    corners = [np.asarray(mesh.vertices)[np.asarray(mesh.faces).reshape(-1)] for mesh in meshes]
+    vertices, faces = _append(corners, [np.arange(len(c)).reshape(-1, 3) for c in corners])
     material = trimesh.visual.material.PBRMaterial(baseColorTexture=atlas, metallicFactor=0.0, roughnessFactor=1.0)
     visual = trimesh.visual.TextureVisuals(uv=np.concatenate(uvs), material=material)
     return trimesh.Trimesh(vertices, faces, visual=visual, process=False, metadata={"name": name})
 
 
-def _tile(mesh: trimesh.Trimesh, image) -> np.ndarray:
-    """uint8 RGB [h, w, 3]: the texture times its factor, or one texel of the plain colour."""
-    factor = base_color(mesh)[:3].astype(np.float32) / 255.0
-    if image is None:
-        color = np.asarray(mesh.visual.to_color().vertex_colors if mesh.visual.kind == "face" else vertex_colors(mesh))
-        return np.rint(color[:, :3].mean(axis=0)).astype(np.uint8).reshape(1, 1, 3)
-    image = image.convert("RGB")
-    image.thumbnail((_MAX_TILE, _MAX_TILE))
-    return np.rint(np.asarray(image) * factor).astype(np.uint8)
+def _tile(mesh: trimesh.Trimesh, image) -> tuple[np.ndarray, np.ndarray]:
+    """What a mesh needs of an atlas: uint8 RGB [h, w, 3] and the texture coordinates [F, 3, 2] inside it.
+
+    A textured mesh brings its texture times its factor; faces that lie within one repetition are moved into the first.
+    A plain one brings a texel per face, or a single one when its faces are all alike.
+    """
+    faces = np.asarray(mesh.faces)
+    if image is not None:
+        image = image.convert("RGB")
+        image.thumbnail((_MAX_TILE, _MAX_TILE))
+        uv = np.asarray(mesh.visual.uv)[faces]
+        uv = uv - np.floor(uv.min(axis=1, keepdims=True) + 1e-6)
+        return np.rint(np.asarray(image) * (base_color(mesh)[:3] / 255.0)).astype(np.uint8), uv
+    face_kind = mesh.visual.kind == "face"
+    colors = np.asarray(mesh.visual.face_colors) if face_kind else vertex_colors(mesh)[faces].mean(axis=1)
+    colors = np.rint(colors[:, :3]).astype(np.uint8)
+    if (colors == colors[0]).all():
+        return colors[:1].reshape(1, 1, 3), np.full((len(faces), 3, 2), 0.5)
+    side = int(np.ceil(np.sqrt(len(faces))))
+    tile = np.zeros((side * side, 3), np.uint8)
+    tile[: len(faces)] = colors
+    row, column = np.divmod(np.arange(len(faces)), side)
+    uv = np.stack([(column + 0.5) / side, 1.0 - (row + 0.5) / side], axis=-1)
+    return tile.reshape(side, side, 3), np.repeat(uv[:, None], 3, axis=1)
 
 
 def _atlas(tiles: list[np.ndarray]):
-    """Stack tiles from top to bottom, equal ones once. Returns a PIL image and (top, width, height) per tile."""
+    """Stack tiles from top to bottom, equal ones once. Returns a PIL image and the first row of each tile."""
     from PIL import Image
 
-    places: dict[tuple, tuple[int, int, int]] = {}
+    tops: dict[tuple, int] = {}
     rows: list[np.ndarray] = []
-    top, atlas_width = 0, max(tile.shape[1] for tile in tiles)
-    for tile in tiles:
-        key = (tile.shape, tile.tobytes())
-        if key not in places:
-            places[key] = (top, tile.shape[1], tile.shape[0])
-            rows.append(np.pad(tile, ((0, 0), (0, atlas_width - tile.shape[1]), (0, 0)), mode="edge"))
-            top += tile.shape[0]
-    return Image.fromarray(np.concatenate(rows)), [places[(tile.shape, tile.tobytes())] for tile in tiles]
+    keys = [(tile.shape, tile.tobytes()) for tile in tiles]
+    height, width = 0, max(tile.shape[1] for tile in tiles)
+    for tile, key in zip(tiles, keys, strict=True):
+        if key not in tops:
+            tops[key] = height
+            rows.append(np.pad(tile, ((0, 0), (0, width - tile.shape[1]), (0, 0)), mode="edge"))
+            height += len(tile)
+    return Image.fromarray(np.concatenate(rows)), [tops[key] for key in keys]
 
 
 # ------------------------------------------------------------------------------------------------------ scene frame

@@ -1,8 +1,8 @@
 """A small software renderer: colour, object ids, normals and depth of meshes, on the CPU or a GPU, without OpenGL.
 
-It makes the training views of data preparation and the pictures of previews. `raster.py` finds the triangle behind each
-pixel, `camera.py` says from where; this file holds colours and light. Shading is deferred: only the visible triangle of
-a pixel is shaded.
+It makes the training views of data preparation and the pictures of previews. `camera.py` says from where,
+`render_mesh.py` what, `raster.py` finds the triangle behind each pixel, and this file colours it. Shading is deferred:
+only the triangle that is seen is shaded.
 
 - Frame: right-handed, y up (glTF); the camera at azimuth 0 stands on +z and looks along -z (`camera.py`).
 - Colour is averaged over `supersample`^2 samples per pixel. Ids, normals and depth are those of the one ray through the
@@ -19,20 +19,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from midilite import geometry, raster
-from midilite.camera import Camera, orbit_camera
-
-if TYPE_CHECKING:
-    import trimesh
-
-_CREASE_COSINE = 0.75  # a face turned further than 41 degrees from its corner's mean normal is shaded flat there
+from . import raster
+from .camera import Camera, orbit_camera
+from .render_mesh import RenderMesh, as_scene, join
+from .render_mesh import to_render_mesh as to_render_mesh
 
 
 @dataclass(frozen=True)
@@ -43,121 +39,6 @@ class Lighting:
     headlight: float = 0.25
     key: float = 0.35
     direction: tuple[float, float, float] = (0.45, 1.0, 0.6)
-
-
-# ----------------------------------------------------------------------------------------------------------- meshes
-
-
-@dataclass(frozen=True)
-class RenderMesh:
-    """A mesh, or a scene of several, as tensors on one device."""
-
-    vertices: Tensor  # float32 [N, 3]
-    faces: Tensor  # int64 [F, 3]
-    normals: Tensor  # float32 [F, 3, 3], one per corner
-    colors: Tensor  # float32 [F, 3, 3], RGB in [0, 1] per corner; multiplies the texture
-    uv: Tensor  # float32 [F, 3, 2], origin at the lower left, repeating
-    texture: Tensor  # int64 [F, 3]: first texel, width, height; width 0: no texture
-    texels: Tensor  # uint8 [T, 3]
-    ids: Tensor  # int32 [F], what the id image shows
-
-    def to(self, device: str | torch.device) -> RenderMesh:
-        """The same mesh on another device."""
-        return RenderMesh(*(getattr(self, field.name).to(device) for field in fields(self)))
-
-    def transformed(self, matrix: Tensor | np.ndarray) -> RenderMesh:
-        """The mesh moved by a matrix [4, 4] that acts on column vectors (normals by its inverse transpose)."""
-        matrix = torch.as_tensor(matrix, dtype=torch.float32).cpu()
-        linear, offset = matrix[:3, :3], matrix[:3, 3].to(self.vertices.device)
-        cofactor = torch.linalg.inv(linear).T.to(self.vertices.device)
-        normals = torch.nn.functional.normalize(self.normals @ cofactor.T, dim=-1)
-        vertices = self.vertices @ linear.T.to(self.vertices.device) + offset
-        return replace(self, vertices=vertices, normals=normals)
-
-    def tinted(self, rgb: Sequence[float]) -> RenderMesh:
-        """The mesh with its colours multiplied by RGB factors (at most 1 afterwards)."""
-        factor = torch.tensor(rgb, dtype=torch.float32, device=self.colors.device)
-        return replace(self, colors=(self.colors * factor).clamp(0.0, 1.0))
-
-    def bounds(self) -> np.ndarray:
-        """float64 [2, 3] box of the vertices."""
-        return torch.stack([self.vertices.amin(dim=0), self.vertices.amax(dim=0)]).double().cpu().numpy()
-
-
-def to_render_mesh(mesh: trimesh.Trimesh, device: str | torch.device = "cpu", smooth: bool = True) -> RenderMesh:
-    """A trimesh as tensors, with vertex, face or texture colours; `smooth` False shades each face by its own normal."""
-    vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
-    count = len(faces)
-    if mesh.visual.kind == "face":
-        colors = np.repeat(np.asarray(mesh.visual.face_colors)[:, None, :3], 3, axis=1)
-    else:
-        colors = geometry.vertex_colors(mesh)[faces][..., :3]
-    image = geometry.texture_image(mesh)
-    uv, texture, texels = np.zeros((count, 3, 2)), np.zeros((count, 3), np.int64), np.zeros((0, 3), np.uint8)
-    if image is not None:
-        uv, texture = np.asarray(mesh.visual.uv)[faces], np.tile([0, image.width, image.height], (count, 1))
-        texels = np.array(image.convert("RGB")).reshape(-1, 3)
-    tensors = {
-        "vertices": vertices.astype(np.float32),
-        "faces": faces,
-        "normals": corner_normals(vertices, faces, smooth).astype(np.float32),
-        "colors": colors.astype(np.float32) / 255.0,
-        "uv": uv.astype(np.float32),
-        "texture": texture.astype(np.int64),
-        "texels": texels,
-        "ids": np.ones(count, np.int32),
-    }
-    return RenderMesh(**{name: torch.from_numpy(np.array(value)).to(device) for name, value in tensors.items()})
-
-
-def corner_normals(vertices: np.ndarray, faces: np.ndarray, smooth: bool = True) -> np.ndarray:
-    """Unit normals [F, 3, 3] per face corner: the area-weighted mean at the vertex, or the face's own at a crease.
-
-    Vertices are not merged, so that edges which the file splits stay sharp.
-    """
-    flat, areas = geometry.face_normals_and_areas(vertices, faces)
-    corners = np.repeat(flat[:, None, :], 3, axis=1)
-    if not smooth:
-        return corners
-    weighted = np.repeat(flat * areas[:, None], 3, axis=0)
-    index = faces.reshape(-1)
-    mean = np.stack([np.bincount(index, weighted[:, axis], minlength=len(vertices)) for axis in range(3)], axis=1)
-    length = np.linalg.norm(mean, axis=1, keepdims=True)
-    mean = (mean / np.where(length > 0, length, 1.0))[faces]
-    return np.where((mean * corners).sum(-1, keepdims=True) >= _CREASE_COSINE, mean, corners)
-
-
-def join(meshes: Sequence[RenderMesh], ids: Sequence[int] | None = None) -> RenderMesh:
-    """One scene out of meshes; mesh i is shown as `ids[i]` (default i + 1; 0 draws it as background, e.g. a floor)."""
-    ids = range(1, len(meshes) + 1) if ids is None else ids
-    vertex, texel = 0, 0
-    faces, textures, labels = [], [], []
-    for mesh, label in zip(meshes, ids, strict=True):
-        faces.append(mesh.faces + vertex)
-        textures.append(mesh.texture + mesh.texture.new_tensor([texel, 0, 0]) if texel else mesh.texture)
-        labels.append(torch.full_like(mesh.ids, label))
-        vertex, texel = vertex + len(mesh.vertices), texel + len(mesh.texels)
-    joined = {"faces": torch.cat(faces), "texture": torch.cat(textures), "ids": torch.cat(labels)}
-    for name in ("vertices", "normals", "colors", "uv", "texels"):
-        joined[name] = torch.cat([getattr(mesh, name) for mesh in meshes])
-    return RenderMesh(**joined)
-
-
-def _as_scene(meshes, device: str | torch.device | None, ids: Sequence[int] | None = None) -> RenderMesh:
-    """A RenderMesh as it is; a list of trimeshes, RenderMeshes or lists of these (one object each) joined."""
-    if isinstance(meshes, RenderMesh):
-        return meshes if device is None else meshes.to(device)
-    if not len(meshes):
-        raise ValueError("there is no mesh to render")
-    parts = []
-    for mesh in meshes:
-        if isinstance(mesh, (list, tuple)):
-            parts.append(_as_scene(mesh, device))
-        elif isinstance(mesh, RenderMesh):
-            parts.append(mesh if device is None else mesh.to(device))
-        else:
-            parts.append(to_render_mesh(mesh, device or "cpu"))
-    return join(parts, ids)
 
 
 # --------------------------------------------------------------------------------------------------------- rendering
@@ -193,7 +74,7 @@ def render(
     """Draw one view of a scene.
 
     Args:
-        meshes: a list of objects, each a trimesh, a RenderMesh or a list of these; or one joined RenderMesh.
+        meshes: a list of objects, each a trimesh, a RenderMesh or a list of these; or what else `as_scene` takes.
         camera: where from, and the image size.
         background: RGB in [0, 1].
         supersample: colour samples per pixel side; 1 is fastest and jagged.
@@ -204,7 +85,7 @@ def render(
     Returns:
         Rendered, without the leading dimension.
     """
-    scene = _as_scene(meshes, device, ids)
+    scene = as_scene(meshes, device, ids)
     return render_batch([scene], [camera], background, supersample, lighting, device)[0]
 
 
@@ -223,7 +104,7 @@ def render_batch(
         scenes: V scenes as in `render`; pass the same RenderMesh again to see it from several sides.
         cameras: V cameras of one image size.
         lighting: one for all, or one per view.
-        samples: colour samples held at a time, which bounds memory; default 2^22 on the CPU, 2^25 elsewhere.
+        samples: colour samples held at a time, which bounds memory; 2^22 on the CPU, else 2^24 (about 2 GB) by default.
 
     Raises:
         ValueError: as many cameras as scenes are needed, all of one size.
@@ -235,10 +116,10 @@ def render_batch(
             "give one camera per scene, all of one size, and supersample >= 1"
         )
     lights = [lighting or Lighting()] * len(cameras) if isinstance(lighting, Lighting | None) else list(lighting)
-    joined = {id(scene): _as_scene(scene, device) for scene in scenes}
+    joined = {id(scene): as_scene(scene, device) for scene in scenes}
     ready = [joined[id(scene)] for scene in scenes]
     width, height = sizes.pop()
-    limit = samples or (1 << 22 if ready[0].vertices.device.type == "cpu" else 1 << 25)
+    limit = samples or (1 << 22 if ready[0].vertices.device.type == "cpu" else 1 << 24)
     step = max(1, limit // (width * height * supersample**2))
     parts = [
         _render_chunk(ready[i : i + step], cameras[i : i + step], lights[i : i + step], background, supersample)
@@ -287,18 +168,23 @@ def _gather_views(scenes: Sequence[RenderMesh], cameras: Sequence[Camera], light
     numbers = torch.arange(len(scenes), device=device)
     of_vertex = numbers.repeat_interleave(torch.tensor([len(s.vertices) for s in scenes]).to(device))
     view = numbers.repeat_interleave(torch.tensor(count).to(device))
-    local = torch.einsum("nij,nj->ni", axes_t[of_vertex], scene.vertices - eyes_t[of_vertex])
-    normals = torch.einsum("nij,nkj->nki", axes_t[view], scene.normals)
+    local = _rotate(axes_t[of_vertex], scene.vertices - eyes_t[of_vertex])
+    normals = _rotate(axes_t[view][:, None], scene.normals)
     attributes = torch.cat([scene.colors, normals, scene.uv], dim=-1)
     scene = replace(scene, ids=torch.cat([s.ids for s in scenes]))
     return _Views(local[scene.faces], attributes, scene, view, axes_t, focal, near, light)
+
+
+def _rotate(matrix: Tensor, vector: Tensor) -> Tensor:
+    """matrix [..., 3, 3] times vector [..., 3]; no matrix product, whose rounding depends on how many there are."""
+    return (matrix * vector[..., None, :]).sum(dim=-1)
 
 
 def _shade(views: _Views, width: int, height: int, factor: int, background) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """float colour [V, fH, fW, 3], ids, world normals and depth at factor f times the resolution."""
     count, rows, columns = len(views.focal), height * factor, width * factor
     focal = views.focal * factor
-    pairs = 1 << 20 if focal.device.type == "cpu" else 1 << 26
+    pairs = 1 << 20 if focal.device.type == "cpu" else 1 << 25
     seen = raster.visible_triangles(views.corners, views.view, (count, rows, columns), focal, views.near, pairs)
     pixel = (seen.view(-1) >= 0).nonzero().squeeze(1)
     face = seen.view(-1)[pixel]
@@ -320,7 +206,7 @@ def _shade(views: _Views, width: int, height: int, factor: int, background) -> t
     far = torch.full((seen.numel(),), math.inf, device=focal.device)
     far[pixel] = depth
     normals = torch.zeros_like(color)
-    normals[pixel] = torch.einsum("pij,pi->pj", views.axes[view], normal)
+    normals[pixel] = _rotate(views.axes[view].mT, normal)
     return color.view(*shape, 3), ids.view(shape), normals.view(*shape, 3), far.view(shape)
 
 
@@ -353,11 +239,15 @@ def _texture_color(scene: RenderMesh, face: Tensor, uv: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------- previews
 
 
-def turntable(meshes, views: int = 8, elevation_deg: float = 15.0, size: int = 256, **options) -> list[Image.Image]:
-    """Pictures from `views` sides at one distance, from the front on, counter-clockwise; `options` go to `render`."""
-    scene = _as_scene(meshes, options.pop("device", None), options.pop("ids", None))
-    bounds = scene.bounds()
-    turns = [360.0 * i / views for i in range(views)]
+def turntable(
+    meshes, views: int = 8, elevation_deg: float = 15.0, size: int = 256, device=None, **options
+) -> list[Image.Image]:
+    """Pictures of what `as_scene` takes from `views` sides at one distance, from the front on and counter-clockwise.
+
+    `options` go to `render_batch`.
+    """
+    scene = as_scene(meshes, device)
+    turns, bounds = [360.0 * i / views for i in range(views)], scene.bounds()
     fitted = [orbit_camera(turn, elevation_deg, bounds, size=size) for turn in turns]
     distance = max(math.dist(camera.eye, camera.target) for camera in fitted)
     cameras = [orbit_camera(turn, elevation_deg, bounds, distance, size=size) for turn in turns]
