@@ -57,6 +57,14 @@ TRIPOSG = Kind("triposg", "TripoSGPipeline", "image_encoder_dinov2", "feature_ex
 KINDS = {kind.class_name: kind for kind in (MIDI, TRIPOSG)}
 
 
+TRIPOSG_TOKENS = 2048
+
+
+def default_num_tokens(kind: Kind, config: DiTConfig) -> int:
+    """Latent tokens per instance: MIDI's pipeline takes the transformer's width, TripoSG's default is 2048."""
+    return config.width if kind is MIDI else TRIPOSG_TOKENS
+
+
 def resolve_model(name: str | Path) -> Path:
     """The folder that a name means: a folder, a model that ships with midilite, or `hub:OWNER/NAME` from the hub.
 
@@ -119,6 +127,11 @@ class ModelFolder:
         files = [f"{part}/config.json" for part in networks if part]
         files += [f"{part}/preprocessor_config.json" for part in processors if part]
         return [*files, "scheduler/scheduler_config.json"]
+
+    @property
+    def default_num_tokens(self) -> int:
+        """See the function of that name."""
+        return default_num_tokens(self.kind, DiTConfig.from_json(self.path / "transformer" / "config.json"))
 
     def load_transformer(
         self,

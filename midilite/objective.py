@@ -9,13 +9,14 @@ The loss of an optimizer step is the mean over all instances of all its scenes, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .augment import choose_instances
 from .dit import DiT
+from .feature_encoder import Features
 from .flow import add_noise, loss_weight, sample_sigmas, target
 from .seeds import torch_generator
 from .vae import sample_latents
@@ -33,6 +34,7 @@ class ObjectiveSettings:
     condition_dropout: float = 0.1
     single_object_share: float = 0.3
     max_num_instances: int = 7
+    min_mask_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -54,53 +56,62 @@ class SceneInputs:
     groups: list[int]
 
 
-def draw_scene(
-    mean: Tensor, logvar: Tensor, conditions: Sequence[Tensor], name: str, step: int, settings: ObjectiveSettings
-) -> SceneInputs:
+def draw_scene(features: Features, name: str, step: int, settings: ObjectiveSettings) -> SceneInputs:
     """Draw a scene's inputs at an optimizer step.
 
     Args:
-        mean, logvar: the VAE's Gaussian of each instance, [n, T, C].
-        conditions: encoded conditions in the transformer's order, [n, S, E] each.
+        features: the encoded scene.
         name: the scene's name; with the seed and the step it decides every draw.
     """
     generator = torch_generator(settings.seed, "train", step, name)
-    chosen = torch.randperm(mean.shape[0], generator=generator)[: settings.max_num_instances]
-    x0 = sample_latents(mean[chosen].float(), logvar[chosen].float(), generator)
+    rows = choose_instances(features.mask_share, generator, settings.max_num_instances, settings.min_mask_share)
+    features = features.select(rows)
+    x0 = sample_latents(features.mean.float(), features.logvar.float(), generator)
     eps = torch.randn(x0.shape, generator=generator)
     sigma = sample_sigmas(settings.sigma_density, 1, generator, settings.logit_mean, settings.logit_std)
     dropped, alone = torch.rand(2, generator=generator).tolist()
-    kept = tuple(c[chosen] for c in conditions)
+    conditions = features.conditions()
     if dropped < settings.condition_dropout:
-        kept = tuple(torch.zeros_like(c) for c in kept)
-    count = len(chosen)
+        conditions = tuple(torch.zeros_like(c) for c in conditions)
+    count = len(features)
     groups = [1] * count if alone < settings.single_object_share else [count]
-    return SceneInputs(add_noise(x0, eps, sigma), target(x0, eps), sigma.item(), kept, groups)
+    return SceneInputs(add_noise(x0, eps, sigma), target(x0, eps), sigma.item(), conditions, groups)
+
+
+@dataclass(frozen=True)
+class SceneBatch:
+    """Scenes that go through the network together."""
+
+    scenes: tuple[SceneInputs, ...]
+
+    @property
+    def num_instances(self) -> int:
+        """Instances of all scenes."""
+        return sum(scene.noised.shape[0] for scene in self.scenes)
+
+    @property
+    def sigmas(self) -> Tensor:
+        """The noise level of every instance, [sum of n]."""
+        return torch.tensor([scene.sigma for scene in self.scenes for _ in range(scene.noised.shape[0])])
 
 
 def instance_losses(
-    transformer: DiT, scenes: Sequence[SceneInputs], multi_instance: bool = True, num_train_timesteps: int = 1000
+    transformer: DiT, batch: SceneBatch, multi_instance: bool = True, num_train_timesteps: int = 1000
 ) -> Tensor:
     """Mean squared error of each instance of a batch of scenes, unweighted, in fp32: [sum of n].
 
     Args:
-        scenes: from `draw_scene`; their tensors are moved to the transformer's device.
+        batch: from `draw_scene`; its tensors are moved to the transformer's device.
         multi_instance: False trains every instance as a scene of its own.
     """
-    weight = transformer.proj_in.weight
-    sizes = [scene.noised.shape[0] for scene in scenes]
-    noised = torch.cat([s.noised for s in scenes]).to(weight.device)
-    targets = torch.cat([s.target for s in scenes]).to(weight.device)
-    conditions = [torch.cat(c).to(weight.device) for c in zip(*(s.conditions for s in scenes), strict=True)]
-    sigmas = instance_sigmas(scenes).to(weight.device)
-    groups = [size for scene in scenes for size in scene.groups] if multi_instance else [1] * sum(sizes)
-    prediction = transformer(noised, sigmas * num_train_timesteps, *conditions, groups=groups)
+    device, scenes = transformer.proj_in.weight.device, batch.scenes
+    noised = torch.cat([s.noised for s in scenes]).to(device)
+    targets = torch.cat([s.target for s in scenes]).to(device)
+    conditions = [torch.cat(c).to(device) for c in zip(*(s.conditions for s in scenes), strict=True)]
+    groups = [size for s in scenes for size in s.groups] if multi_instance else [1] * batch.num_instances
+    timesteps = batch.sigmas.to(device) * num_train_timesteps
+    prediction = transformer(noised, timesteps, *conditions, groups=groups)
     return (prediction.float() - targets).square().mean(dim=(1, 2))
-
-
-def instance_sigmas(scenes: Sequence[SceneInputs]) -> Tensor:
-    """The noise level of every instance, [sum of n]."""
-    return torch.tensor([scene.sigma for scene in scenes for _ in range(scene.noised.shape[0])])
 
 
 def weighted_loss(losses: Tensor, sigmas: Tensor, weighting: str, total_instances: int) -> Tensor:

@@ -36,14 +36,12 @@ from .images import (
     split_instances,
 )
 from .isosurface import NoSurfaceError, extract_surface
-from .model_folder import KINDS, Kind, ModelFolder, save_model_folder
+from .model_folder import KINDS, Kind, ModelFolder, default_num_tokens, save_model_folder
 from .seeds import torch_generator
 from .vae import VAE
 
 if TYPE_CHECKING:
     import trimesh
-
-TRIPOSG_TOKENS = 2048
 
 
 class NoSurfaceWarning(UserWarning):
@@ -239,8 +237,8 @@ class Pipeline:
 
     @property
     def default_num_tokens(self) -> int:
-        """MIDI's pipeline takes the number of tokens from the transformer's width; TripoSG's default is 2048."""
-        return self.transformer.config.width if self.clip is not None else TRIPOSG_TOKENS
+        """Latent tokens per instance when none are asked for."""
+        return default_num_tokens(self.kind, self.transformer.config)
 
     @torch.inference_mode()
     def decode_meshes(

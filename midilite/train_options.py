@@ -60,6 +60,8 @@ class TrainOptions:
     condition_dropout: float = option(0.1, "probability of zeroing all conditions of a scene")
     single_object_share: float = option(0.3, "probability of training a scene's objects each on its own")
     max_num_instances: int = option(7, "most instances of a scene used in one step; others wait for another step")
+    min_mask_share: float = option(0.0, "instances that cover less of the picture than this share are left out")
+    mask_variants: tuple[int, ...] = option((0,), "mask sizes in pixels more (or less) to choose from, such as 0 2 -2")
     num_tokens: int | None = option(None, "latent tokens per instance (default: the transformer's width)")
 
     checkpointing_steps: int = option(500, "full state every so many optimizer steps; 0 never", alters_run=False)
@@ -76,7 +78,7 @@ class TrainOptions:
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
-        for name in ("condition_dropout", "single_object_share", "lora_dropout"):
+        for name in ("condition_dropout", "single_object_share", "lora_dropout", "min_mask_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a probability between 0 and 1")
         if self.max_train_steps is not None and self.max_train_steps < 1:

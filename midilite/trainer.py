@@ -30,17 +30,26 @@ from .train_options import TrainOptions
 from .train_state import find_checkpoint, load_checkpoint, save_checkpoint
 
 
+class Batch(Protocol):
+    """The inputs of one forward pass; only their number of instances matters to the loop."""
+
+    num_instances: int
+
+
 class Task(Protocol):
     """What the loop needs to know about a training job."""
 
     parameters: dict[str, nn.Parameter]
     num_scenes: int
 
-    def instances(self, scene: int) -> int:
-        """How many instances of a scene take part in a step."""
+    def draw(self, scenes: list[int], step: int) -> Batch:
+        """The inputs of these scenes at a step: a function of (seed, step, scene)."""
 
-    def loss(self, scenes: list[int], step: int, total_instances: int) -> tuple[Tensor, Tensor]:
-        """(share of the step's loss, unweighted loss of each instance) of one batch of scenes."""
+    def loss(self, batch: Batch, total_instances: int) -> tuple[Tensor, Tensor]:
+        """(share of the step's loss, unweighted loss of each instance [n]) of one batch.
+
+        The loss of a step is the mean over its `total_instances`, those of other batches and ranks included.
+        """
 
     def save_weights(self, folder: Path) -> None:
         """Write the trained weights in their useful form."""
@@ -123,10 +132,12 @@ class Trainer:
         rate = options.learning_rate * self.factor(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        total = sum(self.task.instances(scene) for scene in self.plan.scenes(step))
+        batches = [self.task.draw(scenes, step) for scenes in self.plan.batches(step, self.world.rank)]
+        count = torch.tensor(float(sum(batch.num_instances for batch in batches)), device=self.device)
+        total = int(sum_over_ranks(count, self.world))
         sums = torch.zeros(2, dtype=torch.float64)  # weighted loss (already a share), unweighted loss
-        for batch in self.plan.batches(step, self.world.rank):
-            loss, losses = self.task.loss(batch, step, total)
+        for batch in batches:
+            loss, losses = self.task.loss(batch, total)
             self.scaler.scale(loss).backward()
             sums += torch.stack([loss.detach().double(), losses.detach().double().sum() / total]).cpu()
         norm = self._update()

@@ -1,0 +1,160 @@
+"""LoRA training from a folder of samples to an adapter folder: the task, and the order of events.
+
+    check data -> encode what the cache lacks -> transformer + fresh adapter -> Trainer -> lora-final/
+
+The base is loaded in the type of `mixed_precision` and frozen; the adapter is fp32 throughout. Encoders are in memory
+only while the cache is filled (with `no_cache` they stay).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from . import lora
+from .adapter_writers import write_peft_folder, write_state_dict
+from .adapters import describe
+from .augment import choose
+from .cache import FeatureCache, LiveFeatures
+from .data import Scene, find_scenes
+from .distributed import World, start, stop
+from .dit import DiT
+from .model_folder import ModelFolder
+from .objective import ObjectiveSettings, SceneBatch, draw_scene, instance_losses, weighted_loss
+from .options import write_yaml
+from .seeds import torch_generator
+from .train_options import TrainOptions
+from .trainer import Trainer
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FINAL = "lora-final"
+
+
+def lora_config(options: TrainOptions) -> lora.LoRAConfig:
+    """The adapter that the options ask for."""
+    return lora.LoRAConfig(
+        options.lora_rank, options.lora_alpha, options.lora_dropout, options.lora_target_modules, options.use_rslora
+    )
+
+
+def objective_settings(options: TrainOptions) -> ObjectiveSettings:
+    """The options that decide what is drawn."""
+    return ObjectiveSettings(**{f.name: getattr(options, f.name) for f in dataclasses.fields(ObjectiveSettings)})
+
+
+class LoRATask:
+    """Training a LoRA on a frozen transformer from encoded scenes; see `trainer.Task`.
+
+    Args:
+        transformer: with no adapter of the name "default" yet.
+        scenes: the training scenes.
+        features: where their encoded form comes from.
+        options: see `TrainOptions`.
+    """
+
+    def __init__(
+        self, transformer: DiT, scenes: list[Scene], features: FeatureCache | LiveFeatures, options: TrainOptions
+    ) -> None:
+        self.transformer, self.scenes, self.features, self.options = transformer, scenes, features, options
+        self.config, self.settings = lora_config(options), objective_settings(options)
+        lora.inject(transformer, self.config, seed=options.seed)
+        lora.freeze_base(transformer)
+        transformer.gradient_checkpointing = options.gradient_checkpointing
+        transformer.train()
+        self.parameters: dict[str, nn.Parameter] = lora.adapter_parameters(transformer)
+        self.num_scenes = len(scenes)
+
+    def draw(self, scenes: list[int], step: int) -> SceneBatch:
+        """The inputs of these scenes at a step; also chooses each scene's view and mask variant."""
+        inputs = []
+        for scene in (self.scenes[i] for i in scenes):
+            generator = torch_generator(self.options.seed, "view", step, scene.name)
+            view = choose(len(scene.views), generator)
+            features = self.features.load(scene, view, choose(len(self.features.mask_variants), generator))
+            inputs.append(draw_scene(features, scene.name, step, self.settings))
+        return SceneBatch(tuple(inputs))
+
+    def loss(self, batch: SceneBatch, total_instances: int) -> tuple[Tensor, Tensor]:
+        """See `trainer.Task.loss`."""
+        losses = instance_losses(self.transformer, batch, self.options.enable_multi_instance_attention)
+        return weighted_loss(losses, batch.sigmas, self.options.loss_weighting, total_instances), losses
+
+    def save_weights(self, folder: Path) -> None:
+        """Write the adapter as a PEFT folder, with the bare `lora_weights.pth` beside it."""
+        state = lora.adapter_state(self.transformer)
+        facts = {"data_dir": str(self.options.data_dir), "scenes": self.num_scenes, "seed": self.options.seed}
+        metadata = describe(self.transformer, facts, base_model=self.options.pretrained_model)
+        write_peft_folder(folder, state, self.config, metadata)
+        write_state_dict(folder / "lora_weights.pth", state, self.config, metadata)
+
+
+def say(text: str) -> None:
+    """A line for the person who watches; results go to files."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def open_features(
+    folder: ModelFolder, options: TrainOptions, device: torch.device, num_tokens: int
+) -> FeatureCache | LiveFeatures:
+    """The cache of encoded scenes, or encoders that run at every step with `no_cache`."""
+    settings = (folder, num_tokens, options.seed, DTYPES[options.mixed_precision], device, options.mask_variants)
+    if options.no_cache:
+        return LiveFeatures(*settings)
+    return FeatureCache(options.cache_dir or Path(options.output_dir) / "cache", *settings)
+
+
+def train_lora(options: TrainOptions, on_step: Callable[[int, dict[str, float]], None] | None = None) -> Path:
+    """Train an adapter as the options say; under torchrun, together with the other processes.
+
+    Returns:
+        The folder of the final adapter, `<output_dir>/lora-final`.
+
+    Raises:
+        ValueError: an option, the data or the model can't be used; nothing was trained then.
+    """
+    if options.data_dir is None:
+        raise ValueError("data_dir is missing: pass --data_dir, a folder made by examples/prepare_data.py")
+    scenes = find_scenes(options.data_dir)
+    folder = ModelFolder(options.pretrained_model)
+    world, device = start(options.device)
+    try:
+        return _train(options, folder, scenes, world, device, on_step)
+    finally:
+        stop()
+
+
+def _train(
+    options: TrainOptions,
+    folder: ModelFolder,
+    scenes: list[Scene],
+    world: World,
+    device: torch.device,
+    on_step: Callable[[int, dict[str, float]], None] | None,
+) -> Path:
+    output_dir = Path(options.output_dir)
+    features = open_features(folder, options, device, options.num_tokens or folder.default_num_tokens)
+    features.prepare(scenes, world.rank, world.size, _announce if world.is_main else None)
+    world.barrier()
+    transformer = folder.load_transformer(device, DTYPES[options.mixed_precision], options.mi_attention_blocks)
+    task = LoRATask(transformer, scenes, features, options)
+    trainer = Trainer(task, options, world, device, on_step)
+    if world.is_main:
+        write_yaml(output_dir / "config.yaml", options)
+        trained = sum(p.numel() for p in task.parameters.values())
+        say(f"training {trained:,} adapter weights on {len(scenes)} scenes for {trainer.total_steps} steps on {device}")
+    started = time.monotonic()
+    trainer.train()
+    trainer.save_weights(FINAL)
+    if world.is_main:
+        say(f"done in {time.monotonic() - started:.0f} s: {output_dir / FINAL}")
+    return output_dir / FINAL
+
+
+def _announce(done: int, total: int, text: str) -> None:
+    say(f"encoding {done}/{total} {text}" if total else text)
