@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -159,9 +160,12 @@ class FeatureCache:
             )
         self._check_space(needed * world_size)
         written = 0
+        surfaces: tuple[Scene | None, dict[int, np.ndarray]] = (None, {})
         try:
             for done, (scene, view, missing) in enumerate(todo, start=1):
-                for path in self._compute(scene, view, missing):
+                if scene is not surfaces[0]:
+                    surfaces = (scene, {})
+                for path in self._compute(scene, view, missing, surfaces[1]):
                     written += path.stat().st_size
                 if progress is not None:
                     progress(done, len(todo), f"encoded {scene.name}")
@@ -188,9 +192,11 @@ class FeatureCache:
                 "choose another --cache_dir, fewer views or mask variants, or --no_cache"
             )
 
-    def _compute(self, scene: Scene, view: int, variants: Sequence[int]) -> Iterator[Path]:
+    def _compute(
+        self, scene: Scene, view: int, variants: Sequence[int], known: dict[int, np.ndarray] | None = None
+    ) -> Iterator[Path]:
         """Encode and write variants of one view; the latents, which all of them share, once."""
-        data = read_scene(scene, view)
+        data = read_scene(scene, view, known=known)
         latents = self.encoder.latents(data)
         for variant in variants:
             features = self.encoder.features(data, latents, self.mask_variants[variant])

@@ -25,15 +25,16 @@ from torch import Tensor
 
 from .files import load_npy
 from .front3d import find_rooms, is_front3d
-from .images import load_mask, load_rgb
+from .images import label_values, load_mask, load_rgb
 from .normals import estimate_normals
-from .scene_files import IMAGE, MASK, SURFACE, InstanceSource, Problem, Scene, View, find_samples
+from .scene_files import IMAGE, MASK, SURFACE, InstanceSource, Problem, Scene, View, find_samples, short_list
 from .seeds import numpy_generator
 
 __all__ = ["InstanceSource", "Problem", "Scene", "SceneData", "View", "find_scenes", "read_scene", "scan"]
 
 LAYOUTS = ("auto", "samples", "front3d")
 FARTHEST = 1.05  # |coordinate| beyond which a surface can't have been normalised with its scene
+MISSING_NORMALS = "normals are missing, estimated from the points"  # how a note says so
 _UNIT_ERROR = 0.1  # normals may be off unit length by this much; they are normalised then
 _UNIT_NOTE = 1e-3  # and by this much without being mentioned
 
@@ -113,12 +114,13 @@ def scan(
         raise ValueError(f"layout is {layout!r}; it must be one of {', '.join(LAYOUTS)}")
     if not root.is_dir():
         raise ValueError(f"{root}: no such data folder")
+    if index_range is not None and not 0 <= index_range[0] < index_range[1]:
+        raise ValueError(f"the index range {index_range[0]}:{index_range[1]} is empty; expected 0 <= first < end")
     try:
         if layout == "front3d" or (layout == "auto" and (room_list or is_front3d(root))):
             scenes = find_rooms(root, problems, index_range, room_list, object_list)
         else:
-            scenes = find_samples(root, problems)
-            scenes = scenes if index_range is None else scenes[slice(*index_range)]
+            scenes = _part_of(find_samples(root, problems), index_range, root)
     except OSError as error:
         raise ValueError(f"{error.filename or root}: cannot be read ({error.strerror or error})") from error
     if not scenes:
@@ -130,41 +132,58 @@ def scan(
     return scenes
 
 
+def _part_of(scenes: list[Scene], index_range: tuple[int, int] | None, root: Path) -> list[Scene]:
+    if index_range is None or not scenes:
+        return scenes
+    if index_range[0] >= len(scenes):
+        raise ValueError(f"{root}: the index range begins at {index_range[0]}, there are {len(scenes)} usable samples")
+    return scenes[slice(*index_range)]
+
+
 # ------------------------------------------------------------------------------------------------------------ reading
 
 
-def read_scene(scene: Scene, view: int = 0, num_points: int | None = None) -> SceneData:
+def read_scene(
+    scene: Scene, view: int = 0, num_points: int | None = None, known: dict[int, np.ndarray] | None = None
+) -> SceneData:
     """Read one view of a scene.
 
     Args:
         num_points: resample every surface to this many points; None keeps them (the largest count, when they differ).
+        known: surfaces of this very scene that were read before, by instance; those read now are added. For reading
+            several views without reading (and perhaps estimating normals of) the same surfaces again.
 
     Raises:
         ValueError: a file is missing or damaged, sizes differ, a label has no pixel, or a surface can't be used; the
             message names the file.
     """
-    data = read_scene_quietly(scene, view, num_points)
-    if any(_ESTIMATED in note for note in data.notes):
+    data = read_scene_quietly(scene, view, num_points, known)
+    if any(MISSING_NORMALS in note for note in data.notes):
         text = "some surfaces have no normals; they are estimated from the points (see prepare_data.py --check)"
         warnings.warn(text, MissingNormalsWarning, stacklevel=2)
     return data
 
 
-def read_scene_quietly(scene: Scene, view: int = 0, num_points: int | None = None) -> SceneData:
-    """`read_scene` without a warning: what was mended is in the result's notes."""
+def read_scene_quietly(
+    scene: Scene,
+    view: int = 0,
+    num_points: int | None = None,
+    known: dict[int, np.ndarray] | None = None,
+    estimate: bool = True,
+) -> SceneData:
+    """`read_scene` without a warning: what was mended is in the result's notes.
+
+    Args:
+        estimate: False leaves missing normals zero, for a check that only wants to know.
+    """
     if not 0 <= view < len(scene.views):
         raise ValueError(f"{scene.name}: view {view} does not exist, there are {len(scene.views)}")
     chosen = scene.views[view]
+    _check_files(scene, chosen)
     image = load_rgb(chosen.image)
-    labels, indices = _label_map(scene, chosen, image.size)
-    files: dict[Path, Any] = {}
     notes: list[str] = []
-    surfaces = []
-    for index in indices:
-        source = scene.instances[index]
-        if source.surface not in files:
-            files[source.surface] = load_npy(source.surface)
-        surfaces.append(_surface(files[source.surface], source, notes))
+    labels, indices = _label_map(scene, chosen, image.size, notes)
+    surfaces = _surfaces(scene, indices, {} if known is None else known, notes, estimate)
     count = num_points or max(map(len, surfaces))
     if any(len(surface) != count for surface in surfaces):
         notes.append(f"surfaces have {sorted({len(s) for s in surfaces})} points; resampled to {count}")
@@ -172,18 +191,24 @@ def read_scene_quietly(scene: Scene, view: int = 0, num_points: int | None = Non
     return SceneData(scene.name, image, labels, torch.from_numpy(np.stack(sampled)), indices, tuple(notes))
 
 
-def _label_map(scene: Scene, view: View, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, ...]]:
+def _check_files(scene: Scene, view: View) -> None:
+    """Only plain files are opened: a pipe in their place would be waited for without end."""
+    paths = [view.image, *([view.mask] if view.mask else [source.mask for source in scene.instances])]
+    paths += [source.surface for source in scene.instances]
+    for path in dict.fromkeys(paths):
+        if not path.is_file():
+            raise ValueError(f"{path}: is {'not a file' if path.exists() else 'missing'}")
+
+
+def _label_map(scene: Scene, view: View, size: tuple[int, int], notes: list[str]) -> tuple[np.ndarray, tuple[int, ...]]:
     """Labels 1..n and the instances they stand for.
 
     Where masks of several samples overlap, the smaller object is taken to be in front: else it might vanish.
     """
-    masks: dict[Path, np.ndarray] = {}
+    masks = _masks(scene, view, size, notes)
     regions: list[tuple[int, np.ndarray]] = []
     for index, source in enumerate(scene.instances):
         path = view.mask or source.mask
-        if path not in masks:
-            limit = {} if view.mask is None else {"max_labels": None}
-            masks[path] = load_mask(path, size, **limit)
         region = masks[path] == source.label
         if region.any():
             regions.append((index, region))
@@ -201,16 +226,47 @@ def _label_map(scene: Scene, view: View, size: tuple[int, int]) -> tuple[np.ndar
     return labels, tuple(index for index, _ in regions)
 
 
-_ESTIMATED = "normals estimated"
+def _masks(scene: Scene, view: View, size: tuple[int, int], notes: list[str]) -> dict[Path, np.ndarray]:
+    """The label maps of a view, by file. Labels that belong to no instance are an error, or noted for id maps."""
+    wanted: dict[Path, set[int]] = {}
+    for source in scene.instances:
+        wanted.setdefault(view.mask or source.mask, set()).add(source.label)
+    masks = {}
+    for path, labels in wanted.items():
+        limit = {} if view.mask is None else {"max_labels": None}
+        masks[path] = load_mask(path, size, **limit)
+        extra = [label for label in label_values(masks[path]) if label not in labels]
+        if extra and view.mask is None:
+            raise ValueError(f"{path}: labels without surface: {short_list(extra)}")
+        if extra:
+            notes.append(f"{path}: ids without surface, taken as background: {short_list(extra)}")
+    return masks
 
 
-def _surface(value: Any, source: InstanceSource, notes: list[str]) -> np.ndarray:
+def _surfaces(
+    scene: Scene, indices: Sequence[int], known: dict[int, np.ndarray], notes: list[str], estimate: bool
+) -> list[np.ndarray]:
+    """Surfaces [N, 6] of these instances; every file is read once."""
+    files: dict[Path, Any] = {}
+    for index in indices:
+        source = scene.instances[index]
+        if index in known:
+            continue
+        if source.surface not in files:
+            files[source.surface] = load_npy(source.surface)
+        known[index] = _surface(files[source.surface], source, notes, estimate)
+    return [known[index] for index in indices]
+
+
+def _surface(value: Any, source: InstanceSource, notes: list[str], estimate: bool) -> np.ndarray:
     """float32 [N, 6] out of what the file holds. Raises ValueError naming file and reason."""
     path = source.surface
     points, normals = _points_and_normals(value, source)
     _check_points(points, path)
     if normals is None or not normals.any():
-        notes.append(f"{path}: {_ESTIMATED}")
+        notes.append(f"{path}: {MISSING_NORMALS}" + ("" if source.row is None else f" (row {source.row})"))
+        if not estimate:
+            return np.concatenate([points, np.zeros_like(points)], axis=1)
         try:
             normals = estimate_normals(points)
         except ValueError as error:

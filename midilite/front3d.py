@@ -45,15 +45,13 @@ def find_rooms(
         room_list, object_list: json files, when their names don't tell (relative to `root`).
 
     Raises:
-        ValueError: a list is missing, ambiguous or malformed, or the range is empty.
+        ValueError: a list is missing, ambiguous or malformed, or the range begins after its end.
     """
     rooms_file = _list_file(root, room_list, "room")
     rooms = _names(read_json(rooms_file), rooms_file, parts=2)
     objects = _objects_by_room(_list_file(root, object_list, "furniture", "object"))
     if index_range is not None:
         first, end = index_range
-        if not 0 <= first < end:
-            raise ValueError(f"the index range {first}:{end} is empty or negative; expected 0 <= first < end")
         if first >= len(rooms):
             raise ValueError(f"{rooms_file}: the index range {first}:{end} begins after the last of {len(rooms)} rooms")
         rooms = rooms[first:end]

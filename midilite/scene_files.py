@@ -91,19 +91,31 @@ def find_samples(root: Path, problems: list[Problem]) -> list[Scene]:
     by_size: dict[int, list[Scene]] = {}  # user-made samples that may share their picture
     for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
         try:
+            _check_name(folder)
             scene = _folder_scene(folder, problems)
+            size = scene.image.stat().st_size if scene is not None else 0
         except (ValueError, OSError) as error:
-            problems.append(Problem("error", folder.name, str(folder), str(error)))
+            problems.append(Problem("error", *map(_printable, (folder.name, str(folder), str(error)))))
             continue
         if scene is None:
             continue
         if scene.image.name == IMAGE and not (folder / MANIFEST).exists():
-            by_size.setdefault(scene.image.stat().st_size, []).append(scene)
+            by_size.setdefault(size, []).append(scene)
         else:
             scenes.append(scene)
     for group in by_size.values():
         scenes += _merge_same_picture(group, problems)
     return sorted(scenes, key=lambda scene: scene.name)
+
+
+def _check_name(folder: Path) -> None:
+    """Names key the randomness and go into logs and reports, so they must be text."""
+    if _printable(folder.name) != folder.name:
+        raise ValueError(f"{folder}: the folder's name is not valid UTF-8; rename it")
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _folder_scene(folder: Path, problems: list[Problem]) -> Scene | None:
@@ -124,10 +136,10 @@ def _folder_scene(folder: Path, problems: list[Problem]) -> Scene | None:
             f"{folder}: is unfinished ({UNFINISHED} is there): run prepare_data again, or remove the folder"
         )
     image = IMAGE if IMAGE in present else INSTANCE_IMAGE
-    missing = [name for name in (image, MASK, SURFACE) if name not in present]
+    missing = [name for name in (image, MASK, SURFACE) if not (folder / name).is_file()]
     if missing:
         names = [f"{IMAGE} (or {INSTANCE_IMAGE})" if name == INSTANCE_IMAGE else name for name in missing]
-        raise ValueError(f"{folder}: is incomplete, missing {', '.join(names)}")
+        raise ValueError(f"{folder}: is incomplete, missing the file(s) {', '.join(names)}")
     manifest = read_manifest(folder)
     labels = label_values(load_mask(folder / MASK)) if manifest is None else _manifest_labels(manifest, folder)
     rows = _pair(labels, surface_rows(folder / SURFACE), folder)
@@ -154,12 +166,13 @@ def _pair(labels: list[int], rows: int | None, folder: Path) -> list[int | None]
     surfaces = "one surface" if rows is None else f"{rows} surface(s)"
     which = "labels without surface" if (rows or 1) < len(labels) else "surfaces without label"
     raise ValueError(
-        f"{folder}: {MASK} has {len(labels)} label(s) {_short(labels)} but {SURFACE} has {surfaces}: {which}; "
+        f"{folder}: {MASK} has {len(labels)} label(s) {short_list(labels)} but {SURFACE} has {surfaces}: {which}; "
         "there must be one [N, C] row of a [K, N, C] array per label, in ascending order"
     )
 
 
-def _short(labels: list[int]) -> str:
+def short_list(labels: list[int]) -> str:
+    """At most eight of the labels, for a message."""
     return str(labels) if len(labels) <= 8 else f"[{', '.join(map(str, labels[:8]))}, ...]"
 
 
@@ -199,7 +212,8 @@ def _merge_same_picture(group: list[Scene], problems: list[Problem]) -> Iterator
         first = scenes[0]
         if len(scenes) > 1:
             first = replace(first, instances=tuple(_distinct_instances(scenes, problems)))
-        yield first
+        if first.instances:
+            yield first
 
 
 def _distinct_instances(scenes: list[Scene], problems: list[Problem]) -> Iterator[InstanceSource]:
