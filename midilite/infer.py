@@ -1,0 +1,160 @@
+"""One image and a mask to a scene file and a preview: what `examples/infer.py` does after reading its options."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from .options import option
+from .scene_export import check_suffix, export_scene
+
+if TYPE_CHECKING:
+    from .pipeline import Pipeline, Result
+
+EXAMPLE = Path(__file__).parent / "assets" / "example"
+PREVIEW_SIZE = 320
+
+
+@dataclass(frozen=True)
+class InferOptions:
+    """Options of `examples/infer.py`; see the help texts."""
+
+    pretrained_model: str = option("tiny", "checkpoint folder, name of a shipped model, or hub:OWNER/NAME")
+    rgb_image: str | None = option(None, "the picture (default: the example that ships with midilite)")
+    seg_image: str | None = option(None, "its instance mask; TripoSG models need none")
+    output: str = option("outputs/scene.glb", "scene file: .glb, .obj, .ply or .stl; a .png preview goes beside it")
+    lora_path: tuple[str, ...] | None = option(None, "adapters: folders or files of any format")
+    lora_scale: tuple[float, ...] = option((1.0,), "strength of each adapter, or one for all")
+    lora_alpha: float | None = option(None, "for adapter files that don't hold their alpha (default: their rank)")
+    num_inference_steps: int = option(50, "denoising steps")
+    guidance_scale: float = option(7.0, "classifier-free guidance; 1 switches it off and halves the work")
+    seed: int = option(42, "of the initial noise")
+    num_tokens: int | None = option(None, "latent tokens per instance (default: the model's)")
+    grid_depth: int = option(8, "surface grid of 2^depth cells per axis around each object")
+    smoothing: str = option("none", "mean over 3x3x3 grid nodes before the surface is taken", ("none", "box3"))
+    padding: bool = option(False, "paste the picture on a larger white square when objects reach near its border")
+    mi_attention_blocks: tuple[str, ...] | None = option(None, "multi-instance blocks (default: the model's own)")
+    mixed_precision: str | None = option(None, "no, bf16 or fp16 (default: bf16 on a GPU)", ("no", "bf16", "fp16"))
+    device: str | None = option(None, "cpu, cuda or cuda:N (default: a GPU when there is one)")
+    preview: bool = option(True, "write the preview picture")
+
+    def __post_init__(self) -> None:
+        check_suffix(self.output)
+        if (self.rgb_image is None) != (self.seg_image is None) and self.rgb_image is None:
+            raise ValueError("seg_image is given without rgb_image: pass both, or neither for the shipped example")
+        for name, least, most in (("num_inference_steps", 1, 1000), ("grid_depth", 3, 10)):
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected {least} to {most}")
+        if self.lora_path and len(self.lora_scale) not in (1, len(self.lora_path)):
+            raise ValueError(f"{len(self.lora_path)} adapters but {len(self.lora_scale)} scales; give one, or one each")
+
+
+def run(options: InferOptions) -> Result:
+    """Load the model and adapters, generate, write the scene and its preview; returns the result.
+
+    Raises:
+        ValueError: model, adapter, image or mask can't be used, or nothing has a surface.
+        OSError: the output can't be written.
+    """
+    import torch
+
+    from .pipeline import NoSurfaceWarning, load_pipeline
+
+    dtype = {None: None, "no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.mixed_precision]
+    started = time.monotonic()
+    pipe = load_pipeline(options.pretrained_model, options.device, dtype, options.mi_attention_blocks)
+    load_adapters(pipe, options.lora_path or (), options.lora_scale, options.lora_alpha)
+    rgb, seg = options.rgb_image, options.seg_image
+    if rgb is None:
+        rgb, seg = str(EXAMPLE / "rgb.png"), str(EXAMPLE / "seg.png")
+    _say(f"loaded {options.pretrained_model} on {pipe.device} in {time.monotonic() - started:.1f} s")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", NoSurfaceWarning)
+        result = pipe(
+            rgb,
+            seg,
+            num_inference_steps=options.num_inference_steps,
+            guidance_scale=options.guidance_scale,
+            seed=options.seed,
+            num_tokens=options.num_tokens,
+            depth=options.grid_depth,
+            smoothing=options.smoothing,
+            padding=options.padding,
+            on_step=_show_step,
+        )
+    for warning in caught:
+        _say(f"warning: {warning.message}")
+    export_scene(result.scene, options.output)
+    if options.preview:
+        write_preview(result, Path(options.output).with_suffix(".png"))
+    _say(f"{options.output}: {len(result.scene.geometry)} objects, {time.monotonic() - started:.1f} s in all")
+    return result
+
+
+def load_adapters(pipe: Pipeline, paths: Sequence[str], scales: Sequence[float], lora_alpha: float | None) -> None:
+    """Load adapters under the names `lora_0`, `lora_1`, ... and print what is worth knowing about their files."""
+    for i, path in enumerate(paths):
+        scale = scales[i if len(scales) > 1 else 0]
+        for note in pipe.load_adapter(path, scale, f"lora_{i}", lora_alpha):
+            _say(f"{path}: {note}")
+
+
+def write_preview(result: Result, path: Path) -> None:
+    """A sheet of four pictures: input, mask in the instances' colours, and the scene from the front and from aside."""
+    from .files import atomic_write
+
+    with atomic_write(path) as temporary:
+        preview(result).save(temporary, format="PNG")
+
+
+def preview(result: Result, size: int = PREVIEW_SIZE) -> Image.Image:
+    """See `write_preview`."""
+    from .render import preview_sheet
+
+    conditions = result.conditions
+    inputs = [_fit(conditions.image, size), _fit(mask_picture(conditions.image, conditions.mask), size)]
+    return preview_sheet([*inputs, *scene_pictures(result, size)], ["input", "mask", "front", "side"])
+
+
+def scene_pictures(result: Result, size: int = PREVIEW_SIZE) -> list[Image.Image]:
+    """Two renders of a generated scene, from the front and from 50 degrees to the side."""
+    from .camera import orbit_camera
+    from .render import as_scene, render
+
+    scene = as_scene(result.scene, None)
+    cameras = [orbit_camera(azimuth, 15.0, scene.bounds(), size=size) for azimuth in (0.0, 50.0)]
+    return [render(result.scene, camera).image for camera in cameras]
+
+
+def mask_picture(image: Image.Image, labels: np.ndarray | None) -> Image.Image:
+    """The instances in their colours over a pale version of the image."""
+    from .images import label_values
+    from .pipeline import instance_color
+
+    pixels = 255 - (255 - np.asarray(image.convert("RGB"), dtype=np.float32)) * 0.3
+    for i, label in enumerate([] if labels is None else label_values(labels)):
+        pixels[labels == label] = instance_color(i)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def _fit(image: Image.Image, size: int) -> Image.Image:
+    copy = image.convert("RGB")
+    copy.thumbnail((size, size))
+    return copy
+
+
+def _show_step(done: int, total: int) -> None:
+    if done == total or done % max(1, total // 10) == 0:
+        _say(f"denoising {done}/{total}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
