@@ -26,7 +26,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from midilite.marching import Bound, Surface, marching
+from .marching import Bound, Surface, marching
 
 __all__ = ["NoSurfaceError", "Surface", "extract_surface", "marching", "smooth_box3"]
 
@@ -215,12 +215,12 @@ class _Search:
             self._update_slope(_corner_values(values, block), (differs * size).norm(dim=2))
         reach = self.margin * self.slope * ((1 + differs) / 2 * size).norm(dim=2)
         eighths = torch.zeros(m, m, m, dtype=torch.bool, device=self.device)
-        strides = torch.tensor([m * m, m, 1], device=self.device)
         for block in blocks:
             distance = _corner_values(values, block).abs()
-            first = torch.stack([block // (n * n), block // n % n, block % n], 1) * 2 @ strides
-            for i, step in enumerate((self.corners * strides).sum(1)):
-                eighths.view(-1)[first + step] = (distance <= reach[i][:, None]).all(0)
+            first = 2 * (block // (n * n) * (m * m) + block // n % n * m + block % n)
+            for i in range(8):
+                eighth = first + (i & 1) * m * m + (i >> 1 & 1) * m + (i >> 2)
+                eighths.view(-1)[eighth] = (distance <= reach[i][:, None]).all(0)
         return eighths
 
     def _update_slope(self, corner_values: Tensor, distance: Tensor) -> None:

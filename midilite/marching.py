@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 MIN_FRACTION = 1e-3  # of a cell edge; in float32 on [-1, 1] still 30 times the rounding of a coordinate at depth 8
+_BLOCK = 1 << 18  # cells connected at a time, to bound memory
 _OUTSIDE = 1e30  # value beyond the grid's border
 
 Bound = float | Sequence[float] | Tensor
@@ -193,17 +194,27 @@ def marching(values: Tensor, origin: Bound = 0.0, spacing: Bound = 1.0, level: f
     codes, shape = _cell_codes(values <= level)
     cells = _mixed_cells(codes)
     cases = codes[cells].int()
-    index = torch.stack([cells // (shape[1] * shape[2]), cells // shape[2] % shape[1], cells % shape[2]], 1)
     # A node owns the edges that leave it along +x, +y, +z, and so does the cell it is the lowest corner of.
     row, axis = tables.owned[cases].nonzero().unbind(1)
-    vertices = _place_vertices(values, index[row], axis, level)
+    owner = cells[row]
+    vertices = _place_vertices(values, _unravel(owner, shape), axis, level)
     # Only entries of crossed edges are ever read, so this large table needs no initial value.
     vertex_of_edge = torch.empty(3 * len(codes), dtype=torch.int32, device=values.device)
-    vertex_of_edge[cells[row] * 3 + axis] = torch.arange(len(row), dtype=torch.int32, device=values.device)
-    configurations = _configurations(values, index, cases, level, tables)
-    faces, centres = _connect(cells, configurations, vertex_of_edge, shape, vertices, tables)
+    vertex_of_edge[owner * 3 + axis] = torch.arange(len(row), dtype=torch.int32, device=values.device)
+    all_faces, all_centres, number = [], [], len(row)
+    for part, case in zip(cells.split(_BLOCK), cases.split(_BLOCK), strict=True):
+        configuration = _configurations(values, _unravel(part, shape), case, level, tables)
+        faces, centres = _connect(part, configuration, vertex_of_edge, shape, vertices, number, tables)
+        all_faces.append(faces)
+        all_centres.append(centres)
+        number += len(centres)
     origin, spacing = (torch.as_tensor(x, dtype=torch.float64, device=values.device) for x in (origin, spacing))
-    return Surface((torch.cat([vertices, centres]) * spacing + origin).float(), faces)
+    return Surface((torch.cat([vertices, *all_centres]) * spacing + origin).float(), torch.cat(all_faces))
+
+
+def _unravel(cells: Tensor, shape: Sequence[int]) -> Tensor:
+    """Linear indices [M] -> index along each axis [M, 3]."""
+    return torch.stack([cells // (shape[1] * shape[2]), cells // shape[2] % shape[1], cells % shape[2]], 1)
 
 
 def _cell_codes(inside: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
@@ -256,11 +267,13 @@ def _configurations(values: Tensor, index: Tensor, cases: Tensor, level: float, 
         return configuration
     y, z = values.shape[1:]
     ambiguous = tables.ambiguous[cases[unclear]]
-    # An ambiguous face has no corner beyond the border (it would have two); for the others any node will do.
-    corners = torch.tensor([[c & 1, c >> 1 & 1, c >> 2] for c in range(8)], device=cases.device)
-    last = torch.tensor(values.shape, device=cases.device) - 1
-    node = (index[unclear][:, None] - 1 + corners).clamp(min=0).minimum(last)
-    at = values.view(-1)[node @ torch.tensor([y * z, z, 1], device=cases.device)].double() - level
+    strides = torch.tensor([y * z, z, 1], device=cases.device)
+    lowest = ((index[unclear] - 1) * strides).sum(1)  # CUDA has no integer matrix product
+    corners = torch.tensor([(c & 1) * y * z + (c >> 1 & 1) * z + (c >> 2) for c in range(8)], device=cases.device)
+    # All corners of an ambiguous face are nodes (one beyond the border would bring a neighbour along, both outside).
+    # Faces that are not may look up something else here; what they join is not used.
+    nodes = (lowest[:, None] + corners).clamp(0, values.numel() - 1)
+    at = values.view(-1)[nodes].double() - level
     at = at[:, tables.rings]  # [cells, 6, 4]
     # The saddle of the bilinear interpolant is inside exactly if the product of the inside corners is the larger one.
     # Both cubes at a face multiply the same pairs, so they agree to the last bit.
@@ -277,11 +290,12 @@ def _connect(
     vertex_of_edge: Tensor,
     shape: Sequence[int],
     vertices: Tensor,
+    number: int,
     tables: _Tables,
 ) -> tuple[Tensor, Tensor]:
     """The triangles of all mixed cells [M], in their order, int64 [F, 3]; and the centres of fans, float64 [, 3].
 
-    The centres' numbers follow those of `vertices`.
+    `number` is the number of the first of these centres.
     """
     strides = torch.tensor([shape[1] * shape[2], shape[2], 1], device=cells.device)
     offsets = (tables.corner * strides).sum(2) * 3 + tables.axis
@@ -296,5 +310,5 @@ def _connect(
     faces = vertex_of_edge.index_select(0, edges.view(-1)).view(-1, 3).long()
     owners, centre = torch.unique_consecutive(cell[fan], return_inverse=True)  # no cell has two fans
     total = vertices.new_zeros(len(owners), 3).index_add(0, centre, vertices[faces[fan, 0]])
-    faces[fan, 2] = len(vertices) + centre
+    faces[fan, 2] = number + centre
     return faces, total / torch.bincount(centre, minlength=len(owners))[:, None]
