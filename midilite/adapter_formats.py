@@ -55,6 +55,7 @@ _FOREIGN = {
     "lora_te": "a text encoder, which these models do not have",
     "text_encoder": "a text encoder, which these models do not have",
 }
+_OTHER_NETWORKS = ("lora_te", "text_encoder")
 
 _BLOCK_LINEARS = (
     *(f"{a}.{p}" for a in ("attn1", "attn2", "attn2_2") for p in ("to_q", "to_k", "to_v", "to_out.0")),
@@ -151,13 +152,14 @@ def _is_plain(key: Any, value: Any) -> bool:
 
 def _check_archive(path: Path, file: BinaryIO) -> int:
     """The size of a torch file, after making sure that it can't unpack to more than it is. Raises ValueError."""
-    size = path.stat().st_size
+    size, hint = path.stat().st_size, "it is truncated, or not written by torch.save (since torch 1.6)"
+    if file.read(4) != b"PK\x03\x04":  # torch decides by these bytes, zipfile by the file's end
+        raise ValueError(f"{path}: is not a zip archive: {hint}; nothing of it was executed")
     try:
         with zipfile.ZipFile(file) as archive:
             records = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, RuntimeError) as error:
-        hint = "it is truncated, or no file that torch.save wrote (since torch 1.6)"
-        raise ValueError(f"{path}: is not a zip archive: {hint}; nothing of it was executed") from error
+        raise ValueError(f"{path}: is a damaged zip archive: {hint}; nothing of it was executed") from error
     packed = [record.filename for record in records if record.compress_type != zipfile.ZIP_STORED]
     if packed:
         raise ValueError(f"{path}: has compressed records ({packed[0]}), as torch never writes: refused as a zip bomb")
@@ -255,7 +257,7 @@ def _by_module(tensors: Iterable[str], modules: Iterable[str] | None) -> tuple[d
             module = _module_of_kohya(kohya[1], table, modules is None)
             named = module and (module, _PARTS[kohya[2].removeprefix("lora_").removesuffix(".weight")])
         else:
-            named = _dotted(key)
+            named = None if key.startswith(_OTHER_NETWORKS) else _dotted(key)
         if not named:
             problems.append(f"unknown module {key}: not the name of exactly one" if kohya else _foreign(key))
             continue

@@ -250,7 +250,7 @@ def _misfits(adapter: AdapterFile, linears: Mapping[str, tuple[Linear, slice]]) 
     problems, ranks = [], ranks_of(adapter.state)
     for path, rank in ranks.items():
         if path not in linears:
-            near = difflib.get_close_matches(path, linears, n=1)
+            near = difflib.get_close_matches(path, linears, n=1) if len(problems) < 5 else []  # it is slow
             problems.append(f"unknown module {path}" + (f" (the nearest that exists is {near[0]})" if near else ""))
             continue
         linear, rows = linears[path]
