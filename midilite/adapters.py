@@ -160,8 +160,8 @@ def _own_entry(header: Mapping[str, str], weights: Path) -> dict[str, Any] | Non
 def _settings(
     header: Mapping[str, str], own: Mapping[str, Any] | None, weights: Path, config_file: Path | None
 ) -> tuple[dict[str, Any] | None, str]:
-    """PEFT's settings object and where it was found: the file beside the weights, else one of the header entries."""
-    if config_file is not None:
+    """PEFT's settings object and where it was found: a PEFT folder's file, else an entry of the weights' own header."""
+    if config_file is not None and (weights.name in PEFT_FILES or not own):
         if config_file.stat().st_size > 2**24:
             raise ValueError(f"{config_file}: has {config_file.stat().st_size} bytes, too many for settings")
         return parse_json(config_file.read_bytes(), str(config_file)), str(config_file)

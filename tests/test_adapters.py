@@ -141,6 +141,8 @@ def test_what_a_folder_means(tmp_path):
     torch.save(golden_state(), folder / "lora_weights.pth")  # bare: its alpha is known from the file beside it
     for path in (folder, *folder.iterdir()):
         assert read_adapter(path).config.alpha == 8, path
+    write_adapter(folder / "lora_weights.pth", replace(adapter, config=replace(CONFIG, alpha=2)), "state_dict")
+    assert read_adapter(folder / "lora_weights.pth").config.alpha == 2  # unless it says it itself
     weights = load_file(folder / "adapter_model.safetensors")
     (folder / "adapter_model.safetensors").unlink()
     torch.save(weights, folder / "adapter_model.bin")  # what old versions of peft wrote
