@@ -94,16 +94,19 @@ def to_render_mesh(mesh: trimesh.Trimesh, device: str | torch.device = "cpu", sm
 
 
 def corner_normals(vertices: np.ndarray, faces: np.ndarray, smooth: bool = True) -> np.ndarray:
-    """Unit normals [F, 3, 3] per face corner: the area-weighted mean at the vertex, or the face's own at a crease.
+    """Unit normals [F, 3, 3] per face corner: the mean at the vertex, or the face's own at a crease.
 
-    Vertices are not merged, so that edges which the file splits stay sharp.
+    The mean is weighted by the angle of each face at the vertex (Thuermer and Wuethrich 1998), so that it does not
+    depend on how a flat side is cut into triangles. Vertices are not merged: edges which the file splits stay sharp.
     """
-    flat, areas = geometry.face_normals_and_areas(vertices, faces)
+    flat, _ = geometry.face_normals_and_areas(vertices, faces)
     corners = np.repeat(flat[:, None, :], 3, axis=1)
     if not smooth:
         return corners
-    weighted = np.repeat(flat * areas[:, None], 3, axis=0)
-    index = faces.reshape(-1)
+    at = vertices[faces]
+    forth, back = np.roll(at, -1, axis=1) - at, np.roll(at, 1, axis=1) - at
+    angle = np.arctan2(np.linalg.norm(np.cross(forth, back), axis=2), (forth * back).sum(axis=2))
+    weighted, index = (corners * angle[..., None]).reshape(-1, 3), faces.reshape(-1)
     mean = np.stack([np.bincount(index, weighted[:, axis], minlength=len(vertices)) for axis in range(3)], axis=1)
     length = np.linalg.norm(mean, axis=1, keepdims=True)
     mean = (mean / np.where(length > 0, length, 1.0))[faces]
