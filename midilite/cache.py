@@ -26,7 +26,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +58,15 @@ class Prepared:
     computed: int
     found: int
     bytes_written: int
+
+
+@dataclass
+class _Shared:
+    """What the views of a scene have in common: surfaces by instance, latents by the instances that are in sight."""
+
+    scene: Scene | None
+    surfaces: dict[int, np.ndarray] = field(default_factory=dict)
+    latents: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 class LiveFeatures:
@@ -160,12 +169,11 @@ class FeatureCache:
             )
         self._check_space(needed * world_size)
         written = 0
-        surfaces: tuple[Scene | None, dict[int, np.ndarray]] = (None, {})
+        shared = _Shared(None)
         try:
             for done, (scene, view, missing) in enumerate(todo, start=1):
-                if scene is not surfaces[0]:
-                    surfaces = (scene, {})
-                for path in self._compute(scene, view, missing, surfaces[1]):
+                shared = shared if scene is shared.scene else _Shared(scene)
+                for path in self._compute(scene, view, missing, shared):
                     written += path.stat().st_size
                 if progress is not None:
                     progress(done, len(todo), f"encoded {scene.name}")
@@ -193,11 +201,14 @@ class FeatureCache:
             )
 
     def _compute(
-        self, scene: Scene, view: int, variants: Sequence[int], known: dict[int, np.ndarray] | None = None
+        self, scene: Scene, view: int, variants: Sequence[int], shared: _Shared | None = None
     ) -> Iterator[Path]:
-        """Encode and write variants of one view; the latents, which all of them share, once."""
-        data = read_scene(scene, view, known=known)
-        latents = self.encoder.latents(data)
+        """Encode and write variants of one view. Latents depend on the instances only, not on view or variant."""
+        shared = shared or _Shared(scene)
+        data = read_scene(scene, view, known=shared.surfaces)
+        if data.indices not in shared.latents:
+            shared.latents[data.indices] = self.encoder.latents(data)
+        latents = shared.latents[data.indices]
         for variant in variants:
             features = self.encoder.features(data, latents, self.mask_variants[variant])
             yield self._write(self.path(scene, view, variant), scene.name, features)

@@ -36,7 +36,8 @@ LAYOUTS = ("auto", "samples", "front3d")
 FARTHEST = 1.05  # |coordinate| beyond which a surface can't have been normalised with its scene
 MISSING_NORMALS = "normals are missing, estimated from the points"  # how a note says so
 _UNIT_ERROR = 0.1  # normals may be off unit length by this much; they are normalised then
-_UNIT_NOTE = 1e-3  # and by this much without being mentioned
+_UNIT_NOTE = 1e-3  # and by this much (half precision) without being mentioned
+_UNIT_EXACT = 1e-6  # and by this much they are left as they are: rounding of float32
 
 
 class MissingNormalsWarning(UserWarning):
@@ -282,7 +283,9 @@ def _surface(value: Any, source: InstanceSource, notes: list[str], estimate: boo
         )
     if worst > _UNIT_NOTE:
         notes.append(f"{path}: normals not unit (off by up to {worst:.2g}), normalised")
-    return np.concatenate([points, normals / lengths[:, None]], axis=1).astype(np.float32)
+    if worst > _UNIT_EXACT:
+        normals = normals / lengths[:, None]
+    return np.concatenate([points, normals], axis=1).astype(np.float32)
 
 
 def _points_and_normals(value: Any, source: InstanceSource) -> tuple[np.ndarray, np.ndarray | None]:
