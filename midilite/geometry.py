@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
 
 _DEFAULT_GREY = 178  # of a mesh that has no colour at all
+_READER_GREY = (102, 102, 102, 255)  # what trimesh's reader says then
 _MAX_TILE = 1024  # longest side of a texture inside an atlas: more than a preview or a training image can show
 
 
@@ -205,6 +206,8 @@ def base_color(mesh: trimesh.Trimesh) -> np.ndarray:
     if hasattr(material, "baseColorFactor"):  # glTF: absent means white
         factor = material.baseColorFactor
         return np.full(4, 255, np.uint8) if factor is None else np.asarray(factor, np.uint8)
+    if material.name is None and tuple(material.diffuse) == _READER_GREY:  # OBJ without an MTL file
+        return np.array([_DEFAULT_GREY] * 3 + [255], np.uint8)
     # an MTL texture replaces the diffuse colour: exporters write arbitrary Kd beside map_Kd
     return np.full(4, 255, np.uint8) if texture_image(mesh) is not None else np.asarray(material.diffuse, np.uint8)
 

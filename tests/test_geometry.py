@@ -234,6 +234,14 @@ def test_vertex_colours_times_factor():
     np.testing.assert_allclose(geometry.vertex_colors(mesh)[0], (128, 128, 0, 255), atol=1)
 
 
+def test_meshes_without_colour_are_light_grey_in_every_format(tmp_path):
+    """An OBJ with texture coordinates and no material looks like an OBJ or STL without."""
+    (tmp_path / "a.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nvt 1 0\nvt 0 1\nf 1/1 2/2 3/3\n")
+    (tmp_path / "b.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
+    for name in ("a.obj", "b.obj"):
+        np.testing.assert_array_equal(geometry.vertex_colors(geometry.load_mesh(tmp_path / name))[0], [178] * 3 + [255])
+
+
 # ---------------------------------------------------------------------------------------------------- scene frame
 
 
