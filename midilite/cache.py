@@ -32,6 +32,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load
 from torch import Tensor
 
 from .checkpoint import write_safetensors
@@ -296,9 +297,8 @@ class FeatureCache:
     def _read(self, path: Path, name: str) -> Features | None:
         """The entry; None when it is missing or (with a warning) damaged."""
         try:
-            with safe_open(path, framework="pt") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}
-                metadata = file.metadata() or {}
+            content = path.read_bytes()  # not mapped: a file that shrinks under a map kills the process (SIGBUS)
+            tensors = load(content)
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError) as error:
@@ -306,7 +306,7 @@ class FeatureCache:
             return None
         whole = _REQUIRED <= set(tensors)
         if whole and path not in self._verified:
-            whole = metadata.get("digest") == _digest(tensors)
+            whole = _metadata(content).get("digest") == _digest(tensors)
         if not whole:
             _warn(f"{name}: the cache entry {path} is damaged (its contents changed); it is computed again")
             return None
@@ -337,6 +337,12 @@ class FeatureCache:
 
 def _warn(text: str) -> None:
     warnings.warn(text, CacheWarning, stacklevel=3)
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """Of a safetensors file that was read: its header is JSON, after its length in 8 bytes."""
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length]).get("__metadata__", {})
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

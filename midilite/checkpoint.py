@@ -11,6 +11,7 @@ no such thing as a half-loaded network.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -185,6 +186,23 @@ def save_weights(
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file atomically; `format: pt` is added to the metadata, as other readers expect it."""
+    """Write a safetensors file atomically; `format: pt` is added to the metadata, as other readers expect it.
+
+    The same tensors and metadata give the same bytes: the library writes its metadata in the random order of a hash
+    table, so the header is sorted afterwards.
+    """
     with atomic_write(path) as temporary:
         save_file(dict(tensors), temporary, metadata={"format": "pt", **(metadata or {})})
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Rewrite a safetensors header in place with its metadata in alphabetical order; the length stays the same."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        entries = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size, "the sorted header does not fit into its place"
+        file.seek(8)
+        file.write(text.ljust(size))
