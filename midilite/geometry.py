@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
 
 _DEFAULT_GREY = 178  # of a mesh that has no colour at all
-_READER_GREY = (102, 102, 102, 255)  # what trimesh's reader says then
+_READER_GREY = (102, 102, 102, 255)  # what trimesh's OBJ reader says then
 _MAX_TILE = 1024  # longest side of a texture inside an atlas: more than a preview or a training image can show
 
 
@@ -193,21 +193,29 @@ def _with_vertex_colors(mesh: trimesh.Trimesh) -> tuple[np.ndarray, np.ndarray, 
 def texture_image(mesh: trimesh.Trimesh):
     """The PIL base colour texture of a mesh that also has texture coordinates, or None."""
     material = getattr(mesh.visual, "material", None)
+    if material is None or _is_placeholder(material):
+        return None
     image = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
     uv = getattr(mesh.visual, "uv", None)
     return image if uv is not None and len(uv) == len(mesh.vertices) else None
 
 
+def _is_placeholder(material) -> bool:
+    """Whether this is the dark grey 2 x 2 texture that trimesh invents for coordinates without a material (OBJ)."""
+    image = getattr(material, "image", None)
+    if tuple(getattr(material, "diffuse", ())) != _READER_GREY or image is None or image.size != (2, 2):
+        return False
+    return len(image.convert("RGB").getcolors()) == 1
+
+
 def base_color(mesh: trimesh.Trimesh) -> np.ndarray:
     """uint8 RGBA [4] of a mesh's material: its factor, which multiplies a glTF texture; grey where there is none."""
     material = getattr(mesh.visual, "material", None)
-    if material is None:
+    if material is None or _is_placeholder(material):
         return np.array([_DEFAULT_GREY] * 3 + [255], np.uint8)
     if hasattr(material, "baseColorFactor"):  # glTF: absent means white
         factor = material.baseColorFactor
         return np.full(4, 255, np.uint8) if factor is None else np.asarray(factor, np.uint8)
-    if material.name is None and tuple(material.diffuse) == _READER_GREY:  # OBJ without an MTL file
-        return np.array([_DEFAULT_GREY] * 3 + [255], np.uint8)
     # an MTL texture replaces the diffuse colour: exporters write arbitrary Kd beside map_Kd
     return np.full(4, 255, np.uint8) if texture_image(mesh) is not None else np.asarray(material.diffuse, np.uint8)
 
