@@ -1,7 +1,8 @@
 """Marching cubes: a grid of values becomes a closed triangle mesh, as a handful of tensor operations.
 
-The method is Lorensen and Cline's (1987) with Nielson and Hamann's asymptotic decider (1991), on the CPU or a GPU. Its
-tables are not copied from anywhere: `_triangles` derives them.
+The method is Lorensen and Cline's (1987) with Nielson and Hamann's asymptotic decider on faces (1991) and the simplest
+of Chernyaev's interior tests (1995), on the CPU or a GPU. Its tables are not copied from anywhere: `_triangles` derives
+them.
 
 **Why the mesh is always closed.** A cube's polygons are traced along its faces. What is drawn on a face depends on the
 four values on that face alone, so the two cubes that share it draw the same segments, in opposite directions. On an
@@ -14,10 +15,11 @@ reverse once, for any values whatever.
 edge away from its ends, so no two of them coincide; and three points on the edges of a cube are collinear only if they
 share a face.
 
-Left out: tunnels through a cube whose faces don't show them, and vertices on sharp features (dual contouring).
+Inside the cube two polygons may be the ends of a tube: where just two opposite corners are inside (or outside) and the
+trilinear interpolant connects them. Left out: tubes in the rarer cases, and vertices on sharp features.
 
 Legend: X, Y, Z nodes per axis; V vertices; F triangles; M cells. A corner is a bit mask (bit 0 is x, 1 is y, 2 is z), a
-case is one (bit c says that corner c is inside), and `joined` is one (bit f says that face f joins its inside).
+case is one (bit c: corner c is inside), and `joined` is one (bit f < 6: face f joins its inside; bit 6: a tube exists).
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ class Surface(NamedTuple):
 # An edge is (lower corner, axis); 4 edges along each axis.
 _EDGES = [(corner, axis) for axis in range(3) for corner in range(8) if not corner >> axis & 1]
 _CENTRE = len(_EDGES)  # stands for the vertex in the middle of a polygon
+_TUBE = 1 << 6  # in `joined`
 
 
 def _face_rings() -> list[list[int]]:
@@ -121,15 +124,35 @@ def _triangulate(polygon: list[int]) -> list[Triangle]:
     return [(a, b, _CENTRE) for a, b in zip(polygon, polygon[1:] + polygon[:1], strict=True)]
 
 
+def _opposite_pair(case: int) -> int | None:
+    """The lower one, 0 to 3, of two opposite corners that alone are inside, or alone outside."""
+    pairs = {1 << corner | 128 >> corner: corner for corner in range(4)}
+    return pairs.get(case, pairs.get(255 - case))
+
+
+def _tube(polygons: list[list[int]]) -> list[Triangle]:
+    """Connects two triangles, around opposite corners, of one edge along each axis.
+
+    Seen along the cube's diagonal their corners alternate: between the x and the y of one lies the z of the other.
+    """
+    triangles = []
+    for near, far in (polygons, polygons[::-1]):
+        for a, b in zip(near, near[1:] + near[:1], strict=True):
+            triangles += [(a, b, c) for c in far if _EDGES[c][1] not in (_EDGES[a][1], _EDGES[b][1])]
+    return triangles
+
+
 @functools.cache
 def _triangles() -> dict[tuple[int, int], list[Triangle]]:
-    """The triangles, as edge numbers, of each of the 656 pairs (case, joined) that exist."""
+    """The triangles, as edge numbers, of each of the 664 pairs (case, joined) that exist."""
     table = {}
     for case in range(256):
         faces = _ambiguous_faces(case)
         for chosen in itertools.product((0, 1), repeat=len(faces)):
             joined = sum(bit << face for bit, face in zip(chosen, faces, strict=True))
             table[case, joined] = [t for polygon in _polygons(case, joined) for t in _triangulate(polygon)]
+        if _opposite_pair(case) is not None:
+            table[case, _TUBE] = _tube(_polygons(case, 0))
     return table
 
 
@@ -137,9 +160,10 @@ class _Tables(NamedTuple):
     owned: Tensor  # bool [256, 3]: is the edge from corner 0 along x, y, z crossed
     ambiguous: Tensor  # bool [256, 6]: which faces are ambiguous
     rings: Tensor  # int64 [6, 4]: the corners of each face
-    configuration: Tensor  # int64 [256, 64]: (case, joined) -> row of the next two
-    start: Tensor  # int64 [656]: the first of its triangles in the last three
-    count: Tensor  # int64 [656]: how many they are
+    pair: Tensor  # int64 [256]: _opposite_pair, or -1
+    configuration: Tensor  # int64 [256, 128]: (case, joined) -> row of the next two
+    start: Tensor  # int64 [664]: the first of its triangles in the last three
+    count: Tensor  # int64 [664]: how many they are
     corner: Tensor  # int64 [all triangles, 3, 3]: offset along x, y, z of the cell that owns a vertex's edge
     axis: Tensor  # int64 [all triangles, 3]: axis of that edge
     fan: Tensor  # bool [all triangles]: the last vertex is the polygon's centre; its corner and axis are 0
@@ -152,13 +176,14 @@ def _tables(device: torch.device) -> _Tables:
     corners = torch.tensor([[corner >> axis & 1 for axis in range(3)] for corner, _ in _EDGES] + [[0, 0, 0]])
     axes = torch.tensor([axis for _, axis in _EDGES] + [0])
     counts = torch.tensor([len(rows) for rows in triangles.values()])
-    configuration = torch.zeros(256, 64, dtype=torch.int64)
+    configuration = torch.zeros(256, 2 * _TUBE, dtype=torch.int64)
     for row, key in enumerate(triangles):
         configuration[key] = row
     tables = _Tables(
         torch.tensor([[(case ^ case >> bit) & 1 for bit in (1, 2, 4)] for case in range(256)]).bool(),
         torch.tensor([[face in _ambiguous_faces(case) for face in range(6)] for case in range(256)]),
         torch.tensor(_RINGS),
+        torch.tensor([-1 if (pair := _opposite_pair(case)) is None else pair for case in range(256)]),
         configuration,
         counts.cumsum(0) - counts,
         counts,
@@ -260,28 +285,52 @@ def _place_vertices(values: Tensor, index: Tensor, axis: Tensor, level: float) -
 
 
 def _configurations(values: Tensor, index: Tensor, cases: Tensor, level: float, tables: _Tables) -> Tensor:
-    """Rows of the tables for cells [M] with index [M, 3]: their case, and what their ambiguous faces join. -> [M]."""
+    """Rows of the tables for cells [M] with index [M, 3]: their case, and what is joined in them. -> [M]."""
     configuration = tables.configuration[:, 0][cases]
-    unclear = tables.ambiguous.any(1)[cases].nonzero()[:, 0]
+    unclear = (tables.ambiguous.any(1) | (tables.pair >= 0))[cases].nonzero()[:, 0]
     if not len(unclear):
         return configuration
+    cases = cases[unclear]
     y, z = values.shape[1:]
-    ambiguous = tables.ambiguous[cases[unclear]]
     strides = torch.tensor([y * z, z, 1], device=cases.device)
     lowest = ((index[unclear] - 1) * strides).sum(1)  # CUDA has no integer matrix product
     corners = torch.tensor([(c & 1) * y * z + (c >> 1 & 1) * z + (c >> 2) for c in range(8)], device=cases.device)
-    # All corners of an ambiguous face are nodes (one beyond the border would bring a neighbour along, both outside).
-    # Faces that are not may look up something else here; what they join is not used.
+    # What an ambiguous face or an opposite pair looks up are nodes: a corner beyond the border would bring neighbours
+    # along, all outside. Other faces may look up something else here; it is not used.
     nodes = (lowest[:, None] + corners).clamp(0, values.numel() - 1)
     at = values.view(-1)[nodes].double() - level
-    at = at[:, tables.rings]  # [cells, 6, 4]
-    # The saddle of the bilinear interpolant is inside exactly if the product of the inside corners is the larger one.
-    # Both cubes at a face multiply the same pairs, so they agree to the last bit.
-    even, odd = at[..., 0] * at[..., 2], at[..., 1] * at[..., 3]
-    joins = ambiguous & torch.where(at[..., 0] <= 0, even >= odd, odd >= even)
-    joined = (joins * (1 << torch.arange(6, device=cases.device))).sum(1)
-    configuration[unclear] = tables.configuration[cases[unclear], joined]
+    faces = tables.ambiguous[cases] & _joins_faces(at[:, tables.rings])
+    joined = (faces * (1 << torch.arange(6, device=cases.device))).sum(1)
+    paired = (tables.pair[cases] >= 0).nonzero()[:, 0]
+    joined[paired] = _joins_pair(at[paired], tables.pair[cases[paired]]) * _TUBE
+    configuration[unclear] = tables.configuration[cases, joined]
     return configuration
+
+
+def _joins_faces(ring: Tensor) -> Tensor:
+    """Whether ambiguous faces join their inside corners. Values around the faces [..., 4] -> bool [...].
+
+    The saddle of the bilinear interpolant is inside exactly if the product of the inside corners is the larger one.
+    Both cubes at a face multiply the same two pairs, so they agree to the last bit.
+    """
+    even, odd = ring[..., 0] * ring[..., 2], ring[..., 1] * ring[..., 3]
+    return torch.where(ring[..., 0] <= 0, even >= odd, odd >= even)
+
+
+def _joins_pair(at: Tensor, pair: Tensor) -> Tensor:
+    """Whether the trilinear interpolant connects two opposite corners. Values [M, 8], lower corner [M] -> bool [M].
+
+    On the square a b c d that cuts the cube at height t, a on the edge above one corner of the pair and c on the edge
+    below the other, they are joined if both have the pair's sign and a c > b d. The difference is a quadratic in t,
+    negative at both ends; what counts is its maximum.
+    """
+    low = at.gather(1, torch.stack([pair, pair ^ 1, pair ^ 3, pair ^ 2], 1))
+    rise = at.gather(1, torch.stack([pair, pair ^ 1, pair ^ 3, pair ^ 2], 1) + 4) - low
+    curve = rise[:, 0] * rise[:, 2] - rise[:, 1] * rise[:, 3]
+    slope = (low * rise.roll(2, 1) * low.new_tensor([1.0, -1.0, 1.0, -1.0])).sum(1)
+    top = -slope / (2 * curve)
+    a, b, c, d = (low + top[:, None] * rise).unbind(1)
+    return (curve < 0) & (top > 0) & (top < 1) & (a * c > b * d) & ((a > 0) == (low[:, 0] > 0))
 
 
 def _connect(
