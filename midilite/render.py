@@ -147,7 +147,10 @@ def _render_chunk(scenes, cameras, lights, background, supersample: int) -> Rend
     width, height = cameras[0].width, cameras[0].height
     one = _shade(views, width, height, 1, background)
     color = one[0] if supersample == 1 else _shade(views, width, height, supersample, background)[0]
-    color = color.view(len(cameras), height, supersample, width, supersample, 3).mean(dim=(2, 4))
+    # sums of slices: many times faster on a CPU than one mean over two inner dimensions
+    color = color.view(len(cameras), height, supersample, width * supersample, 3)
+    color = sum(color.unbind(dim=2)).view(len(cameras), height, width, supersample, 3)
+    color = sum(color.unbind(dim=3)) / supersample**2
     return Rendered((color * 255.0).round().to(torch.uint8), *one[1:])
 
 
@@ -191,8 +194,8 @@ def _shade(views: _Views, width: int, height: int, factor: int, background) -> t
     view = views.view[face]
     x, y = pixel % columns + 0.5 - 0.5 * columns, 0.5 * rows - (pixel // columns % rows + 0.5)
     ray = torch.stack([x / focal[view], y / focal[view], -torch.ones_like(x)], dim=1)
-    weights, depth, facing = raster.barycentric(views.corners[face], ray)
-    values = (weights[:, :, None] * views.attributes[face]).sum(dim=1)
+    weights, depth, facing = raster.barycentric(views.corners.index_select(0, face), ray)
+    values = (weights[:, :, None] * views.attributes.index_select(0, face)).sum(dim=1)
     albedo = values[:, :3] * _texture_color(views.scene, face, values[:, 6:])
     normal = torch.nn.functional.normalize(values[:, 3:6], dim=1) * facing[:, None]
     lit = albedo * _brightness(normal, ray, views.lights[view])[:, None]
