@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 
 from midilite import config, dit, vae
 
+torch.set_num_threads(1)  # tensors here are tiny: threads would only wait for each other
+
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -63,3 +65,21 @@ def triposg_dit() -> dit.DiT:
 @pytest.fixture
 def midi_vae() -> vae.VAE:
     return golden_vae("midi_tiny")
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory) -> Path:
+    """A small prepared data folder: five arrangements of up to three generated shapes. Read-only."""
+    from trimesh import creation
+
+    from midilite.prepare import PrepareSettings, prepare
+
+    raw = tmp_path_factory.mktemp("raw")
+    creation.box((1.0, 0.4, 0.6)).export(raw / "box.ply")
+    creation.icosphere(subdivisions=2, radius=0.4).export(raw / "ball.obj")
+    creation.cylinder(0.3, 1.0, sections=16).export(raw / "post.stl")
+    out = tmp_path_factory.mktemp("data")
+    settings = PrepareSettings(num_samples=256, image_size=96, compose=3, num_scenes=5, singles=False)
+    outcome = prepare(raw, out, settings, num_workers=1, log=lambda text: None)
+    assert not outcome.skipped
+    return out

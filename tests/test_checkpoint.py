@@ -183,6 +183,15 @@ def test_default_multi_instance_blocks_come_from_the_config(folder):
     assert ModelFolder(GOLDEN / "triposg_tiny" / "checkpoint").load_transformer().multi_instance_blocks == set()
 
 
+def test_the_same_content_gives_the_same_bytes(tmp_path):
+    """The library orders metadata at random; ten tries would show it."""
+    metadata = {name: name for name in "abcdefgh"}
+    for i in range(10):
+        checkpoint.write_safetensors(tmp_path / str(i), {"x": torch.arange(3.0), "y": torch.ones(2)}, metadata)
+    assert len({(tmp_path / str(i)).read_bytes() for i in range(10)}) == 1
+    assert torch.equal(load_file(tmp_path / "0")["x"], torch.arange(3.0))
+
+
 def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "x.safetensors"
     checkpoint.write_safetensors(path, {"a": torch.ones(3)})
