@@ -154,8 +154,9 @@ class AdapterSlot(nn.Module):
                 y = y + (change if weight == 1 else weight * change).to(y.dtype)
         return y
 
-    def state_dict(self, *args, destination=None, prefix="", keep_vars=False):  # noqa: D102 - torch's interface
-        return {} if destination is None else destination  # a base's state dict has the base's keys only
+    def state_dict(self, *args, destination=None, prefix="", keep_vars=False):
+        """Nothing: a base's state dict has the base's keys only (adapters are saved by `adapter_state`)."""
+        return {} if destination is None else destination
 
 
 def named_linears(model: nn.Module) -> dict[str, tuple[Linear, slice]]:
