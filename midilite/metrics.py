@@ -119,8 +119,8 @@ def icp(
     *,
     with_scale: bool = False,
     steps: int = 30,
-    tolerance: float = 1e-5,
-    max_points: int = 4096,
+    tolerance: float = 1e-4,
+    max_points: int = 2048,
 ) -> Alignment | None:
     """Iterative closest point: match every source point to its nearest target point, fit, move, repeat.
 
@@ -161,6 +161,7 @@ def fit_rigid(
 
     With the covariance source^T target = U S V^T, least squares gives R = V U^T, its last axis turned round where that
     would be a reflection (Kabsch 1976). "reference" gives R = V^T U^T, with the same guard: V where V^T was returned.
+    That one depends on the signs that an SVD leaves open, so it may differ between linear algebra libraries.
 
     Raises:
         ValueError: an unknown convention.

@@ -50,7 +50,7 @@ def as_points(points: Points) -> Tensor:
 
 @dataclass(frozen=True)
 class PointBlocks:
-    """Points cut at the median of the longest side, again and again, into equal blocks of at most BLOCK points.
+    """Points cut at the median of the longest side, again and again, into small equal blocks.
 
     Sets that don't divide evenly repeat a point.
     """
@@ -61,11 +61,11 @@ class PointBlocks:
     high: Tensor  # [blocks, 3]
 
     @classmethod
-    def of(cls, points: Tensor) -> PointBlocks:
-        """Blocks of points [N, 3]. Raises ValueError when there are none."""
+    def of(cls, points: Tensor, size: int = BLOCK) -> PointBlocks:
+        """Blocks of at most `size` points [N, 3]. Raises ValueError when there are none."""
         if not len(points):
             raise ValueError("a nearest point was asked for among no points")
-        index = _median_order(points)
+        index = _median_order(points, size)
         blocks = points[index]
         return cls(blocks, index, blocks.amin(1), blocks.amax(1))
 
@@ -73,7 +73,9 @@ class PointBlocks:
         """Distance and index of the nearest of these points to each point of source [N, 3]."""
         if not len(source):
             return source.new_zeros(0), torch.zeros(0, dtype=torch.long, device=source.device)
-        queries = PointBlocks.of(source)
+        # Few queries among many points get small blocks, so that a block's box is no larger than the points' boxes.
+        size = max(8, min(BLOCK, BLOCK * len(source) // self.points[..., 0].numel()))
+        queries = PointBlocks.of(source, size)
         squared = torch.empty(len(source), device=source.device)
         index = torch.empty(len(source), dtype=torch.long, device=source.device)
         rows = max(1, _pairs(source) // len(self.points))
@@ -131,9 +133,9 @@ def _keep_nearest(best: Tensor, where: Tensor, rows: Tensor, found: Tensor, foun
     where[rows[pair], column] = found_where[pair, column]
 
 
-def _median_order(points: Tensor) -> Tensor:
+def _median_order(points: Tensor, size: int) -> Tensor:
     """Indices [blocks, size] of points [N, 3]: all blocks halved along their longest side until they are small."""
-    halvings = max(0, math.ceil(math.log2(len(points) / BLOCK)))
+    halvings = max(0, math.ceil(math.log2(len(points) / size)))
     index = torch.arange(len(points), device=points.device)
     index = torch.cat([index, index[:1].expand(-len(points) % 2**halvings)])[None]
     for _ in range(halvings):
