@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .data import MISSING_NORMALS, SceneData, read_scene_quietly, scan
-from .scene_files import Problem, Scene
+from .scene_files import Problem, Scene, printable
 
 MIN_MASK_SHARE = 0.0005  # of the picture: 131 pixels of 512 x 512, less than one DINOv2 patch
 _MOST_LINES = 50  # of errors and of warnings in the text
@@ -138,7 +138,7 @@ def check_data(
     Raises:
         ValueError: no such folder, or nothing in it that looks like a sample.
     """
-    report = DataReport(str(data_dir))
+    report = DataReport(printable(str(data_dir)))
     scenes = scan(data_dir, report.problems, layout, index_range, room_list, object_list)
     unreadable = {problem.scene for problem in report.errors}
     report.found = len(scenes) + len(unreadable - {scene.name for scene in scenes})
@@ -178,7 +178,9 @@ def _check_view(
     try:
         data = read_scene_quietly(scene, view, known=known, estimate=False)
     except ValueError as error:
-        return _Facts([Problem("error", scene.name, file, str(error))])
+        samples = list(dict.fromkeys(source.mask.parent.name for source in scene.instances))
+        together = f" (one scene with {', '.join(samples)}: all of it is left out)" if len(samples) > 1 else ""
+        return _Facts([Problem("error", scene.name, file, f"{error}{together}")])
     problems = [Problem("warning", scene.name, file, note) for note in data.notes]
     problems += [Problem("warning", scene.name, file, text) for text in _remarks(scene, view, data, min_mask_share)]
     points = data.surfaces.shape[1]

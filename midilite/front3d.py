@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import read_json
-from .scene_files import InstanceSource, Problem, Scene, View
+from .scene_files import InstanceSource, Problem, Scene, View, printable
 
 _PICTURE = re.compile(r"(render|rerender)_(\w+)\.(webp|png|jpg|jpeg)", re.IGNORECASE)
 _MOST_FOLDERS = 64  # subfolders of the data folder that are searched for surfaces and images
@@ -73,10 +73,10 @@ def _lists(root: Path, *words: str) -> list[Path]:
 
 
 def _list_file(root: Path, given: str | Path | None, *words: str) -> Path:
-    if given is not None:
-        return root / given
-    found = _lists(root, *words)
+    found = _lists(root, *words) if given is None else [root / given]
     if len(found) == 1:
+        if not found[0].is_file():  # a pipe would be waited for without end
+            raise ValueError(f"{found[0]}: is {'not a file' if found[0].exists() else 'missing'}")
         return found[0]
     names = ", ".join(p.name for p in found) or "none"
     raise ValueError(f"{root}: expected one json file named after '{' or '.join(words)}', found {names}")
@@ -89,7 +89,8 @@ def _names(value: Any, source: Path, parts: int) -> list[str]:
     names = [name.strip("/").removesuffix(".npy") for name in value]
     for name in names:
         pieces = name.split("/")
-        if len(pieces) != parts or any(piece in ("", ".", "..") or "\\" in piece or "\0" in piece for piece in pieces):
+        unsafe = any(piece in ("", ".", "..") or "\\" in piece or "\0" in piece for piece in pieces)
+        if len(pieces) != parts or unsafe or printable(name) != name:
             raise ValueError(f"{source}: {name!r} is not of the form '{'/'.join(['NAME'] * parts)}'")
     return names
 

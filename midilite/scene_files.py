@@ -72,6 +72,11 @@ class Scene:
         return self.views[0].image
 
 
+def printable(text: str) -> str:
+    """The text as valid UTF-8: file names may hold bytes that are none, and printing those is an error."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 @dataclass(frozen=True)
 class Problem:
     """Something wrong with the data: `severity` is "error" (the scene can't be used) or "warning"."""
@@ -80,6 +85,10 @@ class Problem:
     scene: str
     file: str
     reason: str
+
+    def __post_init__(self) -> None:
+        for name in ("scene", "file", "reason"):
+            object.__setattr__(self, name, printable(getattr(self, name)))
 
     def __str__(self) -> str:
         return f"{self.severity}: {self.scene}: {self.reason}"
@@ -95,7 +104,7 @@ def find_samples(root: Path, problems: list[Problem]) -> list[Scene]:
             scene = _folder_scene(folder, problems)
             size = scene.image.stat().st_size if scene is not None else 0
         except (ValueError, OSError) as error:
-            problems.append(Problem("error", *map(_printable, (folder.name, str(folder), str(error)))))
+            problems.append(Problem("error", folder.name, str(folder), str(error)))
             continue
         if scene is None:
             continue
@@ -110,12 +119,8 @@ def find_samples(root: Path, problems: list[Problem]) -> list[Scene]:
 
 def _check_name(folder: Path) -> None:
     """Names key the randomness and go into logs and reports, so they must be text."""
-    if _printable(folder.name) != folder.name:
+    if printable(folder.name) != folder.name:
         raise ValueError(f"{folder}: the folder's name is not valid UTF-8; rename it")
-
-
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _folder_scene(folder: Path, problems: list[Problem]) -> Scene | None:
