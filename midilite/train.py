@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -30,7 +30,7 @@ from .objective import ObjectiveSettings, SceneBatch, draw_scene, instance_losse
 from .options import write_yaml
 from .seeds import torch_generator
 from .train_options import TrainOptions
-from .trainer import Trainer
+from .trainer import Observer, Trainer
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FINAL = "lora-final"
@@ -109,8 +109,11 @@ def open_features(
     return FeatureCache(options.cache_dir or Path(options.output_dir) / "cache", *settings)
 
 
-def train_lora(options: TrainOptions, on_step: Callable[[int, dict[str, float]], None] | None = None) -> Path:
+def train_lora(options: TrainOptions, observers: Sequence[Observer] = ()) -> Path:
     """Train an adapter as the options say; under torchrun, together with the other processes.
+
+    Args:
+        observers: called after every step, besides those that the options ask for.
 
     Returns:
         The folder of the final adapter, `<output_dir>/lora-final`.
@@ -124,7 +127,7 @@ def train_lora(options: TrainOptions, on_step: Callable[[int, dict[str, float]],
     folder = ModelFolder(options.pretrained_model)
     world, device = start(options.device)
     try:
-        return _train(options, folder, scenes, world, device, on_step)
+        return _train(options, folder, scenes, world, device, observers)
     finally:
         stop()
 
@@ -135,7 +138,7 @@ def _train(
     scenes: list[Scene],
     world: World,
     device: torch.device,
-    on_step: Callable[[int, dict[str, float]], None] | None,
+    observers: Sequence[Observer],
 ) -> Path:
     output_dir = Path(options.output_dir)
     features = open_features(folder, options, device, options.num_tokens or folder.default_num_tokens)
@@ -143,7 +146,7 @@ def _train(
     world.barrier()
     transformer = folder.load_transformer(device, DTYPES[options.mixed_precision], options.mi_attention_blocks)
     task = LoRATask(transformer, scenes, features, options)
-    trainer = Trainer(task, options, world, device, on_step)
+    trainer = Trainer(task, options, world, device, observers)
     if world.is_main:
         write_yaml(output_dir / "config.yaml", options)
         trained = sum(p.numel() for p in task.parameters.values())

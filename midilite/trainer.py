@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,6 +55,13 @@ class Task(Protocol):
         """Write the trained weights in their useful form."""
 
 
+class Observer(Protocol):
+    """Something that watches a run: validation, previews, a live plot. It must not change it by a bit."""
+
+    def after_step(self, trainer: Trainer, done: int, metrics: dict[str, float]) -> dict[str, float]:
+        """Called on every rank after `done` steps; what it returns is logged with the step's metrics."""
+
+
 @dataclass
 class Progress:
     """Where a run is: `step` optimizer steps are done, `updates` of them changed the weights."""
@@ -72,7 +79,7 @@ class Trainer:
         options: see `TrainOptions`.
         world: this process among all.
         device: where gradients live.
-        on_step: called after every step with (steps done, metrics), on every rank.
+        observers: called after every step, in this order.
     """
 
     def __init__(
@@ -81,9 +88,10 @@ class Trainer:
         options: TrainOptions,
         world: World,
         device: torch.device,
-        on_step: Callable[[int, dict[str, float]], None] | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
-        self.task, self.options, self.world, self.device, self.on_step = task, options, world, device, on_step
+        self.task, self.options, self.world, self.device = task, options, world, device
+        self.observers = tuple(observers)
         self.plan = Plan(
             task.num_scenes, options.batch_size, options.gradient_accumulation_steps, world.size, options.seed
         )
@@ -118,11 +126,12 @@ class Trainer:
                 pace = (time.monotonic() - started) / (done - first)
                 metrics["samples_per_second"] = len(self.plan.scenes(step)) / (time.monotonic() - before)
                 metrics["eta_seconds"] = pace * (self.total_steps - done)
-                if done % self.options.logging_steps == 0 or done == self.total_steps:
-                    log.write(done, self.total_steps, self.plan.epoch_of(step) + 1, metrics)
+                observed: dict[str, float] = {}
+                for observer in self.observers:
+                    observed |= observer.after_step(self, done, metrics)
+                if observed or done % self.options.logging_steps == 0 or done == self.total_steps:
+                    log.write(done, self.total_steps, self.plan.epoch_of(step) + 1, metrics | observed)
                 self._save_when_due(done)
-                if self.on_step is not None:
-                    self.on_step(done, metrics)
         return self.progress
 
     def step(self, step: int) -> dict[str, float]:
