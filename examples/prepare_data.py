@@ -6,8 +6,13 @@ The input folder holds loose mesh files (each is one object) and/or one subfolde
 of whose only file) are the scene's instances; see `midilite/sources.py`. Without pictures, scenes are rendered. What is
 written is described in `midilite/prepare.py`. Running the command again continues where it stopped.
 
-Exit code: 0 all went well; 1 something was skipped (it is named in the log and in dataset_info.json) or the output
-could not be written; 2 the arguments cannot be used.
+    python examples/prepare_data.py --check data/training_data
+
+prepares nothing: it reads every sample of a folder of training data (also of the other layouts that train.py takes, see
+`midilite/data.py`) and prints what is in it and what is wrong with it.
+
+Exit code: 0 all went well; 1 something was skipped (it is named in the log and in dataset_info.json), the output could
+not be written, or the check found errors; 2 the arguments cannot be used.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without installing
 
+from midilite.data_check import check_data  # noqa: E402
 from midilite.prepare import OutputError, PrepareSettings, prepare  # noqa: E402
 from midilite.sources import SPLIT_NODES  # noqa: E402
 
@@ -36,8 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
     default = PrepareSettings()
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=_Help)
     add = parser.add_argument
-    add("--input_dir", required=True, help="loose mesh files and/or one subfolder per scene")
-    add("--output_dir", required=True, help="where the samples go; complete samples there are kept")
+    add("--input_dir", help="loose mesh files and/or one subfolder per scene")
+    add("--output_dir", help="where the samples go; complete samples there are kept")
+    add("--check", metavar="DIR", help="report on the training data in DIR; nothing is prepared or changed")
     add("--overwrite", action="store_true", help="make samples again that are complete already (only our own files)")
     add("--num_workers", type=int, help="processes (default: one per core); the result does not depend on it")
     add("--seed", type=int, default=default.seed, help="same seed, same bytes")
@@ -90,6 +97,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    if args.check is not None:
+        return check(args.check)
+    missing = [f"--{name}" for name in ("input_dir", "output_dir") if getattr(args, name) is None]
+    if missing:
+        parser.error(f"the following arguments are required: {', '.join(missing)} (or --check DIR)")
     values = {f.name: getattr(args, f.name) for f in fields(PrepareSettings)}
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     try:
@@ -113,6 +125,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
     return 1 if outcome.skipped else 0
+
+
+def check(data_dir: str) -> int:
+    """Print the report on a folder of training data; returns the exit code."""
+    try:
+        report = check_data(data_dir)
+    except ValueError as error:
+        print(f"prepare_data: error: {error}", file=sys.stderr)
+        return 2
+    print(report.to_text())
+    return 1 if report.errors else 0
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -101,3 +102,26 @@ def test_import_direction():
     code = "import sys, midilite.data_check; print([m for m in sys.modules if m in ('midilite.dit', 'midilite.lora')])"
     root = Path(__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_check_command(tmp_path, capsys):
+    """prepare_data.py --check prints the report and writes nothing; the exit code tells a script how it went."""
+    spec = importlib.util.spec_from_file_location(
+        "prepare_data", Path(__file__).parents[1] / "examples/prepare_data.py"
+    )
+    command = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(command)
+    write_sample(tmp_path / "good", sphere(20), [1])
+    before = sorted(tmp_path.rglob("*"))
+    assert command.main(["--check", str(tmp_path)]) == 0
+    assert f"{tmp_path}: 1 scenes found, 1 usable" in capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "good" / "seg.png").write_bytes(b"")
+    write_sample(tmp_path / "other", sphere(20), [1], seed=1)
+    assert command.main(["--check", str(tmp_path)]) == 1
+    assert "cannot be read as an image" in capsys.readouterr().out
+    assert command.main(["--check", str(tmp_path / "nowhere")]) == 2
+    assert "no such data folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--input_dir", str(tmp_path)])
+    assert "required: --output_dir (or --check DIR)" in capsys.readouterr().err
