@@ -274,7 +274,7 @@ def _surface(value: Any, source: InstanceSource, notes: list[str], estimate: boo
             raise ValueError(f"{path}: has no normals, and they can't be estimated ({error})") from error
     if not np.isfinite(normals).all():
         raise ValueError(f"{path}: normals of {int((~np.isfinite(normals)).any(1).sum())} points are NaN or infinite")
-    lengths = np.linalg.norm(normals, axis=1)
+    lengths = np.sqrt(np.einsum("nd,nd->n", normals, normals))
     worst = float(np.abs(lengths - 1).max())
     if worst > _UNIT_ERROR:
         raise ValueError(
@@ -324,8 +324,8 @@ def _shape(value: Any) -> str:
 
 
 def _check_points(points: np.ndarray, path: Path) -> None:
-    bad = int((~np.isfinite(points)).any(axis=1).sum())
-    if bad:
+    if not np.isfinite(points).all():
+        bad = int((~np.isfinite(points)).any(axis=1).sum())
         raise ValueError(f"{path}: {bad} of {len(points)} points are NaN or infinite")
     farthest = float(np.abs(points).max())
     if farthest > FARTHEST:
@@ -333,7 +333,7 @@ def _check_points(points: np.ndarray, path: Path) -> None:
             f"{path}: points outside [-1, 1] (largest coordinate {farthest:.4g}); bring all objects of the scene "
             "together into [-0.95, 0.95], as prepare_data does"
         )
-    if not (points.max(axis=0) - points.min(axis=0)).any():
+    if (points == points[0]).all():
         raise ValueError(f"{path}: all {len(points)} points are the same")
 
 

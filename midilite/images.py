@@ -130,6 +130,8 @@ def load_mask(
 
 def label_values(labels: np.ndarray) -> list[int]:
     """The labels of a label map [H, W] in ascending order, without the background."""
+    if labels.size and 0 <= labels.min() and labels.max() < 2**16:  # counting is 10 times faster than np.unique
+        return [int(value) for value in np.flatnonzero(np.bincount(labels.ravel())) if value]
     return [int(value) for value in np.unique(labels) if value]
 
 
@@ -203,7 +205,7 @@ def _solid_labels(labels: np.ndarray) -> set[int]:
     rows = (middle == labels[:, :-2]) & (middle == labels[:, 2:])
     centre = middle[1:-1]
     squares = rows[:-2] & rows[1:-1] & rows[2:] & (centre == middle[:-2]) & (centre == middle[2:])
-    return {int(value) for value in np.unique(centre[squares])}
+    return set(label_values(centre[squares]))
 
 
 def split_instances(rgb: Image.Image, labels: np.ndarray, ids: Sequence[int] | None = None) -> list[Instance]:
