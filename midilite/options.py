@@ -152,7 +152,7 @@ def build_parser(cls: type, description: str) -> argparse.ArgumentParser:
 
 
 def parse(cls: type[Options], arguments: Sequence[str] | None = None, description: str = "") -> Options:
-    """Options from `--config FILE` and flags; flags win.
+    """Options from `--config FILE` and flags; flags win. A class with `presets` may name one, which both override.
 
     Unusable values end the program with exit code 2 and one line on standard error, as argparse does.
     """
@@ -166,7 +166,9 @@ def parse(cls: type[Options], arguments: Sequence[str] | None = None, descriptio
     try:
         values = read_yaml(config) if config else {}
         from_mapping(cls, values, str(config))  # so that an error in the file names the file
-        return from_mapping(cls, {**values, **flags}, "command line")
+        given = from_mapping(cls, {**values, **flags}, "command line")
+        preset = getattr(cls, "presets", {}).get(getattr(given, "preset", None), {})
+        return from_mapping(cls, {**preset, **values, **flags}, "command line")
     except ValueError as error:
         parser.error(str(error))
 

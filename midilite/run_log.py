@@ -7,6 +7,7 @@ stands in it once.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,11 @@ from typing import Any, Self
 from .files import write_bytes
 
 METRICS = "metrics.jsonl"
+
+
+def say(text: str) -> None:
+    """A line for the person who watches; results go to files."""
+    print(text, file=sys.stderr, flush=True)
 
 
 class RunLog:
@@ -36,7 +42,8 @@ class RunLog:
         """Record the metrics after `step` of `total` steps."""
         if not self.active:
             return
-        self.file.write(json.dumps({"step": step, "epoch": epoch, **metrics}) + "\n")
+        finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}  # NaN is no json
+        self.file.write(json.dumps({"step": step, "epoch": epoch, **finite}) + "\n")
         self.file.flush()
         print(progress_line(step, total, epoch, metrics), file=sys.stderr, flush=True)
         if self.board is not None:

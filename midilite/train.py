@@ -9,7 +9,6 @@ only while the cache is filled (with `no_cache` they stay).
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,15 +21,18 @@ from .adapter_writers import write_peft_folder, write_state_dict
 from .adapters import describe
 from .augment import choose
 from .cache import FeatureCache, LiveFeatures
-from .data import Scene, find_scenes
+from .data import Scene
+from .data_check import check_data
 from .distributed import World, start, stop
 from .dit import DiT
+from .memory import explain_out_of_memory
 from .model_folder import ModelFolder
 from .objective import ObjectiveSettings, SceneBatch, draw_scene, instance_losses, weighted_loss
 from .options import write_yaml
+from .run_log import say
 from .seeds import torch_generator
 from .train_options import TrainOptions
-from .trainer import Observer, Trainer
+from .trainer import Observer, Trainer, TrainingError
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FINAL = "lora-final"
@@ -80,6 +82,10 @@ class LoRATask:
             inputs.append(draw_scene(features, scene.name, step, self.settings))
         return SceneBatch(tuple(inputs))
 
+    def scene_name(self, scene: int) -> str:
+        """For messages."""
+        return self.scenes[scene].name
+
     def loss(self, batch: SceneBatch, total_instances: int) -> tuple[Tensor, Tensor]:
         """See `trainer.Task.loss`."""
         losses = instance_losses(self.transformer, batch, self.options.enable_multi_instance_attention)
@@ -92,11 +98,6 @@ class LoRATask:
         metadata = describe(self.transformer, facts, base_model=self.options.pretrained_model)
         write_peft_folder(folder, state, self.config, metadata)
         write_state_dict(folder / "lora_weights.pth", state, self.config, metadata)
-
-
-def say(text: str) -> None:
-    """A line for the person who watches; results go to files."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def open_features(
@@ -120,16 +121,32 @@ def train_lora(options: TrainOptions, observers: Sequence[Observer] = ()) -> Pat
 
     Raises:
         ValueError: an option, the data or the model can't be used; nothing was trained then.
+        TrainingError: the run can't go on (memory, or numbers that stay not finite); checkpoints stay usable.
     """
-    if options.data_dir is None:
-        raise ValueError("data_dir is missing: pass --data_dir, a folder made by examples/prepare_data.py")
-    scenes = find_scenes(options.data_dir)
     folder = ModelFolder(options.pretrained_model)
+    scenes = checked_scenes(options, folder)
     world, device = start(options.device)
     try:
         return _train(options, folder, scenes, world, device, observers)
     finally:
         stop()
+
+
+def checked_scenes(options: TrainOptions, folder: ModelFolder) -> list[Scene]:
+    """Read every sample once and return the scenes to train on; bad samples are named, and skipped only on request.
+
+    Raises:
+        ValueError: there is no data, or bad samples and no `skip_bad_samples`; each is listed with its reason.
+    """
+    if options.data_dir is None:
+        raise ValueError("data_dir is missing: pass --data_dir, a folder made by examples/prepare_data.py")
+    report = check_data(options.data_dir, num_tokens=options.num_tokens or folder.default_num_tokens)
+    if report.problems:
+        say(report.to_text())
+    scenes = report.usable(options.skip_bad_samples)
+    if report.found > len(scenes):
+        say(f"skipping {report.found - len(scenes)} of {report.found} scenes because of the errors above")
+    return scenes
 
 
 def _train(
@@ -152,7 +169,13 @@ def _train(
         trained = sum(p.numel() for p in task.parameters.values())
         say(f"training {trained:,} adapter weights on {len(scenes)} scenes for {trainer.total_steps} steps on {device}")
     started = time.monotonic()
-    trainer.train()
+    try:
+        trainer.train()
+    except torch.OutOfMemoryError as error:
+        adapter = sum(p.nbytes for p in task.parameters.values())
+        base = sum(p.nbytes for p in transformer.parameters()) - adapter
+        held = {"base weights": base, "adapter, gradients, moments": 4 * adapter}
+        raise TrainingError(explain_out_of_memory(error, options, held)) from error
     trainer.save_weights(FINAL)
     if world.is_main:
         say(f"done in {time.monotonic() - started:.0f} s: {output_dir / FINAL}")

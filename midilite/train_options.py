@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from .options import option
 
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 PRECISIONS = ("no", "bf16", "fp16")
 
+# What fits which GPU with published weights; the file and flags override each value.
+_SMALL = {"mixed_precision": "bf16", "gradient_checkpointing": True, "batch_size": 1}
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "8gb": {**_SMALL, "lora_rank": 8, "lora_alpha": 8.0, "max_num_instances": 4},
+    "12gb": {**_SMALL, "lora_rank": 16, "lora_alpha": 16.0, "max_num_instances": 7},
+    "16gb": {**_SMALL, "lora_rank": 32, "lora_alpha": 32.0, "max_num_instances": 5, "batch_size": 2},
+    "24gb": {**_SMALL, "lora_rank": 64, "lora_alpha": 64.0, "max_num_instances": 7, "batch_size": 2},
+}
+
 
 @dataclass(frozen=True)
 class TrainOptions:
     """Options of `examples/train.py`; see the help texts."""
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+
+    preset: str | None = option(None, "settings for a GPU of that size; others override them", tuple(PRESETS), False)
+    dry_run: bool = option(
+        False, "print sizes, memory per preset and the time of two steps; write nothing", None, False
+    )
     pretrained_model: str = option("tiny", "checkpoint folder, name of a shipped model, or hub:OWNER/NAME")
     data_dir: str | None = option(None, "folder of samples made by prepare_data.py")
+    skip_bad_samples: bool = option(False, "leave out samples that can't be used instead of stopping; they are listed")
     output_dir: str = option("outputs/lora_finetune", "where adapters, checkpoints and logs go", alters_run=False)
     cache_dir: str | None = option(None, "where encoded samples are kept (default: OUTPUT_DIR/cache)", alters_run=False)
     no_cache: bool = option(False, "encode samples anew at every step instead of storing them", alters_run=False)
@@ -32,6 +50,7 @@ class TrainOptions:
     adam_beta2: float = option(0.999, "AdamW's second moment decay")
     adam_epsilon: float = option(1e-8, "AdamW's epsilon")
     weight_decay: float = option(1e-2, "AdamW's weight decay")
+    max_bad_steps: int = option(10, "stop after more skipped (not finite) steps in a row than this")
     max_grad_norm: float = option(1.0, "clip the gradient's norm to this; 0 never clips")
     ema_decay: float = option(0.0, "decay of a moving average of the adapter, saved beside it; 0 keeps none")
     seed: int = option(42, "all randomness is a function of this, the step and the scene")

@@ -10,9 +10,10 @@ only dropout uses, is seeded anew at every step.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +24,7 @@ from .distributed import World, sum_gradients, sum_over_ranks
 from .ema import EMA
 from .files import read_json
 from .options import changed_keys
-from .run_log import RunLog
+from .run_log import RunLog, say
 from .schedules import Plan, learning_rate_factor
 from .seeds import derive_seed
 from .train_options import TrainOptions
@@ -62,12 +63,25 @@ class Observer(Protocol):
         """Called on every rank after `done` steps; what it returns is logged with the step's metrics."""
 
 
+class TrainingError(RuntimeError):
+    """Training can't go on, for a reason that the message explains."""
+
+
+class BadStepsError(TrainingError):
+    """Loss or gradients stay NaN or infinite."""
+
+
 @dataclass
 class Progress:
-    """Where a run is: `step` optimizer steps are done, `updates` of them changed the weights."""
+    """Where a run is: `step` optimizer steps are done, `updates` of them changed the weights.
+
+    `bad_steps` were skipped because of a loss or gradient that was not finite, `skipped_in_a_row` of them just now.
+    """
 
     step: int = 0
     updates: int = 0
+    bad_steps: int = 0
+    skipped_in_a_row: int = 0
     scaler: dict[str, Any] = field(default_factory=dict)
 
 
@@ -135,40 +149,65 @@ class Trainer:
         return self.progress
 
     def step(self, step: int) -> dict[str, float]:
-        """One optimizer step over all ranks; returns its metrics."""
+        """One optimizer step over all ranks; returns its metrics.
+
+        Raises:
+            BadStepsError: too many steps in a row had a loss or gradient that is not finite.
+        """
         options = self.options
         torch.manual_seed(derive_seed(options.seed, "dropout", step, self.world.rank))
         rate = options.learning_rate * self.factor(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        batches = [self.task.draw(scenes, step) for scenes in self.plan.batches(step, self.world.rank)]
-        count = torch.tensor(float(sum(batch.num_instances for batch in batches)), device=self.device)
+        batches = [(scenes, self.task.draw(scenes, step)) for scenes in self.plan.batches(step, self.world.rank)]
+        count = torch.tensor(float(sum(batch.num_instances for _, batch in batches)), device=self.device)
         total = int(sum_over_ranks(count, self.world))
         sums = torch.zeros(2, dtype=torch.float64)  # weighted loss (already a share), unweighted loss
-        for batch in batches:
+        for scenes, batch in batches:
             loss, losses = self.task.loss(batch, total)
             self.scaler.scale(loss).backward()
-            sums += torch.stack([loss.detach().double(), losses.detach().double().sum() / total]).cpu()
-        norm = self._update()
+            parts = torch.stack([loss.detach().double(), losses.detach().double().sum() / total]).cpu()
+            if not parts.isfinite().all():
+                names = ", ".join(map(getattr(self.task, "scene_name", str), scenes))
+                say(f"rank {self.world.rank}, step {step + 1}: the loss of these scenes is not finite: {names}")
+            sums += parts
         loss, plain = sum_over_ranks(sums.to(self.device), self.world).tolist()
-        return {"loss": loss, "mse": plain, "lr": rate, "grad_norm": norm}
+        norm = self._reduce()
+        self._update(math.isfinite(loss), norm)
+        return {"loss": loss, "mse": plain, "lr": rate, "grad_norm": norm, "bad_steps": self.progress.bad_steps}
 
-    def _update(self) -> float:
-        """Reduce, clip and apply the gradients; returns their norm before clipping."""
+    def _reduce(self) -> float:
+        """Sum the gradients over ranks and clip them; returns their norm before clipping, equal on all ranks."""
         parameters = list(self.task.parameters.values())
         sum_gradients(parameters, self.world)
         self.scaler.unscale_(self.optimizer)
-        limit = self.options.max_grad_norm or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-        scale = self.scaler.get_scale()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.scaler.get_scale() >= scale:  # a smaller scale means that the step was skipped
+        return torch.nn.utils.clip_grad_norm_(parameters, self.options.max_grad_norm or float("inf")).item()
+
+    def _update(self, finite_loss: bool, norm: float) -> None:
+        """Apply the gradients, unless loss or gradient is not finite; all ranks see the same numbers and agree.
+
+        fp16 overflows now and then by design: the scaler skips that step itself and lowers its scale. Such a step is
+        no bad step unless its loss is not finite either, but a row of them is as hopeless as a row of bad ones.
+        """
+        finite = finite_loss and math.isfinite(norm)
+        if finite:
+            self.scaler.step(self.optimizer)
             self.progress.updates += 1
             if self.ema is not None:
                 self.ema.update(self.progress.updates)
+            self.progress.skipped_in_a_row = 0
+        else:
+            self.progress.skipped_in_a_row += 1
+            self.progress.bad_steps += not (finite_loss and self.scaler.is_enabled())
+        self.scaler.update(None if finite_loss else self.scaler.get_scale())
         self.optimizer.zero_grad(set_to_none=True)
-        return norm.item()
+        if self.progress.skipped_in_a_row > self.options.max_bad_steps:
+            raise BadStepsError(
+                f"{self.progress.skipped_in_a_row} steps in a row had a loss or gradient that is not finite; the "
+                "weights are those before them. Usual causes: a learning rate that is too high (it is "
+                f"{self.options.learning_rate}), fp16 (try mixed_precision bf16), or a damaged sample "
+                "(prepare_data.py --check)"
+            )
 
     # ------------------------------------------------------------------------------------------------------- state
 
@@ -215,6 +254,6 @@ class Trainer:
                 f"allow_config_change to continue with the new ones"
             )
         state = load_checkpoint(folder, self.task.parameters, self.optimizer, self.ema)
-        self.progress = Progress(**{key: state[key] for key in ("step", "updates", "scaler")})
+        self.progress = Progress(**{entry.name: state[entry.name] for entry in fields(Progress) if entry.name in state})
         if self.progress.scaler:
             self.scaler.load_state_dict(self.progress.scaler)

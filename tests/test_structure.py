@@ -26,6 +26,8 @@ layers  augment
 encoders  dit  vae
 flow  marching
 isosurface
+generate
+preview
 lora  checkpoint
 model_folder
 adapter_config
@@ -38,7 +40,9 @@ cache  objective
 schedules  ema  distributed  train_options  run_log
 train_state
 trainer
+memory
 train
+dry_run
 scene_export
 pipeline
 infer
