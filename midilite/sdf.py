@@ -123,7 +123,7 @@ class Solid:
 
     @torch.no_grad()
     def doubt(self, resolution: int = 24) -> float:
-        """How far the inside is a guess: 0 for closed parts, above about 0.1 for soups better left out of training.
+        """How far the inside is a guess: 0 for closed parts; look at soups above about 0.1 before training on them.
 
         The share of what may be inside (|winding number| > 0.3 on a grid over the soup) that is neither clearly inside
         nor near a face. There the surface would be a membrane that closes a hole, and the distance jumps across it.
