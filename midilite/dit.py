@@ -145,6 +145,9 @@ class Conditions:
     unconditional: int = 0
 
 
+Condition = Tensor | tuple[Tensor, Tensor]  # tokens [B, S, E], or their keys and values in one block
+
+
 class Block(nn.Module):
     """One transformer block: (skip), self-attention, one or two cross-attentions side by side, feed-forward."""
 
@@ -170,25 +173,29 @@ class Block(nn.Module):
         self,
         x: Tensor,
         skip: Tensor | None,
-        keys_values: list[tuple[Tensor, Tensor]],
+        conditions: Sequence[Condition],
         unconditional: int,
         groups: Sequence[int] | None,
     ) -> Tensor:
-        """[B, T, D] -> [B, T, D]; `skip` is the output of the mirrored block for blocks after the middle."""
+        """[B, T, D] -> [B, T, D]; `skip` is the output of the mirrored block for blocks after the middle.
+
+        Conditions that are not projected yet are projected here, so that gradient checkpointing recomputes their keys
+        and values too, and a sharded block (sharding.py) has its weights together at that time.
+        """
         if skip is not None:
             x = self.skip_norm(self.skip_linear(torch.cat([skip, x], dim=-1)))
         x = x + self.attn1(self.norm1(x), groups)
-        x = self._attend_conditions(x, keys_values, unconditional)
+        x = self._attend_conditions(x, conditions, unconditional)
         return x + self.ff(self.norm3(x))
 
-    def _attend_conditions(self, x: Tensor, keys_values: list[tuple[Tensor, Tensor]], unconditional: int) -> Tensor:
+    def _attend_conditions(self, x: Tensor, conditions: Sequence[Condition], unconditional: int) -> Tensor:
         without, x = x[:unconditional], x[unconditional:]
-        conditions = list(zip(self.cross_attentions(), keys_values, strict=True))
+        pairs = list(zip(self.cross_attentions(), conditions, strict=True))
         if x.shape[0]:
-            x = x + sum(attn(norm(x), kv) for (norm, attn), kv in conditions)
+            x = x + sum(attn(norm(x), attn.project(c) if isinstance(c, Tensor) else c) for (norm, attn), c in pairs)
         if not unconditional:
             return x
-        return torch.cat([without + sum(attn.unconditional() for (_, attn), _ in conditions), x])
+        return torch.cat([without + sum(attn.unconditional() for (_, attn), _ in pairs), x])
 
 
 class DiT(Network):
@@ -237,16 +244,20 @@ class DiT(Network):
         Raises:
             ValueError: another number of conditions, or a wrong width.
         """
+        conditions = self._check_conditions(conditions)
+        blocks = [[attn for _, attn in block.cross_attentions()] for block in self.blocks]
+        pairs = [[attn.project(c) for attn, c in zip(attns, conditions, strict=True)] for attns in blocks]
+        return Conditions(pairs, unconditional)
+
+    def _check_conditions(self, conditions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The conditions in the weights' type."""
         widths = [self.config.cross_attention_dim, self.config.cross_attention_2_dim]
         widths = widths[: 1 + self.config.has_second_condition]
         if [c.shape[-1] for c in conditions] != widths:
             raise ValueError(
                 f"conditions have widths {[c.shape[-1] for c in conditions]}, the transformer has {widths}"
             )
-        conditions = tuple(c.to(self.dtype) for c in conditions)
-        blocks = [[attn for _, attn in block.cross_attentions()] for block in self.blocks]
-        pairs = [[attn.project(c) for attn, c in zip(attns, conditions, strict=True)] for attns in blocks]
-        return Conditions(pairs, unconditional)
+        return tuple(c.to(self.dtype) for c in conditions)
 
     def forward(
         self,
@@ -272,12 +283,15 @@ class DiT(Network):
             ValueError: groups don't sum to B, or sizes of latents or conditions don't fit.
         """
         groups = self._check(latents, groups)
-        if not isinstance(cond_1, Conditions):
-            cond_1 = self.project_conditions(*((cond_1,) if cond_2 is None else (cond_1, cond_2)))
+        if isinstance(cond_1, Conditions):
+            conditions, unconditional = cond_1.keys_values, cond_1.unconditional
+        else:
+            given = self._check_conditions((cond_1,) if cond_2 is None else (cond_1, cond_2))
+            conditions, unconditional = [given] * len(self.blocks), 0
         timesteps = timesteps.expand(latents.shape[0])
         time = self.time_proj(timestep_embedding(timesteps, self.config.width).to(self.dtype))
         x = torch.cat([time[:, None], self.proj_in(latents.to(self.dtype))], dim=1)
-        x = self._run_blocks(x, cond_1, groups)
+        x = self._run_blocks(x, conditions, unconditional, groups)
         return self.proj_out(self.norm_out(x)[:, 1:])
 
     def _check(self, latents: Tensor, groups: Sequence[int] | None) -> Sequence[int] | None:
@@ -290,12 +304,18 @@ class DiT(Network):
             raise ValueError(f"groups {list(groups)} sum to {sum(groups)}, the batch has {latents.shape[0]} samples")
         return None if max(groups) == 1 else tuple(groups)
 
-    def _run_blocks(self, x: Tensor, conditions: Conditions, groups: Sequence[int] | None) -> Tensor:
+    def _run_blocks(
+        self,
+        x: Tensor,
+        conditions: Sequence[Sequence[Condition]],
+        unconditional: int,
+        groups: Sequence[int] | None,
+    ) -> Tensor:
         middle, stack = self.config.num_layers // 2, []
         for i, block in enumerate(self.blocks):
             skip = stack.pop() if i > middle else None
             scene = groups if i in self.multi_instance_blocks else None
-            arguments = (x, skip, conditions.keys_values[i], conditions.unconditional, scene)
+            arguments = (x, skip, conditions[i], unconditional, scene)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, *arguments, use_reentrant=False)
             else:
