@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from PIL import Image
-
 from .options import option
 from .scene_export import check_suffix, export_scene
 
@@ -20,7 +17,6 @@ if TYPE_CHECKING:
     from .pipeline import Pipeline, Result
 
 EXAMPLE = Path(__file__).parent / "assets" / "example"
-PREVIEW_SIZE = 320
 
 
 @dataclass(frozen=True)
@@ -110,45 +106,11 @@ def load_adapters(pipe: Pipeline, paths: Sequence[str], scales: Sequence[float],
 def write_preview(result: Result, path: Path) -> None:
     """A sheet of four pictures: input, mask in the instances' colours, and the scene from the front and from aside."""
     from .files import atomic_write
+    from .preview import scene_sheet
 
     with atomic_write(path) as temporary:
-        preview(result).save(temporary, format="PNG")
-
-
-def preview(result: Result, size: int = PREVIEW_SIZE) -> Image.Image:
-    """See `write_preview`."""
-    from .render import preview_sheet
-
-    conditions = result.conditions
-    inputs = [_fit(conditions.image, size), _fit(mask_picture(conditions.image, conditions.mask), size)]
-    return preview_sheet([*inputs, *scene_pictures(result, size)], ["input", "mask", "front", "side"])
-
-
-def scene_pictures(result: Result, size: int = PREVIEW_SIZE) -> list[Image.Image]:
-    """Two renders of a generated scene, from the front and from 50 degrees to the side."""
-    from .camera import orbit_camera
-    from .render import as_scene, render
-
-    scene = as_scene(result.scene, None)
-    cameras = [orbit_camera(azimuth, 15.0, scene.bounds(), size=size) for azimuth in (0.0, 50.0)]
-    return [render(result.scene, camera).image for camera in cameras]
-
-
-def mask_picture(image: Image.Image, labels: np.ndarray | None) -> Image.Image:
-    """The instances in their colours over a pale version of the image."""
-    from .images import label_values
-    from .pipeline import instance_color
-
-    pixels = 255 - (255 - np.asarray(image.convert("RGB"), dtype=np.float32)) * 0.3
-    for i, label in enumerate([] if labels is None else label_values(labels)):
-        pixels[labels == label] = instance_color(i)
-    return Image.fromarray(pixels.astype(np.uint8))
-
-
-def _fit(image: Image.Image, size: int) -> Image.Image:
-    copy = image.convert("RGB")
-    copy.thumbnail((size, size))
-    return copy
+        sheet = scene_sheet(result.conditions.image, result.conditions.mask, result.scene)
+        sheet.save(temporary, format="PNG")
 
 
 def _show_step(done: int, total: int) -> None:

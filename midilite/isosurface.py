@@ -208,7 +208,8 @@ class _Search:
         n, m = values.shape[0], 2 * values.shape[0] - 2
         cells = torch.zeros_like(known)  # indexed by the lowest corner
         cells[:-1, :-1, :-1] = ~_cells_with(~known)
-        blocks = cells.view(-1).nonzero()[:, 0].split(_BLOCK)
+        found = cells.view(-1).nonzero()[:, 0]
+        blocks = found.split(_BLOCK) if len(found) else ()  # split gives one empty block of nothing
         differs = (self.corners[:, None] != self.corners).to(torch.float32)  # [8, 8, 3]
         size = spacing.to(self.device, torch.float32)
         for block in blocks:

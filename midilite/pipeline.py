@@ -8,8 +8,6 @@ noise comes from (seed, "latents") on the CPU, so that every device starts from 
 
 from __future__ import annotations
 
-import colorsys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,10 @@ from . import lora
 from .adapters import apply_adapter, read_adapter
 from .dit import DiT
 from .encoders import CLIPVision, DINOv2
-from .flow import RectifiedFlowScheduler, denoise, guide
+from .flow import RectifiedFlowScheduler
+from .generate import NoSurfaceWarning as NoSurfaceWarning
+from .generate import build_scene, decode_meshes, initial_noise, sample_scene
+from .generate import instance_color as instance_color
 from .images import (
     ImageSource,
     Preprocessor,
@@ -35,17 +36,11 @@ from .images import (
     pad_for_border_objects,
     split_instances,
 )
-from .isosurface import NoSurfaceError, extract_surface
 from .model_folder import KINDS, Kind, ModelFolder, default_num_tokens, save_model_folder
-from .seeds import torch_generator
 from .vae import VAE
 
 if TYPE_CHECKING:
     import trimesh
-
-
-class NoSurfaceWarning(UserWarning):
-    """An instance whose field is nowhere negative: it has no mesh and is left out of the scene."""
 
 
 @dataclass(frozen=True)
@@ -227,13 +222,15 @@ class Pipeline:
         count = conditions.dinov2.shape[0]
         if latents is None:
             latents = initial_noise(count, num_tokens or self.default_num_tokens, self.transformer, seed)
-        schedule = self.scheduler.schedule(num_inference_steps, self.device)
-        model_fn = guided_velocity(self.transformer, conditions.tensors(), guidance_scale)
-        x = latents.to(self.device)
-        for done, x in denoise(model_fn, x, schedule):  # noqa: B007, B020 - the last x is the result
-            if on_step is not None:
-                on_step(done, num_inference_steps)
-        return x
+        return sample_scene(
+            self.transformer,
+            self.scheduler,
+            conditions.tensors(),
+            latents,
+            num_inference_steps,
+            guidance_scale,
+            on_step=on_step,
+        )
 
     @property
     def default_num_tokens(self) -> int:
@@ -249,22 +246,7 @@ class Pipeline:
         Raises:
             ValueError: no instance has a surface.
         """
-        import trimesh
-
-        meshes: list[trimesh.Trimesh | None] = []
-        for label, instance in zip(labels, latents, strict=True):
-            try:
-                surface = extract_surface(
-                    self.vae.field(instance), depth=depth, smoothing=smoothing, device=self.device
-                )
-            except NoSurfaceError as error:
-                warnings.warn(
-                    f"instance {label} has no surface and is left out ({error})", NoSurfaceWarning, stacklevel=2
-                )
-                meshes.append(None)
-                continue
-            vertices, faces = surface.vertices.cpu().numpy(), surface.faces.cpu().numpy()
-            meshes.append(trimesh.Trimesh(vertices, faces, process=False))
+        meshes = decode_meshes(self.vae, latents.to(self.device), labels, depth, smoothing)
         if not any(mesh is not None for mesh in meshes):
             raise ValueError("no instance has a surface: the model made nothing solid of this image")
         return meshes
@@ -311,51 +293,3 @@ class Pipeline:
             networks[self.kind.clip] = self.clip
             processors[self.kind.clip_preprocessor] = self.clip_preprocessor
         save_model_folder(folder, networks, self.scheduler, processors, KINDS[self.kind.class_name], dtype)
-
-
-def initial_noise(count: int, num_tokens: int, transformer: DiT, seed: int) -> Tensor:
-    """Unit Gaussian latents [count, T, C], drawn on the CPU from (seed, "latents")."""
-    shape = (count, num_tokens, transformer.config.in_channels)
-    return torch.randn(shape, generator=torch_generator(seed, "latents"))
-
-
-def guided_velocity(
-    transformer: DiT, conditions: Sequence[Tensor], guidance_scale: float
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """The model function of `flow.denoise` for one scene: velocity with classifier-free guidance.
-
-    Conditions are projected once. The unconditional half comes first in the batch, as one more scene.
-    """
-    count = conditions[0].shape[0]
-    if guidance_scale <= 1:
-        alone = transformer.project_conditions(*conditions)
-        return lambda x, t: transformer(x, t, alone, groups=[count])
-    both = transformer.project_conditions(*conditions, unconditional=count)
-
-    def model_fn(x: Tensor, timestep: Tensor) -> Tensor:
-        velocity = transformer(torch.cat([x, x]), timestep, both, groups=[count, count])
-        return guide(*velocity.chunk(2), guidance_scale)
-
-    return model_fn
-
-
-def instance_color(index: int) -> tuple[int, int, int]:
-    """Distinct colours for instances 0, 1, 2, ...: hues a golden angle apart, so that neighbours differ most."""
-    hue = (0.08 + index * 0.618034) % 1
-    return tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, 0.55, 0.95))
-
-
-def build_scene(meshes: Sequence[trimesh.Trimesh | None], labels: Sequence[int]) -> trimesh.Scene:
-    """A scene with one geometry named `instance_<label>` per mesh, each in a colour of its own."""
-    import trimesh
-
-    scene = trimesh.Scene()
-    for i, (label, mesh) in enumerate(zip(labels, meshes, strict=True)):
-        if mesh is None:
-            continue
-        name, color = f"instance_{label}", [*instance_color(i), 255]
-        material = trimesh.visual.material.PBRMaterial(baseColorFactor=color, metallicFactor=0.0, roughnessFactor=0.8)
-        mesh.visual = trimesh.visual.TextureVisuals(material=material)
-        mesh.metadata["name"] = name
-        scene.add_geometry(mesh, node_name=name, geom_name=name)
-    return scene

@@ -387,6 +387,8 @@ def test_half_precision_fields():
 def test_errors_name_the_reason():
     with pytest.raises(NoSurfaceError, match="smallest signed distance found is 0.7"):
         extract_surface(lambda p: p.norm(dim=1) + 0.75, depth=4)
+    with pytest.raises(NoSurfaceError, match="distance found is 1"):  # so far away that not a single cell is divided
+        extract_surface(lambda p: p.norm(dim=-1) + 1)
     with pytest.raises(NoSurfaceError, match="smallest signed distance"):
         extract_surface(lambda p: p.norm(dim=1) + 0.75, depth=4, refine_box=False)
     with pytest.raises(ValueError, match=r"returned \(\d+, 1\), expected \(\d+,\)"):

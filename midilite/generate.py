@@ -1,0 +1,141 @@
+"""From conditions to latents to meshes: what inference and the evaluation of a training run have in common.
+
+    noise -> Euler steps with guidance -> latents -> vae field -> isosurface -> trimesh meshes -> one coloured scene
+
+Everything is a function of what it is given: networks are passed in, noise is drawn on the CPU from a key, so that
+every device starts from the same numbers. `pipeline.py` adds images, encoders and adapters; `evaluation.py` runs this
+in the middle of a training.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .dit import DiT
+from .flow import RectifiedFlowScheduler, denoise, guide
+from .isosurface import NoSurfaceError, extract_surface
+from .seeds import torch_generator
+from .vae import VAE
+
+if TYPE_CHECKING:
+    import trimesh
+
+
+class NoSurfaceWarning(UserWarning):
+    """An instance whose field is nowhere negative: it has no mesh and is left out of the scene."""
+
+
+def initial_noise(count: int, num_tokens: int, transformer: DiT, seed: int, *keys: str | int) -> Tensor:
+    """Unit Gaussian latents [count, T, C], drawn on the CPU from (seed, "latents", *keys)."""
+    shape = (count, num_tokens, transformer.config.in_channels)
+    return torch.randn(shape, generator=torch_generator(seed, "latents", *keys))
+
+
+def guided_velocity(
+    transformer: DiT, conditions: Sequence[Tensor], guidance_scale: float, multi_instance: bool = True
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The model function of `flow.denoise` for one scene: velocity with classifier-free guidance.
+
+    Conditions are projected once. The unconditional half comes first in the batch, as one more scene.
+
+    Args:
+        conditions: one [n, S, E] per condition, on the transformer's device.
+        guidance_scale: at most 1 leaves the unconditional half out.
+        multi_instance: False treats every instance as a scene of its own.
+    """
+    count = conditions[0].shape[0]
+    groups = [count] if multi_instance else [1] * count
+    if guidance_scale <= 1:
+        alone = transformer.project_conditions(*conditions)
+        return lambda x, t: transformer(x, t, alone, groups=groups)
+    both = transformer.project_conditions(*conditions, unconditional=count)
+
+    def model_fn(x: Tensor, timestep: Tensor) -> Tensor:
+        velocity = transformer(torch.cat([x, x]), timestep, both, groups=groups * 2)
+        return guide(*velocity.chunk(2), guidance_scale)
+
+    return model_fn
+
+
+def sample_scene(
+    transformer: DiT,
+    scheduler: RectifiedFlowScheduler,
+    conditions: Sequence[Tensor],
+    noise: Tensor,
+    num_inference_steps: int = 50,
+    guidance_scale: float = 7.0,
+    multi_instance: bool = True,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Denoise the latents of all instances of one scene together.
+
+    Args:
+        conditions: one [n, S, E] per condition, on any device.
+        noise: [n, T, C].
+        on_step: called with (steps done, steps) after every step.
+
+    Returns:
+        [n, T, C] in fp32 on the transformer's device.
+    """
+    device = transformer.proj_in.weight.device
+    schedule = scheduler.schedule(num_inference_steps, device)
+    there = [condition.to(device) for condition in conditions]
+    model_fn = guided_velocity(transformer, there, guidance_scale, multi_instance)
+    x = noise.to(device)
+    for done, x in denoise(model_fn, x, schedule):  # noqa: B007, B020 - the last x is the result
+        if on_step is not None:
+            on_step(done, num_inference_steps)
+    return x
+
+
+def decode_meshes(
+    vae: VAE, latents: Tensor, labels: Sequence[int], depth: int = 8, smoothing: str = "none"
+) -> list[trimesh.Trimesh | None]:
+    """One closed mesh per instance; None, with a NoSurfaceWarning that names it, where there is no surface.
+
+    Args:
+        latents: [n, T, C] on the VAE's device.
+        labels: what the instances are called in warnings.
+        depth, smoothing: see `isosurface.extract_surface`.
+    """
+    import trimesh
+
+    meshes: list[trimesh.Trimesh | None] = []
+    for label, instance in zip(labels, latents, strict=True):
+        try:
+            surface = extract_surface(vae.field(instance), depth=depth, smoothing=smoothing, device=latents.device)
+        except NoSurfaceError as error:
+            warnings.warn(f"instance {label} has no surface and is left out ({error})", NoSurfaceWarning, stacklevel=2)
+            meshes.append(None)
+            continue
+        vertices, faces = surface.vertices.cpu().numpy(), surface.faces.cpu().numpy()
+        meshes.append(trimesh.Trimesh(vertices, faces, process=False))
+    return meshes
+
+
+def instance_color(index: int) -> tuple[int, int, int]:
+    """Distinct colours for instances 0, 1, 2, ...: hues a golden angle apart, so that neighbours differ most."""
+    hue = (0.08 + index * 0.618034) % 1
+    return tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, 0.55, 0.95))
+
+
+def build_scene(meshes: Sequence[trimesh.Trimesh | None], labels: Sequence[int]) -> trimesh.Scene:
+    """A scene with one geometry named `instance_<label>` per mesh, each in a colour of its own."""
+    import trimesh
+
+    scene = trimesh.Scene()
+    for i, (label, mesh) in enumerate(zip(labels, meshes, strict=True)):
+        if mesh is None:
+            continue
+        name, color = f"instance_{label}", [*instance_color(i), 255]
+        material = trimesh.visual.material.PBRMaterial(baseColorFactor=color, metallicFactor=0.0, roughnessFactor=0.8)
+        mesh.visual = trimesh.visual.TextureVisuals(material=material)
+        mesh.metadata["name"] = name
+        scene.add_geometry(mesh, node_name=name, geom_name=name)
+    return scene
