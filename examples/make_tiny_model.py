@@ -1,0 +1,17 @@
+"""Make the tiny model that ships with midilite, stage by stage.
+
+    python examples/make_tiny_model.py pack --meshes .../meshes/kenney        # triangles and solids of the 3D models
+    python examples/make_tiny_model.py draw                                   # decide the scenes (all CPU cores)
+    torchrun --nproc_per_node 2 examples/make_tiny_model.py vae --minutes 6   # the shape VAE, on one GPU or several
+    torchrun --nproc_per_node 2 examples/make_tiny_model.py flow --minutes 8 --total_minutes 12
+    torchrun --nproc_per_node 2 examples/make_tiny_model.py flow --minutes 4 --total_minutes 12   # goes on
+    torchrun --nproc_per_node 2 examples/make_tiny_model.py lora              # the study of adapters on vehicles
+    python examples/make_tiny_model.py finish                                 # the folder, its card, tables and pictures
+
+`--toy` runs every stage at a size that a laptop does in a minute, which tests the path and learns nothing.
+"""
+
+from tiny_model.stages import main
+
+if __name__ == "__main__":
+    main()

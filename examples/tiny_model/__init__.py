@@ -1,0 +1,1 @@
+"""How the tiny model was made; `examples/make_tiny_model.py` is the command."""
