@@ -45,9 +45,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files private to the user
-        _flush(temporary)
+        flush(temporary)
         os.replace(temporary, path)
-        _flush(path.parent)
+        flush(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -59,7 +59,7 @@ def _umask() -> int:
     return mask
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """fsync a file or a folder (the folder entry of a rename needs it too); folders can't be opened on Windows."""
     if os.name == "nt" and path.is_dir():
         return

@@ -26,6 +26,8 @@ class Plan:
         accumulation: forward passes per process and step.
         world_size: processes.
         seed: of the order.
+        costs: relative work of each scene; with it the scenes of a step are dealt out so that all processes have about
+            as much to do. A step has the same scenes with and without.
     """
 
     num_scenes: int
@@ -33,6 +35,7 @@ class Plan:
     accumulation: int
     world_size: int
     seed: int
+    costs: tuple[float, ...] | None = None
 
     @property
     def scenes_per_step(self) -> int:
@@ -56,8 +59,26 @@ class Plan:
 
     def batches(self, step: int, rank: int) -> list[list[int]]:
         """The forward passes of one process in a step; fewer, or none, in the last step of an epoch."""
-        mine = self.scenes(step)[rank :: self.world_size]
+        mine = self._shares(step)[rank]
         return [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)]
+
+    def passes(self, step: int) -> int:
+        """The most forward passes that any process has in a step."""
+        return max(math.ceil(len(share) / self.batch_size) for share in self._shares(step))
+
+    def _shares(self, step: int) -> list[list[int]]:
+        """The scenes of each process. By cost: the costliest first, each to the process with the least work so far."""
+        scenes = self.scenes(step)
+        if self.costs is None:
+            return [scenes[rank :: self.world_size] for rank in range(self.world_size)]
+        shares: list[list[int]] = [[] for _ in range(self.world_size)]
+        work = [0.0] * self.world_size
+        for scene in sorted(scenes, key=lambda scene: -self.costs[scene]):  # stable: equal ones stay in order
+            free = [rank for rank, share in enumerate(shares) if len(share) < self.batch_size * self.accumulation]
+            rank = min(free, key=work.__getitem__)
+            shares[rank].append(scene)
+            work[rank] += self.costs[scene]
+        return shares
 
 
 def learning_rate_factor(name: str, warmup_steps: int, total_steps: int) -> Callable[[int], float]:

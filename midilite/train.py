@@ -25,14 +25,16 @@ from .data import Scene
 from .data_check import check_data
 from .distributed import World, start, stop
 from .dit import DiT
+from .flops import transformer_flops
 from .memory import explain_out_of_memory
 from .model_folder import ModelFolder
 from .objective import ObjectiveSettings, SceneBatch, draw_scene, instance_losses, weighted_loss
 from .options import write_yaml
 from .run_log import say
 from .seeds import torch_generator
+from .sharding import local_bytes, shard_base
 from .train_options import TrainOptions
-from .trainer import Observer, Trainer, TrainingError
+from .trainer import Observer, Trainer, TrainingError, find_start
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FINAL = "lora-final"
@@ -71,6 +73,9 @@ class LoRATask:
         transformer.train()
         self.parameters: dict[str, nn.Parameter] = lora.adapter_parameters(transformer)
         self.num_scenes = len(scenes)
+        facts = {"data_dir": str(options.data_dir), "scenes": self.num_scenes, "seed": options.seed}
+        # now: it reads base weights, which shard_base takes apart
+        self.metadata = describe(transformer, facts, base_model=options.pretrained_model)
 
     def draw(self, scenes: list[int], step: int) -> SceneBatch:
         """The inputs of these scenes at a step; also chooses each scene's view and mask variant."""
@@ -91,13 +96,21 @@ class LoRATask:
         losses = instance_losses(self.transformer, batch, self.options.enable_multi_instance_attention)
         return weighted_loss(losses, batch.sigmas, self.options.loss_weighting, total_instances), losses
 
+    def scene_costs(self) -> list[float]:
+        """Operations that each scene takes, by the number of its instances (some may be out of sight in a view)."""
+        sample = self.features.load(self.scenes[0])
+        tokens, keys = sample.mean.shape[1], [c.shape[1] for c in sample.conditions()]
+        counts = [min(len(scene.instances), self.options.max_num_instances) for scene in self.scenes]
+        together = self.options.enable_multi_instance_attention
+        groups = {n: [n] if together else [1] * n for n in set(counts)}
+        costs = {n: float(transformer_flops(self.transformer, groups[n], tokens, keys)) for n in groups}
+        return [costs[n] for n in counts]
+
     def save_weights(self, folder: Path) -> None:
         """Write the adapter as a PEFT folder, with the bare `lora_weights.pth` beside it."""
         state = lora.adapter_state(self.transformer)
-        facts = {"data_dir": str(self.options.data_dir), "scenes": self.num_scenes, "seed": self.options.seed}
-        metadata = describe(self.transformer, facts, base_model=self.options.pretrained_model)
-        write_peft_folder(folder, state, self.config, metadata)
-        write_state_dict(folder / "lora_weights.pth", state, self.config, metadata)
+        write_peft_folder(folder, state, self.config, self.metadata)
+        write_state_dict(folder / "lora_weights.pth", state, self.config, self.metadata)
 
 
 def open_features(
@@ -122,14 +135,14 @@ def train_lora(options: TrainOptions, observers: Sequence[Observer] = ()) -> Pat
     Raises:
         ValueError: an option, the data or the model can't be used; nothing was trained then.
         TrainingError: the run can't go on (memory, or numbers that stay not finite); checkpoints stay usable.
+        Interrupted: SIGTERM or ctrl-C came; a checkpoint is saved.
     """
     folder = ModelFolder(options.pretrained_model)
     scenes = checked_scenes(options, folder)
     world, device = start(options.device)
-    try:
-        return _train(options, folder, scenes, world, device, observers)
-    finally:
-        stop()
+    final = _train(options, folder, scenes, world, device, observers)
+    stop()  # not after an error: leaving the group can mean to wait for the others (see interrupt.run_command)
+    return final
 
 
 def checked_scenes(options: TrainOptions, folder: ModelFolder) -> list[Scene]:
@@ -158,11 +171,15 @@ def _train(
     observers: Sequence[Observer],
 ) -> Path:
     output_dir = Path(options.output_dir)
+    find_start(options, world)  # whether it can resume is better known before hours of encoding
     features = open_features(folder, options, device, options.num_tokens or folder.default_num_tokens)
     features.prepare(scenes, world.rank, world.size, _announce if world.is_main else None)
     world.barrier()
-    transformer = folder.load_transformer(device, DTYPES[options.mixed_precision], options.mi_attention_blocks)
+    home = "cpu" if options.shard_base else device
+    transformer = folder.load_transformer(home, DTYPES[options.mixed_precision], options.mi_attention_blocks)
     task = LoRATask(transformer, scenes, features, options)
+    if options.shard_base:
+        shard_base(transformer, task.parameters.values(), world, device)
     trainer = Trainer(task, options, world, device, observers)
     if world.is_main:
         write_yaml(output_dir / "config.yaml", options)
@@ -173,7 +190,7 @@ def _train(
         trainer.train()
     except torch.OutOfMemoryError as error:
         adapter = sum(p.nbytes for p in task.parameters.values())
-        base = sum(p.nbytes for p in transformer.parameters()) - adapter
+        base = local_bytes(transformer) - adapter
         held = {"base weights": base, "adapter, gradients, moments": 4 * adapter}
         raise TrainingError(explain_out_of_memory(error, options, held)) from error
     trainer.save_weights(FINAL)

@@ -67,6 +67,10 @@ class TrainOptions:
     gradient_checkpointing: bool = option(
         False, "recompute blocks in the backward pass to save memory", alters_run=False
     )
+    shard_base: bool = option(
+        False, "split the frozen base over the processes, for GPUs that can't hold it", alters_run=False
+    )
+    balance_scenes: bool = option(False, "deal out the scenes of a step so that all processes have as much to do")
     enable_multi_instance_attention: bool = option(True, "let the instances of a scene attend to each other")
     mi_attention_blocks: tuple[str, ...] | None = option(
         None, "blocks with multi-instance attention, as blocks.8 or 8 (default: the model's own)"
@@ -84,6 +88,7 @@ class TrainOptions:
     num_tokens: int | None = option(None, "latent tokens per instance (default: the transformer's width)")
 
     checkpointing_steps: int = option(500, "full state every so many optimizer steps; 0 never", alters_run=False)
+    keep_checkpoints: int = option(0, "remove all but so many of the last full states; 0 keeps all", alters_run=False)
     save_every_n_epochs: int = option(10, "adapter every so many epochs; 0 never", alters_run=False)
     resume_from_checkpoint: str | None = option(None, "'latest' or a checkpoint folder", alters_run=False)
     allow_config_change: bool = option(False, "resume although options that alter the run differ", alters_run=False)
@@ -93,7 +98,8 @@ class TrainOptions:
         for name, least in (
             ("batch_size", 1), ("num_epochs", 1), ("gradient_accumulation_steps", 1), ("lora_rank", 1),
             ("max_num_instances", 1), ("logging_steps", 1), ("lr_warmup_steps", 0), ("checkpointing_steps", 0),
-            ("save_every_n_epochs", 0), ("learning_rate", 0), ("weight_decay", 0), ("max_grad_norm", 0), ("seed", 0),
+            ("keep_checkpoints", 0), ("save_every_n_epochs", 0), ("learning_rate", 0), ("weight_decay", 0),
+            ("max_grad_norm", 0), ("seed", 0),
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")

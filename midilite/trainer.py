@@ -4,7 +4,7 @@ A `Task` knows its parameters, its scenes and their loss; the `Trainer` walks th
 clip, update, log, save, resume. The LoRA run is one task, training every weight of a small model is another.
 
 The loop keeps no generator state. What a step needs is keyed by (seed, step, scene); torch's global generator, which
-only dropout uses, is seeded anew at every step.
+only dropout uses, is seeded anew at every step and differs from rank to rank.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .distributed import World, sum_gradients, sum_over_ranks
+from .distributed import World, restarted, sum_gradients, sum_over_ranks
 from .ema import EMA
 from .files import read_json
+from .interrupt import Interrupted, StopRequest
 from .options import changed_keys
 from .run_log import RunLog, say
 from .schedules import Plan, learning_rate_factor
 from .seeds import derive_seed
 from .train_options import TrainOptions
-from .train_state import find_checkpoint, load_checkpoint, save_checkpoint
+from .train_state import load_checkpoint, rotate, save_checkpoint, start_folder
 
 
 class Batch(Protocol):
@@ -55,12 +56,19 @@ class Task(Protocol):
     def save_weights(self, folder: Path) -> None:
         """Write the trained weights in their useful form."""
 
+    # Two more, where they make sense:
+    # scene_name(scene) -> str, for messages
+    # scene_costs() -> list[float], relative work of each scene, for the option balance_scenes
+
 
 class Observer(Protocol):
     """Something that watches a run: validation, previews, a live plot. It must not change it by a bit."""
 
-    def after_step(self, trainer: Trainer, done: int, metrics: dict[str, float]) -> dict[str, float]:
-        """Called on every rank after `done` steps; what it returns is logged with the step's metrics."""
+    def after_step(self, trainer: Trainer, done: int, metrics: dict[str, float]) -> dict[str, float | None]:
+        """Called on every rank after `done` steps; what it returns is logged with the step's metrics (None: undefined).
+
+        `metrics` are those of the step and of the observers before this one.
+        """
 
 
 class TrainingError(RuntimeError):
@@ -76,13 +84,42 @@ class Progress:
     """Where a run is: `step` optimizer steps are done, `updates` of them changed the weights.
 
     `bad_steps` were skipped because of a loss or gradient that was not finite, `skipped_in_a_row` of them just now.
+    `best` is what the best adapter so far reached: metric, value and step.
     """
 
     step: int = 0
     updates: int = 0
     bad_steps: int = 0
     skipped_in_a_row: int = 0
+    best: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
+
+
+def find_start(options: TrainOptions, world: World) -> Path | None:
+    """The checkpoint that a run with these options starts from; None for the beginning.
+
+    Tidies the output folder (see `train_state.start_folder`); the main rank does and decides, all get its answer.
+
+    Raises:
+        ValueError: the wanted folder is damaged, or was made with options that alter the run.
+    """
+    return world.share(lambda: _find_start(options, world))
+
+
+def _find_start(options: TrainOptions, world: World) -> Path | None:
+    folder = start_folder(Path(options.output_dir), options.resume_from_checkpoint, restarted())
+    if folder is None:
+        return None
+    state = read_json(folder / "state.json")
+    changed = changed_keys(state["options"], options)
+    if (processes := state.get("world_size", world.size)) != world.size:
+        changed.append(f"number of processes: {processes} -> {world.size}")
+    if changed and not options.allow_config_change:
+        raise ValueError(
+            f"{folder}: was written by a run with other options ({'; '.join(changed)}); use the same options, or "
+            f"allow_config_change to continue with the new ones"
+        )
+    return folder
 
 
 class Trainer:
@@ -106,8 +143,14 @@ class Trainer:
     ) -> None:
         self.task, self.options, self.world, self.device = task, options, world, device
         self.observers = tuple(observers)
+        self.stop = StopRequest(world.is_main)
         self.plan = Plan(
-            task.num_scenes, options.batch_size, options.gradient_accumulation_steps, world.size, options.seed
+            task.num_scenes,
+            options.batch_size,
+            options.gradient_accumulation_steps,
+            world.size,
+            options.seed,
+            tuple(task.scene_costs()) if options.balance_scenes else None,
         )
         self.total_steps = options.max_train_steps or options.num_epochs * self.plan.steps_per_epoch
         self.factor = learning_rate_factor(options.lr_scheduler, options.lr_warmup_steps, self.total_steps)
@@ -122,14 +165,21 @@ class Trainer:
         self.ema = EMA(task.parameters, options.ema_decay) if options.ema_decay else None
         self.progress = Progress()
         self.output_dir = Path(options.output_dir)
+        self.log: RunLog | None = None  # while training
 
     # ---------------------------------------------------------------------------------------------------- the loop
 
     def train(self) -> Progress:
-        """Run to the end of the plan. Resumes first when the options ask for it."""
-        if self.options.resume_from_checkpoint:
-            self.resume(self.options.resume_from_checkpoint)
-        with RunLog(self.output_dir, self.progress.step, self.world.is_main) as log:
+        """Run to the end of the plan. Resumes first when the options ask for it, or when torchrun started it anew.
+
+        Raises:
+            Interrupted: SIGTERM or ctrl-C came; the step was finished and a checkpoint saved.
+        """
+        start = find_start(self.options, self.world)
+        if start is not None:
+            self.resume(start)
+        with self.stop, RunLog(self.output_dir, self.progress.step, self.world.is_main) as log:
+            self.log = log
             started, first = time.monotonic(), self.progress.step
             while self.progress.step < self.total_steps:
                 step = self.progress.step
@@ -138,14 +188,18 @@ class Trainer:
                 self.progress.step += 1
                 done = self.progress.step
                 pace = (time.monotonic() - started) / (done - first)
-                metrics["samples_per_second"] = len(self.plan.scenes(step)) / (time.monotonic() - before)
+                metrics["step_seconds"] = time.monotonic() - before
+                metrics["samples_per_second"] = len(self.plan.scenes(step)) / metrics["step_seconds"]
                 metrics["eta_seconds"] = pace * (self.total_steps - done)
-                observed: dict[str, float] = {}
+                observed: dict[str, float | None] = {}
                 for observer in self.observers:
-                    observed |= observer.after_step(self, done, metrics)
+                    observed |= observer.after_step(self, done, metrics | observed)
                 if observed or done % self.options.logging_steps == 0 or done == self.total_steps:
                     log.write(done, self.total_steps, self.plan.epoch_of(step) + 1, metrics | observed)
-                self._save_when_due(done)
+                saved = self._save_when_due(done)
+                if self.stop.agreed:
+                    folder = saved or self.save()
+                    raise Interrupted(self.stop.agreed, f"after step {done}, which {folder} holds")
         return self.progress
 
     def step(self, step: int) -> dict[str, float]:
@@ -171,10 +225,20 @@ class Trainer:
                 names = ", ".join(map(getattr(self.task, "scene_name", str), scenes))
                 say(f"rank {self.world.rank}, step {step + 1}: the loss of these scenes is not finite: {names}")
             sums += parts
-        loss, plain = sum_over_ranks(sums.to(self.device), self.world).tolist()
+        if options.shard_base:
+            self._keep_pace(step, len(batches))
+        sums = torch.cat([sums, sums.new_tensor(self.stop.votes())])
+        loss, plain, *votes = sum_over_ranks(sums.to(self.device), self.world).tolist()
+        self.stop.settle(votes)
         norm = self._reduce()
         self._update(math.isfinite(loss), norm)
         return {"loss": loss, "mse": plain, "lr": rate, "grad_norm": norm, "bad_steps": self.progress.bad_steps}
+
+    def _keep_pace(self, step: int, done: int) -> None:
+        """Passes that count nothing, for as many as other ranks have more in this step: see sharding.py."""
+        for _ in range(done, self.plan.passes(step)):
+            loss, _ = self.task.loss(self.task.draw(self.plan.scenes(step)[:1], step), 1)
+            (loss * 0).backward()
 
     def _reduce(self) -> float:
         """Sum the gradients over ranks and clip them; returns their norm before clipping, equal on all ranks."""
@@ -211,13 +275,15 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------------- state
 
-    def _save_when_due(self, done: int) -> None:
-        options = self.options
+    def _save_when_due(self, done: int) -> Path | None:
+        """Write what is due after `done` steps; returns the full state's folder when that was among it."""
+        options, saved = self.options, None
         if options.checkpointing_steps and (done % options.checkpointing_steps == 0 or done == self.total_steps):
-            self.save()
+            saved = self.save()
         epochs, rest = divmod(done, self.plan.steps_per_epoch)
         if options.save_every_n_epochs and not rest and epochs % options.save_every_n_epochs == 0:
             self.save_weights(f"lora-epoch-{epochs}")
+        return saved
 
     def save_weights(self, name: str) -> None:
         """Write the trained weights as `<output_dir>/<name>`, and their average as `<name>-ema` when there is one."""
@@ -229,30 +295,20 @@ class Trainer:
         self.world.barrier()
 
     def save(self) -> Path:
-        """Write `checkpoint-N` with the full state (one rank writes, all wait)."""
+        """Write `checkpoint-N` with the full state and remove the oldest (one rank writes, all wait)."""
         folder = self.output_dir / f"checkpoint-{self.progress.step}"
         if self.world.is_main:
             self.progress.scaler = self.scaler.state_dict()
-            state = {**asdict(self.progress), "options": json.loads(json.dumps(asdict(self.options)))}
+            options = json.loads(json.dumps(asdict(self.options)))
+            state = {**asdict(self.progress), "options": options, "world_size": self.world.size}
             save_checkpoint(folder, self.task.parameters, self.optimizer, state, self.task.save_weights, self.ema)
+            if self.options.keep_checkpoints:
+                rotate(folder, self.options.keep_checkpoints)
         self.world.barrier()
         return folder
 
-    def resume(self, wanted: str) -> None:
-        """Restore the state of a checkpoint folder, or of the `latest` one in the output folder if there is any.
-
-        Raises:
-            ValueError: the folder is damaged, holds other parameters, or was made with options that alter the run.
-        """
-        folder = find_checkpoint(self.output_dir, wanted)
-        if folder is None:
-            return
-        changed = changed_keys(read_json(folder / "state.json")["options"], self.options)
-        if changed and not self.options.allow_config_change:
-            raise ValueError(
-                f"{folder}: was written by a run with other options ({'; '.join(changed)}); use the same options, or "
-                f"allow_config_change to continue with the new ones"
-            )
+    def resume(self, folder: Path) -> None:
+        """Restore the state of a checkpoint folder. Raises ValueError when it holds other parameters."""
         state = load_checkpoint(folder, self.task.parameters, self.optimizer, self.ema)
         self.progress = Progress(**{entry.name: state[entry.name] for entry in fields(Progress) if entry.name in state})
         if self.progress.scaler:

@@ -207,7 +207,7 @@ def test_damaged_checkpoints_are_skipped_with_a_warning(options, tmp_path):
         assert run(options, resume_from_checkpoint="latest") == whole
     assert len([w for w in caught if "skipping" in str(w.message)]) == 2
     with pytest.raises(ValueError, match="weights.safetensors: has .* bytes, the manifest says"):
-        train_state.find_checkpoint(root, "checkpoint-6")
+        train_state.find_checkpoint(root / "earlier-1", "checkpoint-6")
 
 
 def test_a_full_disk_while_saving_keeps_what_was_there(options, tmp_path, monkeypatch):

@@ -1,0 +1,94 @@
+"""How a run ends before its end: SIGTERM and ctrl-C as a wish that the loop grants between two steps, and errors.
+
+The handlers only set a flag. The loop shows the flags of all processes to each other (`votes`, `settle`), because one
+that stops alone leaves the others waiting for it; the flags travel in a sum that the step computes anyway. A second
+ctrl-C ends the process at once: the system's own handler is put back at the first one, which works even while Python
+waits inside a collective operation. (Saved files stay whole: they are written under other names and renamed.)
+
+torchrun passes SIGTERM and ctrl-C on to its processes once, and kills them after 30 s.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from types import FrameType, TracebackType
+from typing import Any, NoReturn, Self
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(RuntimeError):
+    """A run was asked to stop, and stopped. `exit_code` is 128 plus the signal's number, as shells have it."""
+
+    def __init__(self, number: int, text: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} {text}")
+        self.exit_code = 128 + number
+
+
+class StopRequest:
+    """Catches SIGTERM and ctrl-C within a `with` statement; see the module's docstring.
+
+    Outside the main thread no handler can be set; nothing is caught there.
+
+    Args:
+        announce: whether to say, at the signal, that the step is finished first.
+
+    Attributes:
+        agreed: number of the signal for which all processes stop, 0 for none; set by `settle`.
+    """
+
+    def __init__(self, announce: bool = True) -> None:
+        self.announce = announce
+        self.received: set[int] = set()
+        self.agreed = 0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._previous.items():
+            if handler is not None:  # set by other than Python, which can't be put back from here
+                signal.signal(number, handler)
+        self._previous = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        first = not self.received
+        self.received.add(number)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if first and self.announce:
+            name, again = signal.Signals(number).name, "; ctrl-C again ends at once" * (number == signal.SIGINT)
+            os.write(2, f"\n{name}: finishing this step, then saving{again}\n".encode())  # print is not reentrant
+
+    def votes(self) -> list[float]:
+        """For each of `SIGNALS`, 1 when this process received it, else 0; to be added up over all processes."""
+        return [float(number in self.received) for number in SIGNALS]
+
+    def settle(self, votes: Sequence[float]) -> None:
+        """Take the sum of everybody's votes: one process's signal stops all of them."""
+        self.agreed = max((int(n) for n, count in zip(SIGNALS, votes, strict=True) if count), default=0)
+
+
+def run_command(main: Callable[[], int]) -> NoReturn:
+    """End the process with the exit code of `main`; when it fails, without waiting for partners (torchrun)."""
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    try:
+        code = main()
+    except Exception:
+        if not several:
+            raise
+        traceback.print_exc()
+        code = 1
+    if code and several:  # the tidy way out leaves the process group, which can mean to wait for the others
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
