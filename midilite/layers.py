@@ -58,7 +58,7 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
         y = F.linear(x, self.weight, self.bias)
-        return y if self.adapter is None else self.adapter(x, y)
+        return y if self.adapter is None else self.adapter(x, y, self)
 
     def slices(self, path: str) -> Iterator[tuple[str, slice]]:
         """The reference module name and the output rows of each part, for this module at `path`."""

@@ -1,162 +1,33 @@
 """Low-rank adapters inside a network: inject, scale, mix, merge, remove.
 
-An adapter adds (alpha / r) B A to the weight of a linear without touching it (Hu et al. 2021): A [r, in] starts
-uniform (Kaiming with a = sqrt 5), B [out, r] starts at zero, so a fresh adapter changes nothing. It lives in the
-`adapter` slot of `layers.Linear`; the base's keys, code and bits stay as they are, and an emptied slot is the base.
+An adapter changes what a linear computes without touching its weight. It lives in the `adapter` slot of
+`layers.Linear`; the base's keys, code and bits stay as they are, and an emptied slot is the base. A fresh adapter
+changes nothing. What adapters compute is in `lora_layers`, what their settings mean in `lora_config`.
 
 Adapters are addressed by the *reference's* module names. Where midilite multiplies q, k and v as one weight, `to_q`,
 `to_k` and `to_v` still have adapters of their own; their down-projections share one product.
 
-Several adapters can be present at once, each under a name, each with a weight that may change between calls. Adapter
-weights are fp32 and are cast to the activations' type for the product. Nothing here reads or writes files.
+Several adapters can be present at once, each under a name, each with a weight that may change between calls. They add
+up: the order of loading does not matter. Nothing here reads or writes files.
+
+Every function takes one network, or several in a `torch.nn.ModuleDict`; names then begin with the network's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layers import Linear, compare_tables
-from .seeds import torch_generator
-
-DEFAULT_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
-
-
-@dataclass(frozen=True)
-class LoRAConfig:
-    """Settings of one adapter.
-
-    Attributes:
-        rank: inner width r of the adapter.
-        alpha: numerator of the scale alpha / r.
-        dropout: probability of zeroing an input feature of the adapter in training.
-        target_modules: reference module names; each matches a whole path or a path that ends in `.<name>`.
-        use_rslora: scale by alpha / sqrt(r) instead (Kalajdzievski 2023).
-        rank_pattern: other ranks for modules whose path matches a name, by the rule of `target_modules`.
-        alpha_pattern: other alphas, likewise.
-    """
-
-    rank: int = 16
-    alpha: float = 16.0
-    dropout: float = 0.0
-    target_modules: tuple[str, ...] = DEFAULT_TARGETS
-    use_rslora: bool = False
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for rank in (self.rank, *self.rank_pattern.values()):
-            if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-                raise ValueError(f"LoRA rank is {rank!r}, expected a whole number of at least 1")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"LoRA dropout is {self.dropout}, expected a number in [0, 1)")
-        if not self.target_modules:
-            raise ValueError("LoRA target_modules is empty: name at least one module")
-
-    def rank_of(self, path: str) -> int:
-        """The rank at a module path."""
-        return _by_pattern(self.rank_pattern, path, self.rank)
-
-    def scale_of(self, path: str) -> float:
-        """The factor on B A at a module path."""
-        rank = self.rank_of(path)
-        return _by_pattern(self.alpha_pattern, path, self.alpha) / (rank**0.5 if self.use_rslora else rank)
-
-
-def matches(path: str, name: str) -> bool:
-    """Whether a target name means this module: the whole path, or its last components (`to_q`, `attn1.to_q`)."""
-    return path == name or path.endswith(f".{name}")
-
-
-def _by_pattern(pattern: Mapping[str, float], path: str, default: float) -> float:
-    return next((value for name, value in pattern.items() if matches(path, name)), default)
-
-
-class Adapter(nn.Module):
-    """One adapter on one Linear: A and B for each adapted part of it.
-
-    Attributes:
-        paths: reference module names of the adapted parts, in row order.
-        rows: the rows of the Linear that each adapts.
-        scales: alpha / r of each.
-    """
-
-    def __init__(self, linear: Linear, parts: list[tuple[str, slice]], config: LoRAConfig) -> None:
-        super().__init__()
-        self.paths = [path for path, _ in parts]
-        self.rows = [rows for _, rows in parts]
-        self.scales = [config.scale_of(path) for path in self.paths]
-        self.dropout = config.dropout
-        self.out_features = linear.out_features
-        ranks = [config.rank_of(path) for path in self.paths]
-        options = {"device": linear.weight.device, "dtype": torch.float32}
-        self.A = nn.ParameterList(torch.empty(rank, linear.in_features, **options) for rank in ranks)
-        self.B = nn.ParameterList(
-            torch.zeros(rows.stop - rows.start, rank, **options) for rows, rank in zip(self.rows, ranks, strict=True)
-        )
-
-    def initialise(self, seed: int) -> None:
-        """A uniform in +-1/sqrt(in), drawn per module path on the CPU so that every device starts alike; B zero."""
-        with torch.no_grad():
-            for path, a, b in zip(self.paths, self.A, self.B, strict=True):
-                uniform = torch.rand(a.shape, generator=torch_generator(seed, "lora", path))
-                a.copy_((2 * uniform - 1) / a.shape[1] ** 0.5)
-                b.zero_()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The change of the Linear's output. [..., in] -> [..., out]."""
-        if self.dropout and self.training:
-            x = F.dropout(x, self.dropout)
-        down = F.linear(x, torch.cat(list(self.A)).to(x.dtype))
-        pieces, end = [], 0
-        for h, b, rows, scale in zip(
-            down.split([a.shape[0] for a in self.A], dim=-1), self.B, self.rows, self.scales, strict=True
-        ):
-            if rows.start > end:
-                pieces.append(down.new_zeros(*down.shape[:-1], rows.start - end))
-            pieces.append(F.linear(h, b.to(x.dtype)) * scale)
-            end = rows.stop
-        if end < self.out_features:
-            pieces.append(down.new_zeros(*down.shape[:-1], self.out_features - end))
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
-
-    def delta(self) -> Tensor:
-        """The change of the Linear's weight, [out, in] in fp32."""
-        delta = self.A[0].new_zeros(self.out_features, self.A[0].shape[1])
-        for a, b, rows, scale in zip(self.A, self.B, self.rows, self.scales, strict=True):
-            delta[rows] = (b @ a) * scale
-        return delta
-
-    def named_tensors(self) -> Iterable[tuple[str, nn.Parameter]]:
-        """(`<module>.lora_A.weight`, A) and (`<module>.lora_B.weight`, B) of every part."""
-        for path, a, b in zip(self.paths, self.A, self.B, strict=True):
-            yield f"{path}.lora_A.weight", a
-            yield f"{path}.lora_B.weight", b
-
-
-class AdapterSlot(nn.Module):
-    """What sits in `Linear.adapter`: adapters by name, and the weights of the active ones."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.adapters = nn.ModuleDict()
-        self.weights: dict[str, float] = {}
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """y plus the weighted change of every active adapter."""
-        for name, weight in self.weights.items():
-            if name in self.adapters and weight:
-                change = self.adapters[name](x)
-                y = y + (change if weight == 1 else weight * change).to(y.dtype)
-        return y
-
-    def state_dict(self, *args, destination=None, prefix="", keep_vars=False):
-        """Nothing: a base's state dict has the base's keys only (adapters are saved by `adapter_state`)."""
-        return {} if destination is None else destination
+from .lora_config import DEFAULT_TARGETS as DEFAULT_TARGETS
+from .lora_config import LoRAConfig as LoRAConfig
+from .lora_config import exported_config as exported_config
+from .lora_config import match_targets as match_targets
+from .lora_config import matches as matches
+from .lora_layers import Adapter, AdapterSlot
 
 
 def named_linears(model: nn.Module) -> dict[str, tuple[Linear, slice]]:
@@ -168,18 +39,6 @@ def named_linears(model: nn.Module) -> dict[str, tuple[Linear, slice]]:
     return found
 
 
-def match_targets(paths: Iterable[str], targets: Iterable[str]) -> list[str]:
-    """The paths that any target means, in order. Raises ValueError for a target that means none."""
-    paths = list(paths)
-    for target in targets:
-        if not any(matches(path, target) for path in paths):
-            kinds = sorted({path.rpartition(".")[2] if not path.endswith(".0") else path[-8:] for path in paths})
-            raise ValueError(
-                f"LoRA target {target!r} matches no linear layer; last names that exist: {', '.join(kinds)}"
-            )
-    return [path for path in paths if any(matches(path, target) for target in targets)]
-
-
 def inject(model: nn.Module, config: LoRAConfig, name: str = "default", seed: int = 0) -> list[str]:
     """Add a fresh adapter to every linear that the targets mean, and make it active with weight 1.
 
@@ -187,7 +46,8 @@ def inject(model: nn.Module, config: LoRAConfig, name: str = "default", seed: in
         The reference module names that were adapted.
 
     Raises:
-        ValueError: an adapter of that name is already there, or a target matches nothing.
+        ValueError: an adapter of that name is already there, a target matches nothing, or a weight is too small for
+            PiSSA's rank; nothing is changed then.
     """
     if name in adapter_names(model):
         raise ValueError(f"an adapter named {name!r} is already there; remove it first or choose another name")
@@ -199,9 +59,12 @@ def inject(model: nn.Module, config: LoRAConfig, name: str = "default", seed: in
     for path in chosen:
         linear, rows = linears[path]
         parts_of.setdefault(linear, []).append((path, rows))
+    ready: list[tuple[Linear, Adapter]] = []
     for linear, parts in parts_of.items():
         adapter = Adapter(linear, parts, config)
-        adapter.initialise(seed)
+        adapter.initialise(seed, linear)
+        ready.append((linear, adapter))
+    for linear, adapter in ready:
         if linear.adapter is None:
             linear.adapter = AdapterSlot()
         linear.adapter.adapters[name] = adapter.train(linear.training)
@@ -228,14 +91,21 @@ def adapter_names(model: nn.Module) -> list[str]:
 
 
 def adapter_parameters(model: nn.Module, name: str = "default") -> dict[str, nn.Parameter]:
-    """{`<module>.lora_A.weight`: parameter, ...} of one adapter; the parameters themselves, for training."""
+    """{`<module>.lora_A.weight`: parameter, ...} of one adapter; the parameters themselves, for training.
+
+    DoRA has `<module>.lora_magnitude_vector` too.
+    """
     return {key: value for adapter in adapters_named(model, name) for key, value in adapter.named_tensors()}
 
 
 def adapter_state(model: nn.Module, name: str = "default") -> dict[str, Tensor]:
-    """A copy of one adapter's weights on the CPU, under the reference's names (a bare PEFT state dict)."""
-    parameters = adapter_parameters(model, name)
-    return {key: value.detach().to("cpu", torch.float32, copy=True).contiguous() for key, value in parameters.items()}
+    """A copy of one adapter's weights on the CPU, under the reference's names (a bare PEFT state dict).
+
+    It belongs to `exported_config` of the adapter's settings: an adapter that trains from PiSSA's start is given as the
+    plain LoRA of twice the rank that computes the same on the unchanged base.
+    """
+    tensors = {key: value for adapter in adapters_named(model, name) for key, value in adapter.exported_tensors()}
+    return {key: value.detach().to("cpu", torch.float32, copy=True).contiguous() for key, value in tensors.items()}
 
 
 def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor], name: str = "default") -> None:
@@ -262,6 +132,31 @@ def set_adapters(model: nn.Module, weights: Mapping[str, float]) -> None:
         slot.weights = {name: float(weight) for name, weight in weights.items() if name in slot.adapters}
 
 
+def active_weights(model: nn.Module) -> dict[str, float]:
+    """{name: weight} of the adapters that are active."""
+    return {name: weight for slot in slots(model) for name, weight in slot.weights.items()}
+
+
+@contextlib.contextmanager
+def temporary_weights(model: nn.Module, scale: float | Mapping[str, float]) -> Iterator[None]:
+    """Within this context, weights are multiplied by a number or replaced by a table (as `set_adapters` does).
+
+    Raises:
+        ValueError: the table has a name that isn't there.
+    """
+    before = [(slot, slot.weights) for slot in slots(model)]
+    if isinstance(scale, Mapping):
+        set_adapters(model, scale)
+    else:
+        for slot, weights in before:
+            slot.weights = {name: scale * weight for name, weight in weights.items()}
+    try:
+        yield
+    finally:
+        for slot, weights in before:
+            slot.weights = weights
+
+
 def remove_adapters(model: nn.Module, names: Iterable[str] | None = None) -> None:
     """Take adapters out (all of them by default); an emptied slot leaves the base's own code path."""
     gone = list(adapter_names(model) if names is None else names)
@@ -285,11 +180,9 @@ def merge_adapters(model: nn.Module) -> None:
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, Linear) and module.adapter is not None:
-                weight = module.weight.float()
-                for name, scale in module.adapter.weights.items():
-                    if name in module.adapter.adapters:
-                        weight = weight + scale * module.adapter.adapters[name].delta().to(weight.device)
-                module.weight.copy_(weight)
+                changes = [weight * adapter.delta(module) for adapter, weight in module.adapter.active()]
+                if changes:
+                    module.weight.copy_(module.weight.float() + sum(changes).to(module.weight.device))
     remove_adapters(model)
 
 

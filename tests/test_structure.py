@@ -18,7 +18,7 @@ images  sdf
 normals  nearest
 geometry  camera  raster
 render_mesh
-render  metrics
+render  metrics  plots
 compose  sample_folder  sources
 samples  scene_files
 prepare  front3d
@@ -28,8 +28,10 @@ flow  marching
 isosurface
 generate
 preview
+lora_config
+lora_layers
 lora  checkpoint
-model_folder
+flops  model_folder
 adapter_config
 adapter_formats
 adapter_writers
@@ -37,10 +39,12 @@ adapters
 data
 data_check  feature_encoder
 cache  objective
-schedules  ema  distributed  train_options  run_log
+schedules  ema  distributed  train_options  run_log  interrupt
+sharding
 train_state
 trainer
-memory
+memory  meters  validation
+evaluation  summary
 train
 dry_run
 scene_export
