@@ -137,11 +137,12 @@ class Conditions:
     """Projected conditions: keys and values per block and condition, for the samples after the first `unconditional`.
 
     Attributes:
-        keys_values: for each block one (k, v) pair per condition, [B - unconditional, H, S, K] each.
+        keys_values: for each block one (k, v) pair per condition, [B - unconditional, H, S, K] each; or the condition's
+            tokens [B - unconditional, S, E] in their place, which the block then projects itself.
         unconditional: how many leading samples of the batch have zero conditions.
     """
 
-    keys_values: list[list[tuple[Tensor, Tensor]]]
+    keys_values: Sequence[Sequence[Condition]]
     unconditional: int = 0
 
 

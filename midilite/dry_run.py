@@ -15,7 +15,7 @@ from .distributed import World
 from .lora import adapter_parameters
 from .memory import estimate_presets
 from .model_folder import ModelFolder
-from .train import DTYPES, LoRATask, checked_scenes
+from .train import DTYPES, LoRATask, training_data
 from .train_options import TrainOptions
 from .trainer import Trainer
 
@@ -55,14 +55,14 @@ def run_dry(options: TrainOptions) -> DryRun:
         ValueError: what would end the real run, too.
     """
     folder = ModelFolder(options.pretrained_model)
-    scenes = checked_scenes(options, folder)
+    data = training_data(options, folder)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     num_tokens = options.num_tokens or folder.default_num_tokens
     dtype = DTYPES[options.mixed_precision]
     live = LiveFeatures(folder, num_tokens, options.seed, dtype, device, options.mask_variants)
     transformer = folder.load_transformer(device, dtype, options.mi_attention_blocks)
     base = sum(p.numel() for p in transformer.parameters())
-    task = LoRATask(transformer, scenes, live, options)
+    task = LoRATask(transformer, data.scenes, live, options)
     trainer = Trainer(task, replace(options, resume_from_checkpoint=None), World(), device)
     times = []
     for step in range(2):
@@ -70,9 +70,10 @@ def run_dry(options: TrainOptions) -> DryRun:
         trainer.step(step)
         times.append(time.perf_counter() - started)
     trainable = sum(p.numel() for p in adapter_parameters(transformer).values())
-    sample = live.load(scenes[0])
+    sample = live.load(data.scenes[0])
     condition_tokens = tuple(c.shape[1] for c in sample.conditions())
-    instances = sum(live.num_instances(scene, view) for scene in scenes for view in range(len(scene.views)))
+    encoded = [*data.scenes, *data.validation]
+    instances = sum(live.num_instances(scene, view) for scene in encoded for view in range(len(scene.views)))
     return DryRun(
         trainable=trainable,
         base=base,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .dit import DiT
+from .dit import Conditions, DiT
 from .flow import RectifiedFlowScheduler, denoise, guide
 from .isosurface import NoSurfaceError, extract_surface
 from .seeds import torch_generator
@@ -38,26 +38,36 @@ def initial_noise(count: int, num_tokens: int, transformer: DiT, seed: int, *key
 
 
 def guided_velocity(
-    transformer: DiT, conditions: Sequence[Tensor], guidance_scale: float, multi_instance: bool = True
+    transformer: DiT,
+    conditions: Sequence[Tensor],
+    guidance_scale: float,
+    multi_instance: bool = True,
+    project_ahead: bool = True,
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """The model function of `flow.denoise` for one scene: velocity with classifier-free guidance.
 
-    Conditions are projected once. The unconditional half comes first in the batch, as one more scene.
+    The unconditional half comes first in the batch, as one more scene.
 
     Args:
         conditions: one [n, S, E] per condition, on the transformer's device.
         guidance_scale: at most 1 leaves the unconditional half out.
         multi_instance: False treats every instance as a scene of its own.
+        project_ahead: project conditions once. False does it in every step, as a sharded base needs it: there a
+            block's weights are together only while it runs.
     """
     count = conditions[0].shape[0]
     groups = [count] if multi_instance else [1] * count
-    if guidance_scale <= 1:
-        alone = transformer.project_conditions(*conditions)
-        return lambda x, t: transformer(x, t, alone, groups=groups)
-    both = transformer.project_conditions(*conditions, unconditional=count)
+    guided = guidance_scale > 1
+    if project_ahead:
+        known = transformer.project_conditions(*conditions, unconditional=count if guided else 0)
+    else:
+        tokens = tuple(condition.to(transformer.dtype) for condition in conditions)
+        known = Conditions([tokens] * len(transformer.blocks), count if guided else 0)
+    if not guided:
+        return lambda x, t: transformer(x, t, known, groups=groups)
 
     def model_fn(x: Tensor, timestep: Tensor) -> Tensor:
-        velocity = transformer(torch.cat([x, x]), timestep, both, groups=groups * 2)
+        velocity = transformer(torch.cat([x, x]), timestep, known, groups=groups * 2)
         return guide(*velocity.chunk(2), guidance_scale)
 
     return model_fn
@@ -72,6 +82,7 @@ def sample_scene(
     guidance_scale: float = 7.0,
     multi_instance: bool = True,
     on_step: Callable[[int, int], None] | None = None,
+    project_ahead: bool = True,
 ) -> Tensor:
     """Denoise the latents of all instances of one scene together.
 
@@ -79,6 +90,7 @@ def sample_scene(
         conditions: one [n, S, E] per condition, on any device.
         noise: [n, T, C].
         on_step: called with (steps done, steps) after every step.
+        guidance_scale, multi_instance, project_ahead: see `guided_velocity`.
 
     Returns:
         [n, T, C] in fp32 on the transformer's device.
@@ -86,7 +98,7 @@ def sample_scene(
     device = transformer.proj_in.weight.device
     schedule = scheduler.schedule(num_inference_steps, device)
     there = [condition.to(device) for condition in conditions]
-    model_fn = guided_velocity(transformer, there, guidance_scale, multi_instance)
+    model_fn = guided_velocity(transformer, there, guidance_scale, multi_instance, project_ahead)
     x = noise.to(device)
     for done, x in denoise(model_fn, x, schedule):  # noqa: B007, B020 - the last x is the result
         if on_step is not None:

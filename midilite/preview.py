@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from .camera import orbit_camera
 from .generate import instance_color
@@ -50,7 +50,5 @@ def mask_picture(image: Image.Image, labels: np.ndarray | None) -> Image.Image:
 
 
 def fitted(image: Image.Image, size: int) -> Image.Image:
-    """A copy in RGB with at most `size` pixels on its longer side."""
-    copy = image.convert("RGB")
-    copy.thumbnail((size, size))
-    return copy
+    """A copy in RGB with `size` pixels on its longer side."""
+    return ImageOps.contain(image.convert("RGB"), (size, size))

@@ -13,6 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+from PIL import Image
+
 from .files import write_bytes
 
 METRICS = "metrics.jsonl"
@@ -38,17 +41,25 @@ class RunLog:
         self.file = open(path, "a", encoding="utf-8")
         self.board = _tensorboard(folder, step)
 
-    def write(self, step: int, total: int, epoch: int, metrics: dict[str, float]) -> None:
-        """Record the metrics after `step` of `total` steps."""
+    def write(self, step: int, total: int, epoch: int, metrics: dict[str, float | None]) -> None:
+        """Record the metrics after `step` of `total` steps; None is undefined."""
         if not self.active:
             return
-        finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}  # NaN is no json
+        finite = {  # NaN is no json
+            key: value if value is not None and math.isfinite(value) else None for key, value in metrics.items()
+        }
         self.file.write(json.dumps({"step": step, "epoch": epoch, **finite}) + "\n")
         self.file.flush()
         print(progress_line(step, total, epoch, metrics), file=sys.stderr, flush=True)
         if self.board is not None:
             for key, value in metrics.items():
-                self.board.add_scalar(f"train/{key}", value, step)
+                if value is not None:
+                    self.board.add_scalar(f"train/{key}", value, step)
+
+    def image(self, step: int, name: str, image: Image.Image) -> None:
+        """Show a picture in TensorBoard, if that is there."""
+        if self.board is not None:
+            self.board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def __enter__(self) -> Self:
         return self

@@ -25,16 +25,20 @@ from .data import Scene
 from .data_check import check_data
 from .distributed import World, start, stop
 from .dit import DiT
+from .evaluation import Evaluation
 from .flops import transformer_flops
 from .memory import explain_out_of_memory
+from .meters import Meter
 from .model_folder import ModelFolder
 from .objective import ObjectiveSettings, SceneBatch, draw_scene, instance_losses, weighted_loss
 from .options import write_yaml
 from .run_log import say
 from .seeds import torch_generator
 from .sharding import local_bytes, shard_base
+from .summary import PICTURE, closing_summary, read_history, write_loss_picture
 from .train_options import TrainOptions
 from .trainer import Observer, Trainer, TrainingError, find_start
+from .validation import KeepBest, Validation, best_metric, check_separate, first_views, split_scenes
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FINAL = "lora-final"
@@ -73,6 +77,7 @@ class LoRATask:
         transformer.train()
         self.parameters: dict[str, nn.Parameter] = lora.adapter_parameters(transformer)
         self.num_scenes = len(scenes)
+        self.meter: Meter | None = None  # is told about every batch
         facts = {"data_dir": str(options.data_dir), "scenes": self.num_scenes, "seed": options.seed}
         # now: it reads base weights, which shard_base takes apart
         self.metadata = describe(transformer, facts, base_model=options.pretrained_model)
@@ -94,6 +99,8 @@ class LoRATask:
     def loss(self, batch: SceneBatch, total_instances: int) -> tuple[Tensor, Tensor]:
         """See `trainer.Task.loss`."""
         losses = instance_losses(self.transformer, batch, self.options.enable_multi_instance_attention)
+        if self.meter is not None:
+            self.meter.add(batch, losses)
         return weighted_loss(losses, batch.sigmas, self.options.loss_weighting, total_instances), losses
 
     def scene_costs(self) -> list[float]:
@@ -138,34 +145,73 @@ def train_lora(options: TrainOptions, observers: Sequence[Observer] = ()) -> Pat
         Interrupted: SIGTERM or ctrl-C came; a checkpoint is saved.
     """
     folder = ModelFolder(options.pretrained_model)
-    scenes = checked_scenes(options, folder)
+    data = training_data(options, folder)
     world, device = start(options.device)
-    final = _train(options, folder, scenes, world, device, observers)
+    final = _train(options, folder, data, world, device, observers)
     stop()  # not after an error: leaving the group can mean to wait for the others (see interrupt.run_command)
     return final
 
 
-def checked_scenes(options: TrainOptions, folder: ModelFolder) -> list[Scene]:
-    """Read every sample once and return the scenes to train on; bad samples are named, and skipped only on request.
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """What a run reads: scenes to train on, scenes kept aside, and how many samples were left out as unusable."""
+
+    scenes: list[Scene]
+    validation: list[Scene]
+    skipped: int
+
+
+def training_data(options: TrainOptions, folder: ModelFolder) -> TrainingData:
+    """Read every sample once and deal out the scenes; bad samples are named, and skipped only on request.
 
     Raises:
-        ValueError: there is no data, or bad samples and no `skip_bad_samples`; each is listed with its reason.
+        ValueError: there is no data, or bad samples and no `skip_bad_samples` (each is listed with its reason), or
+            the validation scenes are training scenes too.
     """
     if options.data_dir is None:
         raise ValueError("data_dir is missing: pass --data_dir, a folder made by examples/prepare_data.py")
-    report = check_data(options.data_dir, num_tokens=options.num_tokens or folder.default_num_tokens)
+    scenes, skipped = _checked_scenes(options.data_dir, options, folder)
+    validation: list[Scene] = []
+    if options.val_dir is not None:
+        validation, more = _checked_scenes(options.val_dir, options, folder)
+        check_separate(scenes, validation)
+        skipped += more
+    elif options.val_fraction:
+        scenes, validation = split_scenes(scenes, options.val_fraction, options.seed)
+    return TrainingData(scenes, first_views(validation), skipped)
+
+
+def _checked_scenes(data_dir: str, options: TrainOptions, folder: ModelFolder) -> tuple[list[Scene], int]:
+    report = check_data(data_dir, num_tokens=options.num_tokens or folder.default_num_tokens)
     if report.problems:
         say(report.to_text())
     scenes = report.usable(options.skip_bad_samples)
-    if report.found > len(scenes):
-        say(f"skipping {report.found - len(scenes)} of {report.found} scenes because of the errors above")
-    return scenes
+    skipped = report.found - len(scenes)
+    if skipped:
+        say(f"skipping {skipped} of {report.found} scenes because of the errors above")
+    return scenes, skipped
+
+
+def make_observers(
+    task: LoRATask, data: TrainingData, folder: ModelFolder, options: TrainOptions, device: torch.device
+) -> list[Observer]:
+    """What the options ask to be watched: meters, validation loss, generated scenes, the best adapter so far."""
+    task.meter = Meter(task.transformer, device, options.enable_multi_instance_attention)
+    observers: list[Observer] = [task.meter]
+    shared = (task.transformer, task.features)
+    if data.validation and options.validate_every:
+        observers.append(Validation(*shared, data.validation, options))
+    if options.eval_every or options.preview_every:
+        scenes = data.validation or first_views(data.scenes)
+        observers.append(Evaluation(*shared, folder, scenes, options, with_metrics=bool(data.validation)))
+    metric = best_metric(options, bool(data.validation))
+    return [*observers, KeepBest(metric)] if metric else observers
 
 
 def _train(
     options: TrainOptions,
     folder: ModelFolder,
-    scenes: list[Scene],
+    data: TrainingData,
     world: World,
     device: torch.device,
     observers: Sequence[Observer],
@@ -173,18 +219,18 @@ def _train(
     output_dir = Path(options.output_dir)
     find_start(options, world)  # whether it can resume is better known before hours of encoding
     features = open_features(folder, options, device, options.num_tokens or folder.default_num_tokens)
-    features.prepare(scenes, world.rank, world.size, _announce if world.is_main else None)
+    features.prepare([*data.scenes, *data.validation], world.rank, world.size, _announce if world.is_main else None)
     world.barrier()
     home = "cpu" if options.shard_base else device
     transformer = folder.load_transformer(home, DTYPES[options.mixed_precision], options.mi_attention_blocks)
-    task = LoRATask(transformer, scenes, features, options)
+    task = LoRATask(transformer, data.scenes, features, options)
     if options.shard_base:
         shard_base(transformer, task.parameters.values(), world, device)
-    trainer = Trainer(task, options, world, device, observers)
+    watching = [*make_observers(task, data, folder, options, device), *observers]
+    trainer = Trainer(task, options, world, device, watching)
     if world.is_main:
         write_yaml(output_dir / "config.yaml", options)
-        trained = sum(p.numel() for p in task.parameters.values())
-        say(f"training {trained:,} adapter weights on {len(scenes)} scenes for {trainer.total_steps} steps on {device}")
+        _announce_run(trainer, data)
     started = time.monotonic()
     try:
         trainer.train()
@@ -195,8 +241,27 @@ def _train(
         raise TrainingError(explain_out_of_memory(error, options, held)) from error
     trainer.save_weights(FINAL)
     if world.is_main:
-        say(f"done in {time.monotonic() - started:.0f} s: {output_dir / FINAL}")
+        _conclude(trainer, data, time.monotonic() - started)
     return output_dir / FINAL
+
+
+def _announce_run(trainer: Trainer, data: TrainingData) -> None:
+    trained = sum(p.numel() for p in trainer.task.parameters.values())
+    aside = f" ({len(data.validation)} more for validation)" if data.validation else ""
+    say(
+        f"training {trained:,} adapter weights on {len(data.scenes)} scenes{aside} for {trainer.total_steps} steps on "
+        f"{trainer.device}"
+    )
+
+
+def _conclude(trainer: Trainer, data: TrainingData, seconds: float) -> None:
+    """Draw the losses and say what came of the run."""
+    history = read_history(trainer.output_dir)
+    facts = {"skipped samples": f"{data.skipped}, see the report above"} if data.skipped else {}
+    if any(line["mse"] is not None for line in history):
+        write_loss_picture(history, trainer.output_dir / PICTURE)
+        facts["losses drawn"] = str(trainer.output_dir / PICTURE)
+    say(closing_summary(trainer, history, trainer.output_dir / FINAL, seconds, facts))
 
 
 def _announce(done: int, total: int, text: str) -> None:

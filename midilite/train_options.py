@@ -10,6 +10,10 @@ from .options import option
 
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 PRECISIONS = ("no", "bf16", "fp16")
+BEST_METRICS = (
+    "val_loss", "val_loss_ema", "eval_scene_f_score", "eval_object_f_score", "eval_scene_chamfer",
+    "eval_object_chamfer", "eval_bounding_box_iou",
+)  # fmt: skip
 
 # What fits which GPU with published weights; the file and flags override each value.
 _SMALL = {"mixed_precision": "bf16", "gradient_checkpointing": True, "batch_size": 1}
@@ -34,6 +38,8 @@ class TrainOptions:
     pretrained_model: str = option("tiny", "checkpoint folder, name of a shipped model, or hub:OWNER/NAME")
     data_dir: str | None = option(None, "folder of samples made by prepare_data.py")
     skip_bad_samples: bool = option(False, "leave out samples that can't be used instead of stopping; they are listed")
+    val_fraction: float = option(0.0, "share of the scenes kept aside for validation, chosen by name; 0 keeps none")
+    val_dir: str | None = option(None, "folder of validation samples, instead of val_fraction")
     output_dir: str = option("outputs/lora_finetune", "where adapters, checkpoints and logs go", alters_run=False)
     cache_dir: str | None = option(None, "where encoded samples are kept (default: OUTPUT_DIR/cache)", alters_run=False)
     no_cache: bool = option(False, "encode samples anew at every step instead of storing them", alters_run=False)
@@ -94,12 +100,27 @@ class TrainOptions:
     allow_config_change: bool = option(False, "resume although options that alter the run differ", alters_run=False)
     logging_steps: int = option(1, "progress line and metrics every so many optimizer steps", alters_run=False)
 
+    validate_every: int = option(100, "validation loss every so many steps and at the end; 0 never", alters_run=False)
+    eval_every: int = option(
+        0, "generate validation scenes and measure them every so many steps; 0 never", alters_run=False
+    )
+    preview_every: int = option(500, "pictures of generated scenes every so many steps; 0 never", alters_run=False)
+    eval_scenes: int = option(4, "most scenes that are generated for that", alters_run=False)
+    eval_inference_steps: int = option(25, "their denoising steps", alters_run=False)
+    eval_guidance_scale: float = option(7.0, "their classifier-free guidance", alters_run=False)
+    eval_grid_depth: int = option(6, "their surface grid: 2^depth cells per axis", alters_run=False)
+    best_metric: str | None = option(
+        None, "what lora-best is best in (default: val_loss, or eval_scene_f_score)", BEST_METRICS, alters_run=False
+    )
+
     def __post_init__(self) -> None:
         for name, least in (
             ("batch_size", 1), ("num_epochs", 1), ("gradient_accumulation_steps", 1), ("lora_rank", 1),
             ("max_num_instances", 1), ("logging_steps", 1), ("lr_warmup_steps", 0), ("checkpointing_steps", 0),
             ("keep_checkpoints", 0), ("save_every_n_epochs", 0), ("learning_rate", 0), ("weight_decay", 0),
             ("max_grad_norm", 0), ("seed", 0),
+            ("validate_every", 0), ("eval_every", 0), ("preview_every", 0), ("eval_scenes", 1),
+            ("eval_inference_steps", 1), ("eval_grid_depth", 3), ("eval_guidance_scale", 0),
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
@@ -110,3 +131,22 @@ class TrainOptions:
             raise ValueError(f"max_train_steps is {self.max_train_steps}, expected at least 1")
         if self.num_tokens is not None and self.num_tokens < 1:
             raise ValueError(f"num_tokens is {self.num_tokens}, expected at least 1")
+        self._check_validation()
+
+    def _check_validation(self) -> None:
+        if not 0 <= self.val_fraction < 1:
+            raise ValueError(f"val_fraction is {self.val_fraction}, expected a share from 0 to less than 1")
+        if self.val_fraction and self.val_dir:
+            raise ValueError("val_fraction and val_dir are both given: keep some scenes aside, or name others")
+        has_validation = bool(self.val_fraction or self.val_dir)
+        if self.eval_every and not has_validation:
+            raise ValueError("eval_every needs validation scenes: pass val_fraction or val_dir, too")
+        if self.eval_grid_depth > 10:
+            raise ValueError(f"eval_grid_depth is {self.eval_grid_depth}, expected 3 to 10")
+        for start, given, needed in (
+            ("val_", has_validation and self.validate_every, "val_fraction or val_dir, and validate_every"),
+            ("val_loss_ema", self.ema_decay, "ema_decay"),
+            ("eval_", self.eval_every, "eval_every"),
+        ):
+            if (self.best_metric or "").startswith(start) and not given:
+                raise ValueError(f"best_metric {self.best_metric} needs {needed}")

@@ -1,0 +1,164 @@
+"""A line chart with Pillow: axes, ticks, legend. For the picture of a run; whoever wants more has `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+COLORS = ((31, 119, 180), (214, 93, 14), (44, 140, 70), (180, 40, 70), (120, 90, 180), (110, 110, 110))
+_LEFT, _RIGHT, _TOP, _BOTTOM = 78, 20, 40, 56  # margins in pixels
+_GRID, _TEXT = (225, 225, 225), (40, 40, 40)
+_SCALE = 2  # drawn so many times larger, then reduced: Pillow's lines are jagged
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve.
+
+    Attributes:
+        name: for the legend; an empty one is left out of it.
+        points: (x, y) in order of x; points that are not finite are left out.
+        color: RGB; default by its number.
+        marks: a dot at every point.
+        pale: drawn lighter, as background to a smoothed curve.
+    """
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    color: tuple[int, int, int] | None = None
+    marks: bool = False
+    pale: bool = False
+
+
+def line_chart(
+    lines: Sequence[Line],
+    title: str = "",
+    x_label: str = "",
+    y_label: str = "",
+    size: tuple[int, int] = (960, 540),
+    y_limits: tuple[float, float] | None = None,
+) -> Image.Image:
+    """Draw curves in one pair of axes.
+
+    Args:
+        size: (width, height) in pixels.
+        y_limits: (low, high) of the y axis; default what the points that are not pale span.
+
+    Raises:
+        ValueError: no curve has a finite point.
+    """
+    shown = [(line, [(x, y) for x, y in line.points if math.isfinite(x) and math.isfinite(y)]) for line in lines]
+    every = [point for _, points in shown for point in points]
+    if not every:
+        raise ValueError("there is nothing to plot: no curve has a finite point")
+    strong = [point for line, points in shown if not line.pale for point in points] or every
+    frame = _Frame(size, _span([x for x, _ in every]), y_limits or _span([y for _, y in strong], 0.06))
+    image = Image.new("RGB", (size[0] * _SCALE, size[1] * _SCALE), (255, 255, 255))
+    draw = ImageDraw.Draw(image)
+    _draw_axes(draw, frame, title, x_label, y_label)
+    for number, (line, points) in enumerate(shown):
+        _draw_line(draw, frame, line, points, _color(line, number))
+    _draw_legend(draw, frame, [(line.name, _color(line, n)) for n, line in enumerate(lines) if line.name])
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def smoothed(points: Sequence[tuple[float, float]], share: float = 0.05) -> list[tuple[float, float]]:
+    """A running mean over the points before each one, as many as that share of all (at least one)."""
+    window = max(1, round(len(points) * share))
+    result = []
+    for i, (x, _) in enumerate(points):
+        values = [y for _, y in points[max(0, i + 1 - window) : i + 1]]
+        result.append((x, math.fsum(values) / len(values)))
+    return result
+
+
+def ticks(low: float, high: float, most: int = 7) -> list[float]:
+    """At most so many round numbers (steps of 1, 2 or 5 times a power of ten) within [low, high]."""
+    step = 10.0 ** math.floor(math.log10((high - low) / most))
+    step *= next(factor for factor in (1, 2, 5, 10, 20) if (high - low) / (step * factor) <= most - 1)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The axes' rectangle, and where a point lies in the enlarged picture."""
+
+    size: tuple[int, int]
+    x: tuple[float, float]
+    y: tuple[float, float]
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        width, height = self.size[0] - _LEFT - _RIGHT, self.size[1] - _TOP - _BOTTOM
+        part_x, part_y = ((v - low) / (high - low) for v, (low, high) in ((x, self.x), (y, self.y)))
+        part_y = min(max(part_y, 0.0), 1.0)  # what lies outside the limits runs along the border
+        return (_LEFT + part_x * width) * _SCALE, (_TOP + (1 - part_y) * height) * _SCALE
+
+
+def _span(values: Sequence[float], margin: float = 0.0) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    if high - low <= 1e-12 * max(abs(low), abs(high), 1e-300):
+        room = abs(low) * 0.1 or 1.0
+        return low - room, high + room
+    room = (high - low) * margin
+    return low - room, high + room
+
+
+def _color(line: Line, number: int) -> tuple[int, int, int]:
+    color = line.color or COLORS[number % len(COLORS)]
+    return tuple(round(255 - (255 - c) * 0.35) for c in color) if line.pale else color
+
+
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size * _SCALE)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _draw_axes(draw: ImageDraw.ImageDraw, frame: _Frame, title: str, x_label: str, y_label: str) -> None:
+    (left, bottom), (right, top) = frame.at(frame.x[0], frame.y[0]), frame.at(frame.x[1], frame.y[1])
+    gap, font = 6 * _SCALE, _font(12)
+    for value in ticks(*frame.x):
+        x, _ = frame.at(value, frame.y[0])
+        draw.line([(x, top), (x, bottom)], fill=_GRID, width=_SCALE)
+        draw.text((x, bottom + gap), _number(value), fill=_TEXT, font=font, anchor="mt")
+    for value in ticks(*frame.y):
+        _, y = frame.at(frame.x[0], value)
+        draw.line([(left, y), (right, y)], fill=_GRID, width=_SCALE)
+        draw.text((left - gap, y), _number(value), fill=_TEXT, font=font, anchor="rm")
+    draw.line([(left, top), (left, bottom), (right, bottom)], fill=_TEXT, width=_SCALE)
+    draw.text(((left + right) / 2, (frame.size[1] - 8) * _SCALE), x_label, fill=_TEXT, font=font, anchor="mb")
+    draw.text((left, top - gap), y_label, fill=_TEXT, font=font, anchor="lb")
+    draw.text(((left + right) / 2, 10 * _SCALE), title, fill=_TEXT, font=_font(15), anchor="mt")
+
+
+def _draw_line(
+    draw: ImageDraw.ImageDraw, frame: _Frame, line: Line, points: Sequence[tuple[float, float]], color
+) -> None:
+    there = [frame.at(x, y) for x, y in points]
+    if len(there) > 1:
+        draw.line(there, fill=color, width=_SCALE if line.pale else 2 * _SCALE, joint="curve")
+    if line.marks or len(there) == 1:
+        radius = 3 * _SCALE
+        for x, y in there:
+            draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=color)
+
+
+def _draw_legend(draw: ImageDraw.ImageDraw, frame: _Frame, entries: Sequence[tuple[str, tuple[int, int, int]]]) -> None:
+    if not entries:
+        return
+    font, row, pad, dash = _font(12), 18 * _SCALE, 8 * _SCALE, 22 * _SCALE
+    width = max(draw.textlength(name, font=font) for name, _ in entries) + dash + 3 * pad
+    right, top = frame.at(frame.x[1], frame.y[1])
+    left, top = right - width - pad, top + pad
+    box = [left, top, right - pad, top + row * len(entries) + pad]
+    draw.rectangle(box, fill=(255, 255, 255), outline=_GRID, width=_SCALE)
+    for i, (name, color) in enumerate(entries):
+        y = top + pad / 2 + row * (i + 0.5)
+        draw.line([(left + pad, y), (left + pad + dash, y)], fill=color, width=3 * _SCALE)
+        draw.text((left + 2 * pad + dash, y), name, fill=_TEXT, font=font, anchor="lm")
