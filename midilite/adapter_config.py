@@ -7,7 +7,8 @@ so it is refused by name rather than ignored.
 
 Ranks always come from the tensors' shapes; the json must agree. Per-module patterns are regular expressions in PEFT and
 names in `LoRAConfig`: they are kept word for word where both mean the same for this file's modules, and are otherwise
-written out module by module, so reading never changes a scale.
+written out module by module, so reading never changes a scale. Patterns and block ranges of `lora_config` mean nothing
+to other programs: files get the modules that they stand for.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from .lora import LoRAConfig, matches
+from .lora_config import LoRAConfig, is_pattern, matches
 
-USED = frozenset({"r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "rank_pattern", "alpha_pattern"})
+OUR_NETWORK = "transformer."  # begins names where a file holds adapters of several networks; left out in ours
+
+USED = frozenset("r lora_alpha lora_dropout target_modules use_rslora use_dora rank_pattern alpha_pattern".split())
 
 # Selection of modules (the tensors in the file decide), settings of initialisers, bookkeeping.
 WITHOUT_EFFECT = frozenset(
@@ -32,7 +35,6 @@ WITHOUT_EFFECT = frozenset(
 
 # Keys that change the result, each with what a user would call it.
 UNSUPPORTED = {
-    "use_dora": "DoRA",
     "lora_bias": "biases on the adapter",
     "fan_in_fan_out": "weights stored as (in, out)",
     "modules_to_save": "whole modules trained beside the adapter",
@@ -74,12 +76,16 @@ def alpha_of(config: LoRAConfig, path: str) -> float:
 
 
 def exact_config(
-    ranks: Mapping[str, int], alphas: Mapping[str, float], dropout: float = 0.0, use_rslora: bool = False
+    ranks: Mapping[str, int],
+    alphas: Mapping[str, float],
+    dropout: float = 0.0,
+    use_rslora: bool = False,
+    use_dora: bool = False,
 ) -> LoRAConfig:
     """A config that names every module by its whole path; the most common rank and alpha become the defaults."""
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     patterns = _exceptions(ranks, rank), _exceptions(alphas, alpha)
-    return LoRAConfig(rank, alpha, dropout, tuple(ranks), use_rslora, *patterns)
+    return LoRAConfig(rank, alpha, dropout, tuple(ranks), use_rslora, *patterns, use_dora)
 
 
 def _exceptions(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
@@ -102,9 +108,7 @@ def config_from_peft(values: Mapping[str, Any], ranks: Mapping[str, int], where:
     _check_supported(values, where)
     rank, alpha = _number(values, "r", where, whole=True), _number(values, "lora_alpha", where)
     dropout = _number(values, "lora_dropout", where, default=0.0)
-    rslora = values.get("use_rslora") or False
-    if not isinstance(rslora, bool):
-        raise ValueError(f"{where}: use_rslora is {rslora!r}, expected true or false")
+    rslora, dora = (_flag(values, key, where) for key in ("use_rslora", "use_dora"))
     patterns = [_pattern(values, key, where) for key in ("rank_pattern", "alpha_pattern")]
     told = {path: _by_regex(patterns[0], path, rank) for path in ranks}
     wrong = [path for path in ranks if told[path] != ranks[path]]
@@ -116,11 +120,11 @@ def config_from_peft(values: Mapping[str, Any], ranks: Mapping[str, int], where:
         check_alpha(value, f"{where}: lora_alpha")
     targets = _targets(values, ranks, where)
     try:
-        kept = LoRAConfig(rank, alpha, dropout, targets, rslora, *patterns)
+        kept = LoRAConfig(rank, alpha, dropout, targets, rslora, *patterns, dora)
+        if all(kept.rank_of(path) == ranks[path] and alpha_of(kept, path) == alphas[path] for path in ranks):
+            return kept
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    if all(kept.rank_of(path) == ranks[path] and alpha_of(kept, path) == alphas[path] for path in ranks):
-        return kept
     return replace(kept, rank_pattern=_exceptions(ranks, rank), alpha_pattern=_exceptions(alphas, alpha))
 
 
@@ -135,7 +139,7 @@ def config_to_peft(config: LoRAConfig, modules: Iterable[str], base_model: str |
     for key, default, value_of in rules:
         # PEFT sorts the keys when it saves, reads them as regular expressions and takes the first that matches.
         for order in (patterns[key], dict(sorted(patterns[key].items()))):
-            if any(_by_regex(order, path, default) != value_of(path) for path in paths):
+            if any(map(is_pattern, order)) or any(_by_regex(order, p, default) != value_of(p) for p in paths):
                 patterns[key] = {path: value_of(path) for path in paths if value_of(path) != default}
                 break
     return {
@@ -146,14 +150,14 @@ def config_to_peft(config: LoRAConfig, modules: Iterable[str], base_model: str |
         "r": config.rank,
         "lora_alpha": int(config.alpha) if float(config.alpha).is_integer() else config.alpha,
         "lora_dropout": config.dropout,
-        "target_modules": list(config.target_modules),
+        "target_modules": paths if any(map(is_pattern, config.target_modules)) else list(config.target_modules),
         "use_rslora": config.use_rslora,
         **patterns,
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
         "modules_to_save": None,
-        "use_dora": False,
+        "use_dora": config.use_dora,
     }
 
 
@@ -187,6 +191,13 @@ def _number(values: Mapping[str, Any], key: str, where: str, whole: bool = False
     return value
 
 
+def _flag(values: Mapping[str, Any], key: str, where: str) -> bool:
+    value = values.get(key) or False
+    if not isinstance(value, bool):
+        raise ValueError(f"{where}: {key} is {value!r}, expected true or false")
+    return value
+
+
 def check_number(value: Any, what: str, whole: bool = False) -> None:
     """Raise ValueError unless `value` is a number of sane size (`whole`: an integer)."""
     kind = "a whole number" if whole else "a finite number"
@@ -216,7 +227,7 @@ def _pattern(values: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
             re.compile(name)
         except re.error as error:
             raise ValueError(f"{where}: {key} has the name {name!r}, which is no regular expression: {error}") from None
-    return pattern
+    return {name.removeprefix(OUR_NETWORK): value for name, value in pattern.items()}
 
 
 def _by_regex(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
@@ -231,7 +242,9 @@ def _targets(values: Mapping[str, Any], modules: Iterable[str], where: str) -> t
         return modules
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{where}: target_modules is {names!r}, expected a list of module names")
-    stray = [path for path in modules if not any(matches(path, name) for name in names)]
+    names = [name.removeprefix(OUR_NETWORK) for name in names]
+    # literally, as PEFT does: a name of a file is never a pattern
+    stray = [path for path in modules if not any(path == name or path.endswith(f".{name}") for name in names)]
     if stray:
         raise ValueError(f"{where}: modules of the file that target_modules does not name:{shorten(stray)}")
-    return tuple(names)
+    return modules if any(map(is_pattern, names)) else tuple(names)

@@ -1,13 +1,16 @@
 """Names and tensors of adapter files: every layout in the wild -> `<module>.lora_A.weight`, `<module>.lora_B.weight`.
 
-| layout | keys of one module |
-|---|---|
-| PEFT | `base_model.model.<module>.lora_A.weight`, `.lora_B.weight`; a live model adds `.default` after A and B |
-| diffusers | the same with `transformer.` or no prefix; older: `<module>.lora.down.weight`, `.lora.up.weight` |
-| kohya | `lora_unet_<module with _ for .>.lora_down.weight`, `.lora_up.weight`, `.alpha` |
+| layout | keys of one module | its magnitudes (DoRA) |
+|---|---|---|
+| PEFT | `base_model.model.<module>.lora_A.weight`, `.lora_B.weight` | `.lora_magnitude_vector` |
+| diffusers | the same with `transformer.` or no prefix; older: `<module>.lora.down.weight`, `.up.` | the same |
+| kohya | `lora_unet_<module with _ for .>.lora_down.weight`, `.lora_up.weight`, `.alpha` | `.dora_scale` [out, 1] |
 
-Down is A [rank, in], up is B [out, rank]. kohya's underscores can't be undone by rule (`attn2_2_to_out_0`), so they are
-looked up among the modules that exist.
+A live PEFT model adds `.default` after A, B and the magnitudes. Down is A [rank, in], up is B [out, rank]. kohya's
+underscores can't be undone by rule (`attn2_2_to_out_0`), so they are looked up among the modules that exist.
+
+Modules are the transformer's, unless their name begins with the folder of an image tower (`image_encoder_2.`); files
+that hold both begin the transformer's with `transformer.`.
 
 Nothing in a file is trusted. A `.pth` is a zip with a pickle: only stored (never compressed) records that add up to the
 file's size are accepted, torch's weights-only unpickler runs no code, and tensors may not claim more bytes than the
@@ -34,18 +37,21 @@ from .checkpoint import open_safetensors
 PREFIXES = ("base_model.model.", "module.", "transformer.", "diffusion_model.")
 KOHYA_PREFIX = "lora_unet_"
 
-_KOHYA_KEY = re.compile(r"lora_(?:unet|transformer)_(\w+)\.(lora_down\.weight|lora_up\.weight|alpha)")
+TOWERS = ("image_encoder_1.", "image_encoder_2.", "image_encoder_dinov2.")
+SUFFIXES = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
+
+_KOHYA_KEY = re.compile(r"lora_(?:unet|transformer)_(\w+)\.(lora_down\.weight|lora_up\.weight|alpha|dora_scale)")
 _DOTTED_KEYS = (
     re.compile(r"(.+)\.lora_([AB])(?:\.\w+)?\.weight"),
     re.compile(r"(.+)\.(?:lora_|lora\.|lora_linear_layer\.)(down|up)\.weight"),
-    re.compile(r"(.+)\.(alpha)"),
+    re.compile(r"(.+)\.(alpha|dora_scale)"),
+    re.compile(r"(.+)\.(lora_magnitude_vector)(?:\.\w+){0,2}"),
 )
 _PARTS = {"A": "A", "B": "B", "down": "A", "up": "B", "alpha": "alpha"}
+_PARTS |= {"lora_magnitude_vector": "magnitude", "dora_scale": "magnitude"}
 
 # What a key that is none of the above belongs to, for the message.
 _FOREIGN = {
-    "lora_magnitude_vector": "DoRA",
-    "dora_scale": "DoRA",
     "lora_embedding_": "an adapter on an embedding",
     "lora_B.bias": "LoRA with biases",
     "lora_mid": "a Tucker-factorised adapter",
@@ -69,7 +75,7 @@ class Parsed:
     """The content of an adapter file under canonical names.
 
     Attributes:
-        state: fp32 CPU tensors, A before B of every module, in the file's order of modules.
+        state: fp32 CPU tensors, A, B (and magnitudes [out]) of every module, in the file's order of modules.
         alphas: {module: alpha} where the file holds them as tensors (kohya).
         layout: "kohya", "diffusers" (prefix `transformer.` or old names) or "state_dict".
     """
@@ -82,6 +88,11 @@ class Parsed:
     def ranks(self) -> dict[str, int]:
         """{module: rank}."""
         return ranks_of(self.state)
+
+    @property
+    def use_dora(self) -> bool:
+        """Whether there are magnitudes."""
+        return any(key.endswith(SUFFIXES["magnitude"]) for key in self.state)
 
 
 def ranks_of(state: Mapping[str, Tensor]) -> dict[str, int]:
@@ -194,12 +205,14 @@ def _module_of_kohya(name: str, table: Mapping[str, str | None], by_rule: bool) 
 
 
 def _strip(key: str) -> str:
-    """A key without the prefixes of wrappers, and with old diffusers names made regular."""
-    key = key.replace("_orig_mod.", "")
-    prefix = next((prefix for prefix in PREFIXES if key.startswith(prefix)), None)
+    """A key without the prefixes of wrappers (a tower's stays), and with old diffusers names made regular."""
+    key, tower = key.replace("_orig_mod.", ""), ""
+    prefix = next((prefix for prefix in (*PREFIXES, *TOWERS) if key.startswith(prefix)), None)
     while prefix is not None:
+        tower = tower or prefix if prefix in TOWERS else tower
         key = key[len(prefix) :]
         prefix = next((prefix for prefix in PREFIXES if key.startswith(prefix)), None)
+    key = tower + key
     key = re.sub(r"\.processor\.(to_\w+?)_lora\.", r".\1.lora.", key)
     return key.replace(".to_out.lora.", ".to_out.0.lora.")
 
@@ -232,20 +245,35 @@ def parse(tensors: Mapping[str, Tensor], where: str, modules: Iterable[str] | No
     found, problems = _by_module(tensors, modules)
     for module, keys in found.items():
         problems += _pair_problems(module, {part: (key, tensors[key]) for part, key in keys.items()})
+    problems += _magnitude_problems(found)
     if not tensors:
         problems.append("it holds no tensors")
     if problems:
         raise ValueError(f"{where}: is not a whole adapter:{shorten(problems)}")
     state = {
-        f"{module}.lora_{part}.weight": tensors[keys[part]].to(torch.float32, copy=True).contiguous()
+        f"{module}.{suffix}": _plain(tensors[keys[part]], part)
         for module, keys in found.items()
-        for part in "AB"
+        for part, suffix in SUFFIXES.items()
+        if part in keys
     }
     alphas = {module: float(tensors[keys["alpha"]].item()) for module, keys in found.items() if "alpha" in keys}
     if any(_KOHYA_KEY.fullmatch(key) for key in tensors):
         return Parsed(state, alphas, "kohya")
     regular = all(".lora_" in key and not key.startswith("transformer.") for key in tensors)
     return Parsed(state, alphas, "state_dict" if regular else "diffusers")
+
+
+def _plain(tensor: Tensor, part: str) -> Tensor:
+    tensor = tensor.flatten() if part == "magnitude" else tensor
+    return tensor.to(torch.float32, copy=True).contiguous()
+
+
+def _magnitude_problems(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """DoRA is a property of a whole adapter, not of some of its modules."""
+    lacking = [module for module, parts in found.items() if "magnitude" not in parts]
+    if not found or len(lacking) == len(found):
+        return []
+    return [f"missing {module}.{SUFFIXES['magnitude']}: other modules have theirs (DoRA)" for module in lacking]
 
 
 def _by_module(tensors: Iterable[str], modules: Iterable[str] | None) -> tuple[dict[str, dict[str, str]], list[str]]:
@@ -273,16 +301,17 @@ def state_problems(state: Mapping[str, Tensor]) -> list[str]:
     found: dict[str, dict[str, tuple[str, Tensor]]] = {}
     problems = [] if state else ["it holds no tensors"]
     for key, tensor in state.items():
-        match = re.fullmatch(r"(.+)\.lora_([AB])\.weight", key)
-        if match:
-            found.setdefault(match[1], {})[match[2]] = (key, tensor)
+        part = next((part for part, suffix in SUFFIXES.items() if key.endswith(f".{suffix}")), None)
+        if part:
+            found.setdefault(key.removesuffix(f".{SUFFIXES[part]}"), {})[part] = (key, tensor)
         else:
             problems.append(f"unexpected {key}: no name of an adapter weight")
-    return problems + [line for module, parts in found.items() for line in _pair_problems(module, parts)]
+    problems += [line for module, parts in found.items() for line in _pair_problems(module, parts)]
+    return problems + _magnitude_problems(found)
 
 
 def _pair_problems(module: str, parts: Mapping[str, tuple[str, Tensor]]) -> list[str]:
-    """What is wrong with the tensors of one module; `parts` is {"A" | "B" | "alpha": (key, tensor)}."""
+    """What is wrong with the tensors of one module; `parts` is {"A" | "B" | "alpha" | "magnitude": (key, tensor)}."""
     missing = [f"missing {module}.lora_{p}.weight (the file has {', '.join(parts)})" for p in "AB" if p not in parts]
     if missing:
         return missing
@@ -291,6 +320,11 @@ def _pair_problems(module: str, parts: Mapping[str, tuple[str, Tensor]]) -> list
     if not problems and (a.shape[0] != b.shape[1] or a.shape[0] < 1):
         shapes = f"{key_a} {tuple(a.shape)} and {key_b} {tuple(b.shape)}"
         problems.append(f"wrong shape: {shapes} have no common rank; expected (rank, in) and (out, rank)")
+    if not problems and "magnitude" in parts:
+        key, magnitude = parts["magnitude"]
+        if tuple(magnitude.shape) not in ((len(b),), (len(b), 1)):
+            along = "; magnitudes along the input are not supported" if magnitude.shape[0] == 1 else ""
+            problems.append(f"wrong shape {key}: found {tuple(magnitude.shape)}, expected ({len(b)},){along}")
     return problems
 
 
@@ -305,7 +339,7 @@ def _tensor_problems(part: str, key: str, tensor: Tensor) -> list[str]:
         return []
     if not tensor.dtype.is_floating_point:
         return [f"wrong type {key}: {tensor.dtype}, expected a floating point type"]
-    if tensor.ndim != 2:
+    if tensor.ndim != 2 and part != "magnitude":
         return [f"wrong shape {key}: {tuple(tensor.shape)}, expected two axes"]
     if not torch.isfinite(tensor.float()).all():
         return [f"not finite {key}: {int((~torch.isfinite(tensor.float())).sum())} values are NaN or infinite in fp32"]

@@ -1,9 +1,9 @@
 """Writing adapter files: a PEFT folder, diffusers' file, kohya's file, a bare state dict.
 
-Each function takes a canonical state (`<module>.lora_A.weight`, `<module>.lora_B.weight`), its settings and the facts
-that the file shall tell about itself. Weights are written as fp32. Settings and facts go into the header entry
-`midilite` of safetensors files and into the metadata slot of a `.pth` state dict, so that every format reads back
-without loss; other readers see nothing of it.
+Each function takes a canonical state (`<module>.lora_A.weight`, `<module>.lora_B.weight`, for DoRA
+`<module>.lora_magnitude_vector`), its settings and the facts that the file shall tell about itself. Weights are written
+as fp32. Settings and facts go into the header entry `midilite` of safetensors files and into the metadata slot of a
+`.pth` state dict, so that every format reads back without loss; other readers see nothing of it.
 
 Every file is written beside its destination and renamed; an adapter that is not whole is not written at all.
 """
@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .adapter_config import alpha_of, check_alpha, config_to_peft, shorten
-from .adapter_formats import KOHYA_PREFIX, kohya_name, ranks_of, state_problems
+from .adapter_config import OUR_NETWORK, alpha_of, check_alpha, config_to_peft, shorten
+from .adapter_formats import KOHYA_PREFIX, TOWERS, kohya_name, ranks_of, state_problems
 from .checkpoint import write_safetensors
 from .files import atomic_write, write_bytes
-from .lora import LoRAConfig
+from .lora_config import LoRAConfig
 
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 OWN_ENTRY, DIFFUSERS_ENTRY = "midilite", "lora_adapter_metadata"
@@ -41,7 +41,7 @@ def write_peft_folder(
     if folder.is_file():
         raise ValueError(f"{folder}: is a file, expected a folder to write")
     (folder / PEFT_CONFIG).unlink(missing_ok=True)  # never new weights beside old settings
-    named = {f"base_model.model.{key}": value for key, value in tensors.items()}
+    named = {f"base_model.model.{key}": value for key, value in _with_networks(tensors).items()}
     write_safetensors(folder / PEFT_WEIGHTS, named, {OWN_ENTRY: _entry(tensors, config, metadata)})
     settings = config_to_peft(config, ranks_of(tensors), (metadata or {}).get("base_model"))
     # unsorted, unlike files.write_json: the order of patterns decides
@@ -66,7 +66,7 @@ def write_diffusers(
         DIFFUSERS_ENTRY: json.dumps({f"{prefix}{key}": value for key, value in settings.items()}, indent=2),
         OWN_ENTRY: _entry(tensors, config, metadata),
     }
-    write_safetensors(_suffixed(path), {f"{prefix}{key}": value for key, value in tensors.items()}, entries)
+    write_safetensors(_suffixed(path), _with_networks(tensors, prefix), entries)
 
 
 def write_kohya(
@@ -75,9 +75,12 @@ def write_kohya(
     """Write kohya's layout; for rsLoRA the alphas are those that give the same scale as alpha / rank.
 
     Raises:
-        ValueError: the adapter isn't whole, two modules share a name with underscores, or the suffix is wrong.
+        ValueError: the adapter isn't whole, has modules of image towers (for which the layout has no names), two
+            modules share a name with underscores, or the suffix is wrong.
     """
     tensors, named = _checked(state, config), {}
+    if any(key.startswith(TOWERS) for key in tensors):
+        raise ValueError(f"{path}: kohya's layout has no names for image towers; use another format")
     for module in ranks_of(tensors):
         stem = KOHYA_PREFIX + kohya_name(module)
         if f"{stem}.alpha" in named:
@@ -85,6 +88,8 @@ def write_kohya(
         named[f"{stem}.lora_down.weight"] = tensors[f"{module}.lora_A.weight"]
         named[f"{stem}.lora_up.weight"] = tensors[f"{module}.lora_B.weight"]
         named[f"{stem}.alpha"] = torch.tensor(kohya_alpha(config, module))
+        if config.use_dora:
+            named[f"{stem}.dora_scale"] = tensors[f"{module}.lora_magnitude_vector"][:, None].contiguous()
     entries = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(config.rank),
@@ -102,14 +107,21 @@ def write_state_dict(
     Raises:
         ValueError: the adapter isn't whole, or the suffix is neither.
     """
-    tensors = collections.OrderedDict(_checked(state, config))
-    entry = {OWN_ENTRY: _entry(tensors, config, metadata)}
+    tensors = collections.OrderedDict(_with_networks(_checked(state, config)))
+    entry = {OWN_ENTRY: _entry(state, config, metadata)}
     if _suffixed(path, ".safetensors", ".pth").suffix == ".safetensors":
         write_safetensors(Path(path), tensors, entry)
         return
     tensors._metadata = entry  # torch's own place for facts about a state dict; weights-only loading keeps it
     with atomic_write(path) as temporary:
         torch.save(tensors, temporary)
+
+
+def _with_networks(tensors: Mapping[str, Tensor], prefix: str | None = None) -> dict[str, Tensor]:
+    """Keys as files have them: with `prefix`, by default none, but `transformer.` beside modules of image towers."""
+    if prefix is None:
+        prefix = OUR_NETWORK if any(key.startswith(TOWERS) for key in tensors) else ""
+    return {key if key.startswith(TOWERS) else f"{prefix}{key}": value for key, value in tensors.items()}
 
 
 def _suffixed(path: str | Path, *suffixes: str) -> Path:
@@ -139,6 +151,8 @@ def _checked(state: Mapping[str, Tensor], config: LoRAConfig) -> dict[str, Tenso
             for path, rank in ranks.items()
             if config.rank_of(path) != rank
         ]
+        if config.use_dora != any(key.endswith("lora_magnitude_vector") for key in state):
+            problems.append(f"the settings say use_dora {config.use_dora}, the tensors say otherwise")
         for path in ranks:
             check_alpha(alpha_of(config, path), f"alpha of {path}")
     if problems:

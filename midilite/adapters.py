@@ -16,7 +16,10 @@ A *fingerprint* tells bases apart: a hash of all names and shapes, and 64 sample
 of one base when the hashes are equal and the samples differ by no more than storing a base in bf16 explains, so the
 fp32, fp16 and bf16 downloads of a base agree. A base that was fine-tuned by less than that looks the same.
 
-Not read yet, each refused by name: DoRA, PiSSA and other adapters that change the base, and adapters on other parts.
+An adapter may span networks: the transformer and the image towers (`network_group`). It is applied to all or none.
+
+Not read, each refused by name: adapters that come with a changed base (PiSSA as peft saves it by default; peft converts
+it to plain LoRA), other factorisations (LoKr, LoHa, ...), and adapters on other parts.
 """
 
 from __future__ import annotations
@@ -36,8 +39,8 @@ import torch
 from torch import Tensor, nn
 
 from . import __version__, lora
-from .adapter_config import alpha_of, check_alpha, config_from_peft, exact_config, parse_json, shorten
-from .adapter_formats import Parsed, parse, ranks_of, read_tensors
+from .adapter_config import OUR_NETWORK, alpha_of, check_alpha, config_from_peft, exact_config, parse_json, shorten
+from .adapter_formats import SUFFIXES, TOWERS, Parsed, parse, ranks_of, read_tensors
 from .adapter_writers import (
     DIFFUSERS_ENTRY,
     OWN_ENTRY,
@@ -66,7 +69,8 @@ class AdapterFile:
 
     Attributes:
         config: settings; they give every module of `state` its rank and alpha.
-        state: fp32 CPU tensors `<module>.lora_A.weight` [rank, in] and `<module>.lora_B.weight` [out, rank].
+        state: fp32 CPU tensors `<module>.lora_A.weight` [rank, in], `<module>.lora_B.weight` [out, rank] and, for DoRA,
+            `<module>.lora_magnitude_vector` [out]. Modules of image towers begin with the tower's folder.
         format: one of `FORMATS`: where it came from.
         metadata: what the file tells about itself, any json values; see `describe`.
         notes: what a reader assumed and the user should know.
@@ -105,6 +109,9 @@ def read_adapter(
     if settings is not None:
         config = config_from_peft(settings, parsed.ranks, where)
         _check_alphas(parsed, config, where)
+        if config.use_dora != parsed.use_dora:
+            found = "has" if parsed.use_dora else "has no"
+            raise ValueError(f"{where}: use_dora is {config.use_dora}, but {weights.name} {found} magnitudes (DoRA)")
     else:
         config, notes = _guess(parsed, lora_alpha, weights)
     if lora_alpha is not None and any(alpha_of(config, path) != lora_alpha for path in parsed.ranks):
@@ -117,6 +124,8 @@ def read_adapter(
     layout = "peft" if config_file is not None and weights.name in PEFT_FILES else parsed.layout
     if layout == "state_dict" and DIFFUSERS_ENTRY in header:
         layout = "diffusers"
+    elif layout == "diffusers" and own and DIFFUSERS_ENTRY not in header:
+        layout = "state_dict"  # ours, with prefixes because it spans networks
     return AdapterFile(config, parsed.state, layout, metadata, notes)
 
 
@@ -188,18 +197,18 @@ def _check_alphas(parsed: Parsed, config: lora.LoRAConfig, where: str) -> None:
 
 def _guess(parsed: Parsed, lora_alpha: float | None, weights: Path) -> tuple[lora.LoRAConfig, list[str]]:
     """Settings of a file without any: alphas from its tensors (kohya), from the caller, or the ranks."""
-    ranks = parsed.ranks
+    ranks, dora = parsed.ranks, {"use_dora": parsed.use_dora}
     if parsed.alphas:
         lacking = [path for path in ranks if path not in parsed.alphas]
         if lacking:
             raise ValueError(f"{weights}: only some modules have an alpha; missing:{shorten(lacking)}")
-        return exact_config(ranks, {path: parsed.alphas[path] for path in ranks}), []
+        return exact_config(ranks, {path: parsed.alphas[path] for path in ranks}, **dora), []
     if lora_alpha is not None:
         check_alpha(lora_alpha, "lora_alpha")
-        return exact_config(ranks, dict.fromkeys(ranks, lora_alpha)), []
+        return exact_config(ranks, dict.fromkeys(ranks, lora_alpha), **dora), []
     named = sorted(set(ranks.values()))
     text = f"rank {named[0]}" if len(named) == 1 else f"ranks of its modules ({', '.join(map(str, named))})"
-    return exact_config(ranks, ranks), [f"alpha is not in the file: assumed equal to the {text}"]
+    return exact_config(ranks, ranks, **dora), [f"alpha is not in the file: assumed equal to the {text}"]
 
 
 def write_adapter(path: str | Path, adapter: AdapterFile, format: str = "peft") -> None:
@@ -217,32 +226,46 @@ def write_adapter(path: str | Path, adapter: AdapterFile, format: str = "peft") 
 # --- onto a model -----------------------------------------------------------------------------------------------------
 
 
+def network_group(transformer: nn.Module, **towers: nn.Module | None) -> nn.ModuleDict:
+    """The transformer and image towers (by the names of their folders) as one model for `apply_adapter` and `lora`."""
+    return nn.ModuleDict({"transformer": transformer, **{name: net for name, net in towers.items() if net is not None}})
+
+
 def apply_adapter(model: nn.Module, adapter: AdapterFile, name: str = "default") -> None:
     """Add an adapter to a model under a name, active with weight 1. Wholly or, on an error, not at all.
 
-    Warns when the adapter was trained on another base or with other multi-instance blocks.
+    The model is a transformer, or a `network_group` for adapters of image towers too. Warns when the adapter was
+    trained on another base or with other multi-instance blocks.
 
     Raises:
         ValueError: listing every module that the model doesn't have (with the nearest name that it has), every shape
             that is another one, every target without weights; with both widths when it is for another width. Or the
             name is taken.
     """
-    linears = lora.named_linears(model)
+    prefix = OUR_NETWORK if _is_group(model) else ""
+    linears = {path.removeprefix(prefix): entry for path, entry in lora.named_linears(model).items()}
     problems = _misfits(adapter, linears)
     if problems:
         raise ValueError(f"adapter {name!r} does not fit this model:{_widths(adapter, linears)}{shorten(problems)}")
-    ranks = ranks_of(adapter.state)
-    alphas = {path: alpha_of(adapter.config, path) for path in ranks}
-    config = exact_config(ranks, alphas, adapter.config.dropout, adapter.config.use_rslora)
+    named = {path: path if path.startswith(TOWERS) else prefix + path for path in ranks_of(adapter.state)}
+    ranks = {named[path]: rank for path, rank in ranks_of(adapter.state).items()}
+    alphas = {name: alpha_of(adapter.config, path) for path, name in named.items()}
+    settings = adapter.config
+    config = exact_config(ranks, alphas, settings.dropout, settings.use_rslora, settings.use_dora)
+    state = {key if key.startswith(TOWERS) else prefix + key: value for key, value in adapter.state.items()}
     taken = name in lora.adapter_names(model)
     try:
         lora.inject(model, config, name)
-        lora.load_adapter_state(model, adapter.state, name)
+        lora.load_adapter_state(model, state, name)
     except BaseException:
         if not taken and name in lora.adapter_names(model):
             lora.remove_adapters(model, [name])
         raise
-    _warn_of_other_base(model, adapter, name)
+    _warn_of_other_base(model["transformer"] if _is_group(model) else model, adapter, name)
+
+
+def _is_group(model: nn.Module) -> bool:
+    return isinstance(model, nn.ModuleDict) and "transformer" in model
 
 
 def _misfits(adapter: AdapterFile, linears: Mapping[str, tuple[Linear, slice]]) -> list[str]:
@@ -254,10 +277,11 @@ def _misfits(adapter: AdapterFile, linears: Mapping[str, tuple[Linear, slice]]) 
             problems.append(f"unknown module {path}" + (f" (the nearest that exists is {near[0]})" if near else ""))
             continue
         linear, rows = linears[path]
-        expected = {"A": (rank, linear.in_features), "B": (rows.stop - rows.start, rank)}
+        size = rows.stop - rows.start
+        expected = {"A": (rank, linear.in_features), "B": (size, rank), "magnitude": (size,)}
         for part, shape in expected.items():
-            key = f"{path}.lora_{part}.weight"
-            if tuple(adapter.state[key].shape) != shape:
+            key = f"{path}.{SUFFIXES[part]}"
+            if key in adapter.state and tuple(adapter.state[key].shape) != shape:
                 problems.append(f"wrong shape {key}: found {tuple(adapter.state[key].shape)}, expected {shape}")
     for path in linears:
         if path not in ranks and any(lora.matches(path, target) for target in adapter.config.target_modules):

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from . import lora
-from .adapters import apply_adapter, read_adapter
+from .adapters import apply_adapter, network_group, read_adapter
 from .dit import DiT
 from .encoders import CLIPVision, DINOv2
 from .flow import RectifiedFlowScheduler
@@ -142,6 +142,12 @@ class Pipeline:
         """Where the transformer is."""
         return self.transformer.proj_in.weight.device
 
+    @property
+    def networks(self) -> torch.nn.ModuleDict:
+        """All networks that can have adapters: `transformer`, and the image towers by the names of their folders."""
+        towers = {self.kind.dinov2: self.dinov2, **({self.kind.clip: self.clip} if self.kind.clip else {})}
+        return network_group(self.transformer, **towers)
+
     @torch.inference_mode()
     def __call__(
         self,
@@ -155,6 +161,7 @@ class Pipeline:
         smoothing: str = "none",
         padding: bool = False,
         on_step: Callable[[int, int], None] | None = None,
+        adapter_scale: float | Mapping[str, float] = 1.0,
     ) -> Result:
         """Generate a scene.
 
@@ -169,12 +176,15 @@ class Pipeline:
             smoothing: "none", or "box3", the reference's 3x3x3 mean over the grid.
             padding: paste the image on a larger white square when objects reach near its border.
             on_step: called with (steps done, steps) after every denoising step.
+            adapter_scale: for this call, a factor on the weight of every active adapter, or {name: weight} instead of
+                what `set_adapters` set.
 
         Raises:
-            ValueError: unusable image or mask, or no instance has a surface.
+            ValueError: unusable image or mask, no adapter of a name, or no instance has a surface.
         """
-        conditions = self.encode_images(rgb, mask, padding)
-        latents = self.sample(conditions, num_inference_steps, guidance_scale, seed, num_tokens, on_step=on_step)
+        with lora.temporary_weights(self.networks, adapter_scale):
+            conditions = self.encode_images(rgb, mask, padding)
+            latents = self.sample(conditions, num_inference_steps, guidance_scale, seed, num_tokens, on_step=on_step)
         meshes = self.decode_meshes(latents, conditions.labels, depth, smoothing)
         return Result(build_scene(meshes, conditions.labels), latents.cpu(), meshes, conditions.labels, conditions)
 
@@ -256,6 +266,8 @@ class Pipeline:
     ) -> list[str]:
         """Add an adapter from a file or folder of any format and make it active with weight `scale`.
 
+        Its parts go to the transformer and the image towers, wherever it has any; all of them or none.
+
         Args:
             lora_alpha: for files that don't hold their alpha; default their rank.
 
@@ -266,26 +278,27 @@ class Pipeline:
             ValueError: a key does not land, or the name is taken.
         """
         adapter = read_adapter(path, lora_alpha, modules=lora.named_linears(self.transformer))
-        active = {key: weight for slot in lora.slots(self.transformer) for key, weight in slot.weights.items()}
-        apply_adapter(self.transformer, adapter, name)
-        lora.set_adapters(self.transformer, {**active, name: scale})
+        networks = self.networks
+        active = lora.active_weights(networks)
+        apply_adapter(networks, adapter, name)
+        lora.set_adapters(networks, {**active, name: scale})
         return adapter.notes
 
     def set_adapters(self, weights: Mapping[str, float]) -> None:
         """Make exactly these adapters active, each with its weight."""
-        lora.set_adapters(self.transformer, weights)
+        lora.set_adapters(self.networks, weights)
 
     def unload_adapters(self) -> None:
         """Remove all adapters; the base is then bit for bit what it was."""
-        lora.remove_adapters(self.transformer)
+        lora.remove_adapters(self.networks)
 
     def merge_adapters(self) -> None:
         """Add the active adapters into the base weights (fp32 sums, one rounding) and remove them."""
-        lora.merge_adapters(self.transformer)
+        lora.merge_adapters(self.networks)
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write the model as a checkpoint folder that the reference reads too. Active adapters must be merged first."""
-        if lora.adapter_names(self.transformer):
+        if lora.adapter_names(self.networks):
             raise ValueError("adapters are loaded: call merge_adapters() or unload_adapters() before saving the model")
         networks = {"transformer": self.transformer, "vae": self.vae, self.kind.dinov2: self.dinov2}
         processors = {self.kind.dinov2_preprocessor: self.dinov2_preprocessor}

@@ -22,6 +22,8 @@ SETTINGS = {
     "rslora": replace(CONFIG, use_rslora=True),
     "patterns": PATTERNED,
     "rslora and patterns": replace(PATTERNED, use_rslora=True),
+    "dora": replace(CONFIG, use_dora=True),
+    "dora, rslora and patterns": replace(PATTERNED, use_rslora=True, use_dora=True),
     "overlapping patterns": replace(  # peft takes the first that matches and sorts when it saves
         CONFIG, rank_pattern={"blocks.1.attn1.to_q": 2, "attn1.to_q": 3}, alpha_pattern={"to_v": 3, "attn1.to_v": 9}
     ),
@@ -29,11 +31,14 @@ SETTINGS = {
 
 
 def random_adapter(config, seed=0, metadata=None):
-    """An adapter as if trained: both A and B are random."""
+    """An adapter as if trained: both A and B are random, and magnitudes are near the lengths that they start from."""
     model = golden_dit("midi_tiny")
     lora.inject(model, config)
     generator = torch.Generator().manual_seed(seed)
-    state = {k: torch.randn(v.shape, generator=generator) / 8 for k, v in lora.adapter_state(model).items()}
+    state = {}
+    for key, value in lora.adapter_state(model).items():
+        noise = torch.randn(value.shape, generator=generator) / 8
+        state[key] = value * (1 + noise) if "magnitude" in key else noise
     return AdapterFile(config, state, metadata=metadata or {})
 
 

@@ -19,6 +19,8 @@ CONFIG = lora.LoRAConfig(rank=4, alpha=8)
 STATE = load_file(GOLDEN / "midi_tiny" / "lora" / "peft_state_dict.safetensors")
 A, B = "blocks.0.attn1.to_q.lora_A.weight", "blocks.0.attn1.to_q.lora_B.weight"
 BASE = "base_model.model."
+MAGNITUDE = "lora_magnitude_vector"
+M = f"blocks.0.attn1.to_q.{MAGNITUDE}"
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,14 @@ def without(*keys):
 
 def renamed(old, new):
     return {key.replace(old, new): value for key, value in STATE.items()}
+
+
+def dora():
+    """The golden adapter as a DoRA of length 1."""
+    return {
+        **STATE,
+        **{k.replace("lora_B.weight", MAGNITUDE): torch.ones(len(v)) for k, v in STATE.items() if "_B" in k},
+    }
 
 
 def changed(key, tensor):
@@ -81,7 +91,16 @@ TENSORS = {
     ),
     "strange key": (lambda: {**STATE, "hello": STATE[A]}, "unexpected hello: no name of an adapter weight"),
     "base weight": (lambda: {**STATE, "proj_in.weight": STATE[A]}, "unexpected proj_in.weight"),
-    "DoRA": (lambda: {**STATE, "proj_in.lora_magnitude_vector": STATE[A]}, "magnitude_vector: belongs to DoRA"),
+    "a magnitude alone": (lambda: {**STATE, M: torch.ones(64)}, rf"missing blocks.0.attn1.to_k.{MAGNITUDE}: other mod"),
+    "magnitude without A": (
+        lambda: {**STATE, f"proj_in.{MAGNITUDE}": STATE[A][0]},
+        r"missing proj_in.lora_A.weight \(the file has magnitude\)",
+    ),
+    "magnitude too long": (lambda: {**dora(), M: torch.ones(65)}, rf"wrong shape {M}: found \(65,\), expected"),
+    "magnitude along the input": (lambda: {**dora(), M: torch.ones(1, 64)}, r"\(1, 64\), expected .* along the"),
+    "magnitude NaN": (lambda: {**dora(), M: torch.ones(64) / 0}, f"not finite {M}: 64 values"),
+    "magnitude of integers": (lambda: {**dora(), M: torch.ones(64).long()}, f"wrong type {M}: torch.int64"),
+    "two magnitudes": (lambda: {**dora(), f"{M}.default.weight": torch.ones(64)}, f"duplicate: {M} and {M}.default"),
     "LoKr": (lambda: {**STATE, "proj_in.lokr_w1": STATE[A]}, "unsupported proj_in.lokr_w1: belongs to LoKr"),
     "biases": (lambda: {**STATE, B.replace("weight", "bias"): STATE[B][0]}, "lora_B.bias: belongs to LoRA with biases"),
     "text encoder": (lambda: {**STATE, "lora_te_x.lora_down.weight": STATE[A]}, "belongs to a text encoder"),
@@ -227,7 +246,8 @@ def test_hostile_torch_files(tmp_path, model, kind, name):
 
 
 SETTINGS = {
-    "DoRA": ({"use_dora": True}, "use_dora is True: DoRA: not supported"),
+    "DoRA without magnitudes": ({"use_dora": True}, "use_dora is True, but .* has no magnitudes"),
+    "DoRA as text": ({"use_dora": "yes"}, "use_dora is 'yes', expected true or false"),
     "biases": ({"bias": "all"}, "bias is 'all': trained biases of the base"),
     "adapter biases": ({"lora_bias": True}, "lora_bias is True"),
     "transposed": ({"fan_in_fan_out": True}, "fan_in_fan_out is True: weights stored as"),
@@ -235,7 +255,7 @@ SETTINGS = {
     "PiSSA": ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4': it changes the base"),
     "another method": ({"peft_type": "LOHA"}, "peft_type is 'LOHA', midilite reads only 'LORA'"),
     "from the future": ({"use_warp": 3}, "use_warp is 3: unknown to midilite"),
-    "two at once": ({"use_dora": True, "bias": "all"}, "(?s)bias is 'all'.*use_dora is True"),
+    "two at once": ({"lora_bias": True, "bias": "all"}, "(?s)bias is 'all'.*lora_bias is True"),
     "no rank": ({"r": None}, "r is missing"),
     "another rank": ({"r": 8}, "blocks.0.attn1.to_k: the settings say rank 8, the tensors have rank 4"),
     "another rank for one": ({"rank_pattern": {"blocks.2.attn1.to_v": 2}}, "ranks do not fit.*\n  blocks.2.attn1.to_v"),
@@ -286,6 +306,13 @@ def test_broken_json(tmp_path, model, kind):
             refuse(tmp_path / "d.safetensors", rf"\(header entry {entry}\): (is not valid JSON|holds a list)", model)
     save_file(STATE, tmp_path / "d.safetensors", metadata={"midilite": '{"config": 3}'})
     refuse(tmp_path / "d.safetensors", r"\(header entry midilite\): config is missing or no object", model)
+
+
+def test_magnitudes_that_the_settings_deny(tmp_path, model):
+    """Loaded as plain LoRA it would do something else."""
+    write_adapter(tmp_path, AdapterFile(CONFIG, STATE))
+    save_file(dora(), tmp_path / "adapter_model.safetensors")
+    refuse(tmp_path, "use_dora is False, but adapter_model.safetensors has magnitudes", model)
 
 
 def test_a_module_lost_from_a_file_with_settings_is_missed(tmp_path, model):

@@ -10,8 +10,8 @@ from conftest import GOLDEN, golden_dit, relative_error
 from plain_dit import PlainDiT
 from safetensors.torch import load_file
 
-from midilite import adapters
-from midilite.adapters import apply_adapter, read_adapter, write_adapter
+from midilite import adapters, lora
+from midilite.adapters import AdapterFile, apply_adapter, read_adapter, write_adapter
 
 
 def run_ours(model, g):
@@ -61,15 +61,17 @@ def test_our_folder_in_peft_and_peft_s_folder_here(tmp_path, midi_golden, kind):
     assert torch.equal(run_ours(ours, midi_golden), expected)
 
 
-@pytest.mark.parametrize("rslora", [False, True])
-def test_an_adapter_trained_by_peft_gives_its_outputs_here(tmp_path, midi_golden, rslora):
+@pytest.mark.parametrize(
+    "kind", [{}, {"use_rslora": True}, {"use_dora": True}, {"use_dora": True, "use_rslora": True}], ids=str
+)
+def test_an_adapter_trained_by_peft_gives_its_outputs_here(tmp_path, midi_golden, kind):
     """With peft's own regular expressions as patterns, a regular expression as target, and left-out layers."""
     peft, g = pytest.importorskip("peft"), midi_golden
     torch.manual_seed(0)
     config = peft.LoraConfig(
         r=4,
         lora_alpha=6,
-        use_rslora=rslora,
+        **kind,
         target_modules=r"blocks\.\d+\.(attn1\.to_[qv]|ff\.net\.2)",
         rank_pattern={r"attn\d\.to_q": 2, "^blocks.0.ff.net.2": 3},
         alpha_pattern={r"blocks\.(1|2)\.attn1\.to_v": 11},
@@ -89,8 +91,35 @@ def test_an_adapter_trained_by_peft_gives_its_outputs_here(tmp_path, midi_golden
         assert relative_error(run_ours(ours, g), out) < 1e-5 < relative_error(out, g["dit.out_plain"]) / 100
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [{}, {"use_rslora": True}, {"use_dora": True}, {"init": "pissa"}, {"init": "pissa", "use_dora": True}],
+    ids=str,
+)
+def test_an_adapter_trained_here_gives_our_outputs_in_peft(tmp_path, midi_golden, kind):
+    """All linears by patterns, which peft does not know; PiSSA's start, which peft has only with a changed base."""
+    peft, g, ours = pytest.importorskip("peft"), midi_golden, ours_without_instances()
+    targets = ("blocks.1-3.attn1.*", "blocks.*.ff.*", "*.skip_linear", "proj_in", "time_proj.*", "attn2_2.to_out.0")
+    config = lora.LoRAConfig(3, 5, target_modules=targets, rank_pattern={"blocks.1-2.*": 2}, **kind)
+    lora.inject(ours, config)
+    optimiser = torch.optim.Adam(lora.freeze_base(ours), lr=0.02)
+    for _ in range(3):
+        run_ours(ours, g).square().mean().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    adapter = AdapterFile(lora.exported_config(config), lora.adapter_state(ours))
+    write_adapter(tmp_path, adapter)
+    theirs = peft.PeftModel.from_pretrained(plain_dit(), tmp_path)
+    with torch.no_grad():
+        out = run_ours(ours, g)
+        assert relative_error(run_plain(theirs, g), out) < 1e-5 < relative_error(out, g["dit.out_plain"]) / 100
+        again = ours_without_instances()
+        apply_adapter(again, read_adapter(tmp_path))
+        assert relative_error(run_ours(again, g), out) < 1e-6
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["lora", "rslora", "patterns"])
+@pytest.mark.parametrize("kind", ["lora", "rslora", "patterns", "dora"])
 @pytest.mark.parametrize("prefix", ["transformer.", ""])
 def test_diffusers_loads_our_file_and_we_load_its(tmp_path, midi_golden, kind, prefix):
     pytest.importorskip("peft")
