@@ -54,7 +54,9 @@ def split_scenes(scenes: Sequence[Scene], fraction: float, seed: int) -> tuple[l
         ValueError: fewer than two scenes.
     """
     if len(scenes) < 2:
-        raise ValueError(f"a validation split needs at least two scenes, there is {len(scenes)}; pass val_dir instead")
+        raise ValueError(
+            f"a validation split needs at least two scenes, there is {len(scenes)}; pass val_dir, or val_fraction 0"
+        )
     share = {scene.name: derive_seed(seed, "validation", scene.name) / 2**63 for scene in scenes}
     ranked = sorted(scenes, key=lambda scene: share[scene.name])
     count = sum(value < fraction for value in share.values())
