@@ -95,6 +95,20 @@ def _by_pattern(pattern: Mapping[str, float], path: str, default: float) -> floa
     return next((value for name, value in pattern.items() if matches(path, name)), default)
 
 
+def parse_pattern(what: str, entries: Iterable[str], kind: type) -> dict[str, float]:
+    """A table from entries such as `blocks.8-12.*=32`. Raises ValueError naming `what` and the entry."""
+    table = {}
+    for entry in entries:
+        name, _, value = entry.rpartition("=")
+        try:
+            table[name] = kind(value)
+        except ValueError:
+            name = ""
+        if not name:
+            raise ValueError(f"{what}: {entry!r} is no entry; write it as blocks.8-12.*=32")
+    return table
+
+
 def is_pattern(name: str) -> bool:
     """Whether a name has a mark that makes it a pattern (which other programs would not understand)."""
     return "*" in name or any(re.fullmatch(r"\d+-\d+", component) for component in name.split("."))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -44,16 +44,23 @@ DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FINAL = "lora-final"
 
 
-def lora_config(options: TrainOptions) -> lora.LoRAConfig:
-    """The adapter that the options ask for."""
-    return lora.LoRAConfig(
-        options.lora_rank, options.lora_alpha, options.lora_dropout, options.lora_target_modules, options.use_rslora
-    )
-
-
 def objective_settings(options: TrainOptions) -> ObjectiveSettings:
     """The options that decide what is drawn."""
     return ObjectiveSettings(**{f.name: getattr(options, f.name) for f in dataclasses.fields(ObjectiveSettings)})
+
+
+def lora_plus(parameters: Iterable[str], ratio: float) -> dict[str, float]:
+    """Factors on the learning rate, by parameter: that of B is a multiple of A's (LoRA+, Hayou et al. 2024)."""
+    return {key: ratio for key in parameters if key.endswith(".lora_B.weight")}
+
+
+def modules_without_gradient(transformer: DiT, modules: Iterable[str]) -> list[str]:
+    """Those of the adapted modules that training can never change.
+
+    CLIP's condition is one token. Attention to one token returns its value whatever the query is. (The keys' linear
+    does train: heads are split after keys and values are concatenated, so `to_k` makes half of the values.)
+    """
+    return [path for path in modules if transformer.config.has_second_condition and path.endswith(".attn2.to_q")]
 
 
 class LoRATask:
@@ -70,12 +77,13 @@ class LoRATask:
         self, transformer: DiT, scenes: list[Scene], features: FeatureCache | LiveFeatures, options: TrainOptions
     ) -> None:
         self.transformer, self.scenes, self.features, self.options = transformer, scenes, features, options
-        self.config, self.settings = lora_config(options), objective_settings(options)
-        lora.inject(transformer, self.config, seed=options.seed)
+        self.config, self.settings = options.adapter_config(), objective_settings(options)
+        self.modules = lora.inject(transformer, self.config, seed=options.seed)
         lora.freeze_base(transformer)
         transformer.gradient_checkpointing = options.gradient_checkpointing
         transformer.train()
         self.parameters: dict[str, nn.Parameter] = lora.adapter_parameters(transformer)
+        self.learning_rate_factors = lora_plus(self.parameters, options.lora_plus_ratio)
         self.num_scenes = len(scenes)
         self.meter: Meter | None = None  # is told about every batch
         facts = {"data_dir": str(options.data_dir), "scenes": self.num_scenes, "seed": options.seed}
@@ -114,10 +122,13 @@ class LoRATask:
         return [costs[n] for n in counts]
 
     def save_weights(self, folder: Path) -> None:
-        """Write the adapter as a PEFT folder, with the bare `lora_weights.pth` beside it."""
-        state = lora.adapter_state(self.transformer)
-        write_peft_folder(folder, state, self.config, self.metadata)
-        write_state_dict(folder / "lora_weights.pth", state, self.config, self.metadata)
+        """Write the adapter as a PEFT folder, with the bare `lora_weights.pth` beside it.
+
+        One that trains from PiSSA's start is written as the plain LoRA of twice the rank that does the same.
+        """
+        state, config = lora.adapter_state(self.transformer), lora.exported_config(self.config)
+        write_peft_folder(folder, state, config, self.metadata)
+        write_state_dict(folder / "lora_weights.pth", state, config, self.metadata)
 
 
 def open_features(
@@ -252,6 +263,12 @@ def _announce_run(trainer: Trainer, data: TrainingData) -> None:
         f"training {trained:,} adapter weights on {len(data.scenes)} scenes{aside} for {trainer.total_steps} steps on "
         f"{trainer.device}"
     )
+    idle = modules_without_gradient(trainer.task.transformer, trainer.task.modules)
+    if idle:
+        say(
+            f"note: {len(idle)} adapted modules stay as they are, because attention to CLIP's single token has the "
+            f"same result for any query: {idle[0]}" + (" ..." if len(idle) > 1 else "")
+        )
 
 
 def _conclude(trainer: Trainer, data: TrainingData, seconds: float) -> None:

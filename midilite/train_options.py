@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from .lora_config import DEFAULT_TARGETS, INITS, LoRAConfig, parse_pattern
 from .options import option
 
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
@@ -65,9 +66,14 @@ class TrainOptions:
     lora_alpha: float = option(16.0, "scale numerator: the adapter acts with alpha / rank")
     lora_dropout: float = option(0.0, "dropout on the adapter's input")
     lora_target_modules: tuple[str, ...] = option(
-        ("to_q", "to_k", "to_v", "to_out.0"), "names of the linears to adapt, matched as whole path components"
+        DEFAULT_TARGETS, "linears to adapt: last names (to_q), ranges (blocks.8-12.attn1.*), patterns (blocks.*.ff.*)"
     )
+    lora_rank_pattern: tuple[str, ...] | None = option(None, "other ranks for some of them, as blocks.8-12.*=32")
+    lora_alpha_pattern: tuple[str, ...] | None = option(None, "other alphas for some of them, likewise")
     use_rslora: bool = option(False, "scale by alpha / sqrt(rank)")
+    use_dora: bool = option(False, "train a magnitude per output beside the direction (DoRA)")
+    lora_init: str = option("kaiming", "start of the adapter: random, or the weights' principal components", INITS)
+    lora_plus_ratio: float = option(1.0, "learning rate of B as a multiple of A's (LoRA+; its authors use 16)")
 
     mixed_precision: str = option("no", "type of the frozen base; the adapter is always fp32", PRECISIONS)
     gradient_checkpointing: bool = option(
@@ -131,7 +137,26 @@ class TrainOptions:
             raise ValueError(f"max_train_steps is {self.max_train_steps}, expected at least 1")
         if self.num_tokens is not None and self.num_tokens < 1:
             raise ValueError(f"num_tokens is {self.num_tokens}, expected at least 1")
+        if self.lora_plus_ratio <= 0:
+            raise ValueError(f"lora_plus_ratio is {self.lora_plus_ratio}, expected a number above 0")
+        self.adapter_config()
         self._check_validation()
+
+    def adapter_config(self) -> LoRAConfig:
+        """The adapter that the options ask for. Raises ValueError naming what makes none."""
+        ranks = parse_pattern("lora_rank_pattern", self.lora_rank_pattern or (), int)
+        alphas = parse_pattern("lora_alpha_pattern", self.lora_alpha_pattern or (), float)
+        return LoRAConfig(
+            rank=self.lora_rank,
+            alpha=self.lora_alpha,
+            dropout=self.lora_dropout,
+            target_modules=self.lora_target_modules,
+            use_rslora=self.use_rslora,
+            rank_pattern=ranks,
+            alpha_pattern=alphas,
+            use_dora=self.use_dora,
+            init=self.lora_init,
+        )
 
     def _check_validation(self) -> None:
         if not 0 <= self.val_fraction < 1:

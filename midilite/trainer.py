@@ -56,7 +56,8 @@ class Task(Protocol):
     def save_weights(self, folder: Path) -> None:
         """Write the trained weights in their useful form."""
 
-    # Two more, where they make sense:
+    # More, where they make sense:
+    # learning_rate_factors: dict[str, float], for parameters with a learning rate of their own
     # scene_name(scene) -> str, for messages
     # scene_costs() -> list[float], relative work of each scene, for the option balance_scenes
 
@@ -122,6 +123,15 @@ def _find_start(options: TrainOptions, world: World) -> Path | None:
     return folder
 
 
+def _parameter_groups(task: Task) -> list[dict[str, Any]]:
+    """AdamW's groups: parameters whose learning rate has the same factor, 1 unless the task says otherwise."""
+    factors = getattr(task, "learning_rate_factors", {})
+    groups: dict[float, list[nn.Parameter]] = {}
+    for key, parameter in task.parameters.items():
+        groups.setdefault(factors.get(key, 1.0), []).append(parameter)
+    return [{"params": parameters, "factor": factor} for factor, parameters in groups.items()]
+
+
 class Trainer:
     """Walks a task through its plan; see the module's docstring.
 
@@ -155,7 +165,7 @@ class Trainer:
         self.total_steps = options.max_train_steps or options.num_epochs * self.plan.steps_per_epoch
         self.factor = learning_rate_factor(options.lr_scheduler, options.lr_warmup_steps, self.total_steps)
         self.optimizer = torch.optim.AdamW(
-            task.parameters.values(),
+            _parameter_groups(task),
             lr=options.learning_rate,
             betas=(options.adam_beta1, options.adam_beta2),
             eps=options.adam_epsilon,
@@ -212,7 +222,7 @@ class Trainer:
         torch.manual_seed(derive_seed(options.seed, "dropout", step, self.world.rank))
         rate = options.learning_rate * self.factor(step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         batches = [(scenes, self.task.draw(scenes, step)) for scenes in self.plan.batches(step, self.world.rank)]
         count = torch.tensor(float(sum(batch.num_instances for _, batch in batches)), device=self.device)
         total = int(sum_over_ranks(count, self.world))
