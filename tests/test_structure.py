@@ -50,6 +50,7 @@ dry_run
 scene_export
 pipeline
 infer
+evaluate
 """
 LEVELS = {name: level for level, line in enumerate(ORDER.split("\n")) for name in line.split()}
 RUN_TIME = {"torch", "safetensors", "numpy", "PIL", "yaml", "trimesh"}
