@@ -107,16 +107,22 @@ def stop() -> None:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
-    """Add up the gradients of all ranks in one flat buffer; a missing gradient counts as zero."""
+    """Add up the gradients of all ranks in one flat buffer; where a rank has none it counts as zero.
+
+    A parameter that no rank has a gradient for keeps none: the optimizer leaves it alone then, with any number of
+    ranks. (An adapter on the query of a one-token condition is such a case.)
+    """
     if world.size == 1:
         return
     parameters = list(parameters)
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    present = parameters[0].new_tensor([p.grad is not None for p in parameters])
+    flat = torch.cat([present, *((torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters)])
     with _together(world):
         dist.all_reduce(flat)
-    start_at = 0
-    for p in parameters:
-        p.grad = flat[start_at : start_at + p.numel()].view_as(p)
+    ranks = flat[: len(parameters)].tolist()
+    start_at = len(parameters)
+    for p, count in zip(parameters, ranks, strict=True):
+        p.grad = flat[start_at : start_at + p.numel()].view_as(p) if count else None
         start_at += p.numel()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import Forks
 from safetensors.torch import load_file
 
 from midilite import config, dit, vae
@@ -83,3 +84,22 @@ def prepared(tmp_path_factory) -> Path:
     outcome = prepare(raw, out, settings, num_workers=1, log=lambda text: None)
     assert not outcome.skipped
     return out
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """Starts training processes cheaply; see processes.py."""
+    with Forks() as server:
+        yield server
+
+
+@pytest.fixture
+def flags(prepared):
+    """Arguments of examples/train.py for a small run on the golden model: flags(output_dir, *more)."""
+    common = {
+        "pretrained_model": GOLDEN / "midi_tiny" / "checkpoint", "data_dir": prepared,
+        "cache_dir": prepared.parent / "cache", "device": "cpu", "num_tokens": 16, "lora_rank": 4,
+        "learning_rate": 1e-3, "checkpointing_steps": 0, "save_every_n_epochs": 0,
+    }  # fmt: skip
+    fixed = [str(word) for name, value in common.items() for word in (f"--{name}", value)]
+    return lambda output_dir, *more: [*fixed, "--output_dir", str(output_dir), *map(str, more)]
