@@ -23,7 +23,7 @@ from .layers import Linear
 from .lora_layers import Adapter, AdapterSlot
 
 ROOF_SIZE = 8192  # rows and columns of the product that measures a GPU
-_ROOF_RUNS = 20
+_ROOF_RUNS = 10
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -252,20 +253,27 @@ def test_the_best_is_kept(metric, values, saved):
 
 
 def test_the_best_survives_a_resume(options, tmp_path):
-    """An artificial best at the checkpoint: the resumed run must not take its own, worse values for the best."""
+    """A run that stopped after step 4 and goes on ends with the best adapter and the best value of the whole run."""
+    options = dataclasses.replace(options, validate_every=2, checkpointing_steps=4, learning_rate=5e-3)
+    whole = train.train_lora(options).parent
+    part = dataclasses.replace(options, output_dir=str(tmp_path / "part"), resume_from_checkpoint="latest")
+    shutil.copytree(whole / "checkpoint-4", tmp_path / "part" / "checkpoint-4")
+    train.train_lora(part)
+    states = [json.loads((tmp_path / n / "checkpoint-6" / "state.json").read_text()) for n in ("run", "part")]
+    assert states[0]["best"] == states[1]["best"] and states[0]["best"]["metric"] == "val_loss"
+    assert states[0]["best"]["step"] == 6  # so that both have written it
+    assert (whole / "lora-best" / ADAPTER).read_bytes() == (tmp_path / "part" / "lora-best" / ADAPTER).read_bytes()
+
+
+def test_a_resumed_run_does_not_take_a_worse_value_for_the_best(options, tmp_path):
     options = dataclasses.replace(options, validate_every=2, checkpointing_steps=4, max_train_steps=4)
     train.train_lora(options)
-    state = json.loads((tmp_path / "run" / "checkpoint-4" / "state.json").read_text())
-    assert state["best"]["metric"] == "val_loss" and state["best"]["step"] in (2, 4)
-    task, data = ready(options)
+    task, _ = ready(options)
     trainer = Trainer(task, options, World(), torch.device("cpu"))
     trainer.resume(tmp_path / "run" / "checkpoint-4")
-    assert trainer.progress.best == state["best"]
-    trainer.progress.best["value"] = 1e-9
-    (tmp_path / "run" / "lora-best" / ADAPTER).unlink()
-    keeper = validation.KeepBest("val_loss")
-    keeper.after_step(trainer, 6, {"val_loss": 1.0})
-    assert not (tmp_path / "run" / "lora-best" / ADAPTER).exists()
+    shutil.rmtree(tmp_path / "run" / "lora-best")
+    validation.KeepBest("val_loss").after_step(trainer, 6, {"val_loss": trainer.progress.best["value"] + 0.1})
+    assert not (tmp_path / "run" / "lora-best").exists()
 
 
 # --------------------------------------------------------------------------------------------------- generated scenes
@@ -381,6 +389,16 @@ def test_a_run_ends_with_a_picture_and_a_summary(options, capsys):
     for part in ("adapter ", "lora-final", "best adapter ", "lora-best: val_loss", "validation loss ", " base, "):
         assert part in text
     assert "skipped" not in text
+
+
+def test_the_summary_counts_skipped_samples(options, prepared, tmp_path, capsys):
+    shutil.copytree(prepared, tmp_path / "data")
+    surface = next((tmp_path / "data").rglob("surface.npy"))
+    np.save(surface, np.load(surface) * np.nan)
+    train.train_lora(
+        dataclasses.replace(options, data_dir=str(tmp_path / "data"), skip_bad_samples=True, max_train_steps=2)
+    )
+    assert "skipped samples  1, see the report above" in capsys.readouterr().err
 
 
 def test_two_processes_watch_together(forks, flags, tmp_path):
