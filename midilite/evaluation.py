@@ -123,9 +123,9 @@ class Evaluation:
         table = torch.zeros(len(self.scenes), 2 * len(SCENE_KEYS) + 1, dtype=torch.float64)
         sheets: dict[int, Tensor] = {}
         with undisturbed(self.transformer, device):
-            vae = self.folder.load_vae(device, self.transformer.dtype)
+            vae = self.load_vae(device)
             for number, counts in my_turns(len(self.scenes), world):
-                generated = self._generate(self.scenes[number], vae, decode=counts)
+                generated = self.generate(self.scenes[number], vae, decode=counts)
                 if counts and measure:
                     table[number] = _row(generated.metrics(device))
                 if counts and draw:
@@ -145,7 +145,12 @@ class Evaluation:
             every[number] = sheet
         return sum_over_ranks(every.to(device), world).cpu()
 
-    def _generate(self, scene: Scene, vae: VAE, decode: bool) -> Generated:
+    def load_vae(self, device: torch.device) -> VAE:
+        """The VAE that decodes, in the transformer's type."""
+        return self.folder.load_vae(device, self.transformer.dtype)
+
+    def generate(self, scene: Scene, vae: VAE, decode: bool = True) -> Generated:
+        """Generate one scene with the adapters as they are; without `decode` only the network's passes are done."""
         options = self.options
         features, rows = load_plain(self.features, scene, options)
         noise = initial_noise(len(features), features.mean.shape[1], self.transformer, options.seed, scene.name)

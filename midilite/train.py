@@ -21,6 +21,7 @@ from .adapter_writers import write_peft_folder, write_state_dict
 from .adapters import describe
 from .augment import choose
 from .cache import FeatureCache, LiveFeatures
+from .comparison import Comparison
 from .data import Scene
 from .data_check import check_data
 from .distributed import World, start, stop
@@ -212,9 +213,13 @@ def make_observers(
     shared = (task.transformer, task.features)
     if data.validation and options.validate_every:
         observers.append(Validation(*shared, data.validation, options))
+    evaluation = Evaluation(
+        *shared, folder, data.validation or first_views(data.scenes), options, with_metrics=bool(data.validation)
+    )
     if options.eval_every or options.preview_every:
-        scenes = data.validation or first_views(data.scenes)
-        observers.append(Evaluation(*shared, folder, scenes, options, with_metrics=bool(data.validation)))
+        observers.append(evaluation)
+    if options.compare_scenes:
+        observers.append(Comparison(evaluation, options.compare_scenes))
     metric = best_metric(options, bool(data.validation))
     return [*observers, KeepBest(metric)] if metric else observers
 

@@ -111,6 +111,9 @@ class TrainOptions:
         0, "generate validation scenes and measure them every so many steps; 0 never", alters_run=False
     )
     preview_every: int = option(500, "pictures of generated scenes every so many steps; 0 never", alters_run=False)
+    compare_scenes: int = option(
+        0, "scenes of the picture at the end: input, base, adapted, truth (at most eval_scenes)", alters_run=False
+    )
     eval_scenes: int = option(4, "most scenes that are generated for that", alters_run=False)
     eval_inference_steps: int = option(25, "their denoising steps", alters_run=False)
     eval_guidance_scale: float = option(7.0, "their classifier-free guidance", alters_run=False)
@@ -125,7 +128,7 @@ class TrainOptions:
             ("max_num_instances", 1), ("logging_steps", 1), ("lr_warmup_steps", 0), ("checkpointing_steps", 0),
             ("keep_checkpoints", 0), ("save_every_n_epochs", 0), ("learning_rate", 0), ("weight_decay", 0),
             ("max_grad_norm", 0), ("seed", 0),
-            ("validate_every", 0), ("eval_every", 0), ("preview_every", 0), ("eval_scenes", 1),
+            ("validate_every", 0), ("eval_every", 0), ("preview_every", 0), ("compare_scenes", 0), ("eval_scenes", 1),
             ("eval_inference_steps", 1), ("eval_grid_depth", 3), ("eval_guidance_scale", 0),
         ):  # fmt: skip
             if getattr(self, name) < least:

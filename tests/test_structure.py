@@ -36,6 +36,7 @@ adapter_config
 adapter_formats
 adapter_writers
 adapters
+adapter_maths
 data
 data_check  feature_encoder
 cache  objective
@@ -45,11 +46,13 @@ train_state
 trainer
 memory  meters  validation
 evaluation  summary
+comparison
 train
 dry_run
 scene_export
 pipeline
 infer
+adapter_tools
 evaluate
 """
 LEVELS = {name: level for level, line in enumerate(ORDER.split("\n")) for name in line.split()}
