@@ -30,7 +30,7 @@ from .evaluation import Evaluation
 from .flops import transformer_flops
 from .memory import explain_out_of_memory
 from .meters import Meter
-from .model_folder import ModelFolder
+from .model_folder import ASSETS, ModelFolder
 from .objective import ObjectiveSettings, SceneBatch, draw_scene, instance_losses, weighted_loss
 from .options import write_yaml
 from .run_log import say
@@ -193,8 +193,14 @@ def training_data(options: TrainOptions, folder: ModelFolder) -> TrainingData:
     return TrainingData(scenes, first_views(validation), skipped)
 
 
+def resolve_data(name: str) -> Path:
+    """The data folder that a name means: a folder, or `demo`, which ships with midilite."""
+    shipped = ASSETS / name
+    return shipped if not Path(name).exists() and "/" not in name and shipped.is_dir() else Path(name)
+
+
 def _checked_scenes(data_dir: str, options: TrainOptions, folder: ModelFolder) -> tuple[list[Scene], int]:
-    report = check_data(data_dir, num_tokens=options.num_tokens or folder.default_num_tokens)
+    report = check_data(resolve_data(data_dir), num_tokens=options.num_tokens or folder.default_num_tokens)
     if report.problems:
         say(report.to_text())
     scenes = report.usable(options.skip_bad_samples)
