@@ -49,7 +49,7 @@ class InferOptions:
         for name, least, most in (("num_inference_steps", 1, 1000), ("grid_depth", 3, 10)):
             if not least <= getattr(self, name) <= most:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected {least} to {most}")
-        if self.lora_path and len(self.lora_scale) not in (1, len(self.lora_path)):
+        if self.lora_path and len(self.lora_scale) not in (1, len(self.lora_path)):  # before the model is loaded
             raise ValueError(f"{len(self.lora_path)} adapters but {len(self.lora_scale)} scales; give one, or one each")
 
 
@@ -96,7 +96,13 @@ def run(options: InferOptions) -> Result:
 
 
 def load_adapters(pipe: Pipeline, paths: Sequence[str], scales: Sequence[float], lora_alpha: float | None) -> None:
-    """Load adapters under the names `lora_0`, `lora_1`, ... and print what is worth knowing about their files."""
+    """Load adapters under the names `lora_0`, `lora_1`, ... and print what is worth knowing about their files.
+
+    Raises:
+        ValueError: neither one scale nor one each, or an adapter does not fit.
+    """
+    if paths and len(scales) not in (1, len(paths)):
+        raise ValueError(f"{len(paths)} adapters but {len(scales)} scales; give one, or one each")
     for i, path in enumerate(paths):
         scale = scales[i if len(scales) > 1 else 0]
         for note in pipe.load_adapter(path, scale, f"lora_{i}", lora_alpha):

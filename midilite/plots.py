@@ -1,9 +1,12 @@
-"""A line chart with Pillow: axes, ticks, legend. For the picture of a run; whoever wants more has `metrics.jsonl`."""
+"""A line chart with Pillow: axes, ticks, legend. For the picture of a run; whoever wants more has `metrics.jsonl`.
+
+And a bar chart: names on the left, so that they can be long.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
@@ -63,6 +66,33 @@ def line_chart(
         _draw_line(draw, frame, line, points, _color(line, number))
     _draw_legend(draw, frame, [(line.name, _color(line, n)) for n, line in enumerate(lines) if line.name])
     return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def bar_chart(values: Mapping[str, float], title: str = "", x_label: str = "", width: int = 900) -> Image.Image:
+    """Draw one bar to the right per value, from top to bottom, with its name and number; the height follows.
+
+    Raises:
+        ValueError: there is no value, or one is negative or not finite.
+    """
+    if not values or not all(math.isfinite(value) and value >= 0 for value in values.values()):
+        raise ValueError(f"bars need finite values of at least 0, found {list(values.values())[:5]}")
+    row, pad, font = 20 * _SCALE, 10 * _SCALE, _font(12)
+    image = Image.new("RGB", (width * _SCALE, (_TOP + _BOTTOM) * _SCALE + row * len(values)), (255, 255, 255))
+    draw = ImageDraw.Draw(image)
+    left = max(draw.textlength(name, font=font) for name in values) + 2 * pad
+    numbers = max(draw.textlength(_number(value), font=font) for value in values.values())
+    room, most = max(image.width - left - numbers - 2 * pad, row), max(values.values()) or 1.0
+    for i, (name, value) in enumerate(values.items()):
+        y = _TOP * _SCALE + row * (i + 0.5)
+        end = left + room * value / most
+        draw.rectangle([left, y - row * 0.35, end, y + row * 0.35], fill=COLORS[0])
+        draw.text((left - pad, y), name, fill=_TEXT, font=font, anchor="rm")
+        draw.text((end + pad / 2, y), _number(value), fill=_TEXT, font=font, anchor="lm")
+    bottom = _TOP * _SCALE + row * len(values)
+    draw.line([(left, _TOP * _SCALE), (left, bottom)], fill=_TEXT, width=_SCALE)
+    draw.text((image.width / 2, 10 * _SCALE), title, fill=_TEXT, font=_font(15), anchor="mt")
+    draw.text((left, bottom + pad), x_label, fill=_TEXT, font=font, anchor="lt")
+    return image.resize((width, image.height // _SCALE), Image.Resampling.LANCZOS)
 
 
 def smoothed(points: Sequence[tuple[float, float]], share: float = 0.05) -> list[tuple[float, float]]:
