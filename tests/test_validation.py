@@ -402,10 +402,12 @@ def test_the_summary_counts_skipped_samples(options, prepared, tmp_path, capsys)
 
 
 def test_two_processes_watch_together(forks, flags, tmp_path):
-    """All of it on two ranks, with fewer generated scenes than ranks; the base's loss is that of one process."""
+    """All of it on two ranks that share the base, with fewer scenes than ranks; the base's loss is that of one."""
     watch = "--val_fraction 0.6 --validate_every 2 --eval_every 2 --preview_every 2 --max_train_steps 2".split()
     small = "--eval_scenes 1 --eval_inference_steps 1 --eval_grid_depth 3".split()
-    codes = forks.run_group("train", tmp_path / "log", 2, arguments=flags(tmp_path / "two", *watch, *small))
+    codes = forks.run_group(
+        "train", tmp_path / "log", 2, arguments=flags(tmp_path / "two", "--shard_base", *watch, *small)
+    )
     assert codes == [0, 0], (tmp_path / "log.0").read_text()
     assert forks.run("train", tmp_path / "log", arguments=flags(tmp_path / "one", *watch, *small)) == 0
     one, two = (json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[1]) for name in ("one", "two"))
