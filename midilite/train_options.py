@@ -37,9 +37,7 @@ class TrainOptions:
         False, "print sizes, memory per preset and the time of two steps; write nothing", None, False
     )
     pretrained_model: str = option("tiny", "checkpoint folder, name of a shipped model, or hub:OWNER/NAME")
-    data_dir: str | None = option(
-        None, "folder of samples made by prepare_data.py, or 'demo', which ships with midilite"
-    )
+    data_dir: str | None = option(None, "folder of samples made by prepare_data.py, or demo, which is shipped")
     skip_bad_samples: bool = option(False, "leave out samples that can't be used instead of stopping; they are listed")
     val_fraction: float = option(0.0, "share of the scenes kept aside for validation, chosen by name; 0 keeps none")
     val_dir: str | None = option(None, "folder of validation samples, instead of val_fraction")
