@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -43,7 +45,7 @@ def _together(world: World) -> Iterator[None]:
     except RuntimeError as error:
         raise PartnerLostError(
             f"rank {world.rank} lost another process of the run; the message of the one that failed first tells why "
-            f"({str(error).splitlines()[0]})"
+            f"({str(error).splitlines()[0][:160]})"
         ) from error
 
 
@@ -96,8 +98,38 @@ def start(device: str | None = None) -> tuple[World, torch.device]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world.size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=TIMEOUT)
+        _join(world, "nccl" if chosen.type == "cuda" else "gloo")
     return world, chosen
+
+
+def _join(world: World, backend: str) -> None:
+    store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    dist.init_process_group(
+        backend, store=_fresh(store, world), rank=world.rank, world_size=world.size, timeout=TIMEOUT
+    )
+
+
+def _fresh(store: dist.Store, world: World) -> dist.Store:
+    """The part of a store that only processes of this start see.
+
+    torchrun may keep one store over all its restarts (torch 2.13 does), and a process that starts anew would find the
+    addresses of dead ones in it: it hangs or fails, depending on who is first. The number of restarts can't tell the
+    starts apart, because each node counts its own. So rank 0 makes up a name, and answers everybody who uses that name
+    with the word it said; who read the name of an earlier start waits in vain for its word and reads again.
+    """
+    word = secrets.token_hex(8)
+    if world.is_main:
+        store.set("midilite/name", word)
+        for rank in range(1, world.size):
+            store.set(f"midilite/{word}/answer/{rank}", store.get(f"midilite/{word}/greeting/{rank}"))
+        return dist.PrefixStore(word, store)
+    while True:
+        name = store.get("midilite/name").decode()
+        answer = f"midilite/{name}/answer/{world.rank}"
+        store.set(f"midilite/{name}/greeting/{world.rank}", word)
+        if store.check([answer]) and store.get(answer).decode() == word:
+            return dist.PrefixStore(name, store)
+        time.sleep(0.02)
 
 
 def stop() -> None:

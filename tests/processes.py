@@ -146,6 +146,14 @@ def _copy_of_the_generator():
     return torch.default_generator.clone_state()
 
 
+def call(module: str, function: str) -> int:
+    """A function of a test file; prints what it returns as JSON."""
+    import importlib
+
+    print(json.dumps(getattr(importlib.import_module(module), function)()))
+    return 0
+
+
 def toy(output_dir: str, die_at: int | None = None) -> int:
     """Three saved steps of a tiny task and one more save of the last; killed before its `die_at`-th file operation."""
     import shutil
