@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -53,8 +54,12 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
             value = float(value)
         except ValueError:
             pass
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError(f"{where} is a number of {len(str(value))} digits, which is too large")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} is {value}, expected a finite number")
     if kind is str and isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

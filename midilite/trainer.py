@@ -297,6 +297,7 @@ class Trainer:
 
     def save_weights(self, name: str) -> None:
         """Write the trained weights as `<output_dir>/<name>`, and their average as `<name>-ema` when there is one."""
+        self._check_finite()
         if self.world.is_main:
             self.task.save_weights(self.output_dir / name)
             if self.ema is not None:
@@ -306,6 +307,7 @@ class Trainer:
 
     def save(self) -> Path:
         """Write `checkpoint-N` with the full state and remove the oldest (one rank writes, all wait)."""
+        self._check_finite()
         folder = self.output_dir / f"checkpoint-{self.progress.step}"
         if self.world.is_main:
             self.progress.scaler = self.scaler.state_dict()
@@ -316,6 +318,12 @@ class Trainer:
                 rotate(folder, self.options.keep_checkpoints)
         self.world.barrier()
         return folder
+
+    def _check_finite(self) -> None:
+        """Bad steps are skipped, so this can only fail through a bug; a dead adapter must not replace a good one."""
+        bad = [name for name, p in self.task.parameters.items() if not p.isfinite().all()]
+        if bad:
+            raise TrainingError(f"{len(bad)} weights are not finite and were not written, {bad[0]} first")
 
     def resume(self, folder: Path) -> None:
         """Restore the state of a checkpoint folder. Raises ValueError when it holds other parameters."""
