@@ -170,6 +170,10 @@ class Block(nn.Module):
         first = [(self.norm2, self.attn2)]
         return [*first, (self.norm2_2, self.attn2_2)] if hasattr(self, "attn2_2") else first
 
+    def project(self, conditions: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of each condition, for the cross-attentions in their order."""
+        return [attn.project(c) for (_, attn), c in zip(self.cross_attentions(), conditions, strict=True)]
+
     def forward(
         self,
         x: Tensor,
@@ -246,9 +250,7 @@ class DiT(Network):
             ValueError: another number of conditions, or a wrong width.
         """
         conditions = self._check_conditions(conditions)
-        blocks = [[attn for _, attn in block.cross_attentions()] for block in self.blocks]
-        pairs = [[attn.project(c) for attn, c in zip(attns, conditions, strict=True)] for attns in blocks]
-        return Conditions(pairs, unconditional)
+        return Conditions([block.project(conditions) for block in self.blocks], unconditional)
 
     def _check_conditions(self, conditions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The conditions in the weights' type."""

@@ -33,7 +33,7 @@ def shard_base(transformer: DiT, trained: Iterable[nn.Parameter], world: World, 
         ValueError: there is one process only.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     if world.size == 1:
         raise ValueError("shard_base splits the base over processes, and there is one: start several with torchrun")
@@ -43,7 +43,9 @@ def shard_base(transformer: DiT, trained: Iterable[nn.Parameter], world: World, 
     mesh = init_device_mesh(device.type, (world.size,))
     for block in transformer.blocks:
         fully_shard(block, mesh=mesh, ignored_params=kept)
+        register_fsdp_forward_method(block, "project")  # what gathers a unit's weights, besides its forward pass
     fully_shard(transformer, mesh=mesh, ignored_params=kept)
+    register_fsdp_forward_method(transformer, "project_conditions")
 
 
 def local_bytes(module: nn.Module) -> int:

@@ -112,6 +112,10 @@ class LoRATask:
             self.meter.add(batch, losses)
         return weighted_loss(losses, batch.sigmas, self.options.loss_weighting, total_instances), losses
 
+    def nothing(self, batch: SceneBatch) -> Tensor:
+        """A loss of 0 whose gradients are 0, after a whole pass of a batch through the transformer."""
+        return instance_losses(self.transformer, batch, self.options.enable_multi_instance_attention).sum() * 0
+
     def scene_costs(self) -> list[float]:
         """Operations that each scene takes, by the number of its instances (some may be out of sight in a view)."""
         sample = self.features.load(self.scenes[0])

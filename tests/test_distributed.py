@@ -214,6 +214,9 @@ def shard_and_measure() -> dict:
             model.gradient_checkpointing = True
         out = model(*(golden[f"mit.{name}"] for name in ("x", "t", "e1", "e2")), groups=[2, 1, 1, 3, 1])
         out.square().mean().backward()
+        with torch.no_grad():  # as generation does it: conditions are projected once, outside of a forward pass
+            projected = model.project_conditions(golden["mit.e1"], golden["mit.e2"])
+            assert torch.equal(model(golden["mit.x"], golden["mit.t"], projected, groups=[2, 1, 1, 3, 1]), out)
         gradients.append({key: p.grad for key, p in parameters.items() if p.grad is not None})
         found[f"loss {split}"] = out.square().mean().item()
     found["bytes after"] = sharding.local_bytes(model) - sum(p.nbytes for p in parameters.values())
