@@ -44,7 +44,8 @@ def shard_base(transformer: DiT, trained: Iterable[nn.Parameter], world: World, 
     for block in transformer.blocks:
         fully_shard(block, mesh=mesh, ignored_params=kept)
         register_fsdp_forward_method(block, "project")  # what gathers a unit's weights, besides its forward pass
-    fully_shard(transformer, mesh=mesh, ignored_params=kept)
+    # without the argument the root would stay together after a pass that needs no gradient
+    fully_shard(transformer, mesh=mesh, ignored_params=kept, reshard_after_forward=True)
     register_fsdp_forward_method(transformer, "project_conditions")
 
 
