@@ -78,10 +78,11 @@ class Forks:
 # ------------------------------------------------------------------------------------------------------------ jobs
 
 
-def train(arguments: list[str]) -> int:
-    """examples/train.py with these arguments."""
-    specification = importlib.util.spec_from_file_location("train_command", ROOT / "examples" / "train.py")
+def train(arguments: list[str], command: str = "train") -> int:
+    """examples/train.py with these arguments, or another command."""
+    specification = importlib.util.spec_from_file_location("command", ROOT / "examples" / f"{command}.py")
     module = importlib.util.module_from_spec(specification)
+    sys.modules["command"] = module  # dataclasses look for it
     specification.loader.exec_module(module)
     return module.main(arguments)
 
