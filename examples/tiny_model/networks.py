@@ -23,6 +23,8 @@ from midilite.images import Preprocessor
 from midilite.model_folder import MIDI, ModelFolder, save_model_folder
 from midilite.vae import VAE
 
+from .vae_start import start_weights
+
 DINOV2_MEAN, DINOV2_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -102,9 +104,7 @@ class Networks:
         networks = cls(sizes, VAE(sizes.vae), DiT(sizes.dit), DINOv2(sizes.dinov2), CLIPVision(sizes.clip))
         nn.init.zeros_(networks.dit.proj_out.weight)  # start from the mean of all velocities
         nn.init.zeros_(networks.dit.proj_out.bias)
-        with torch.no_grad():  # the encoder's noise starts small, or nothing is learnt through it at first
-            networks.vae.quant.weight[sizes.vae.latent_channels :] *= 0.1
-            networks.vae.quant.bias[sizes.vae.latent_channels :] = -4
+        start_weights(networks.vae)
         for network in (networks.vae, networks.dit, networks.dinov2, networks.clip):
             network.to(device).eval()
         return networks

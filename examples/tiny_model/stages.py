@@ -37,7 +37,7 @@ from .pools import Pools, PoolSizes, build, load_solids, pack_solids
 from .scenes import SETTINGS, Scenes, draw, render_scenes, visible_share
 from .shapes import ShapeSet, pack
 from .timebox import ENDLESS, TimeBox, train_in_box
-from .vae_task import VAESettings, VAETask, draw_poses, normalise_latents, take
+from .vae_task import VAESettings, VAETask, draw_poses, finish_output, normalise_latents, take
 
 CATEGORIES = ("furniture", "vehicles", "space", "blasters", "car_parts")
 DOMAIN = ("furniture",)  # all that the transformer and the image towers ever see
@@ -195,6 +195,7 @@ def run_vae(stage: Stage, minutes: float, total_minutes: float) -> None:
     trainer = train_in_box(task, options, box, report)
     with trainer.ema.applied():
         vae = copy.deepcopy(networks.vae).eval().requires_grad_(False)
+    finish_output(vae, plan.vae.output_scale)
     spread = _normalise(vae, pools, models, plan)
     stage.say(f"trained {trainer.progress.step} steps; {spread}")
     if world.is_main:

@@ -45,8 +45,9 @@ class VAESettings:
     normals: int = 128
     falloff: float = 20.0
     normal_weight: float = 0.01
-    kl_weight: float = 1e-4  # where beta starts
+    kl_weight: float = 1e-6  # where beta starts: nothing is learnt through noise before the fit falls
     noise_share: float = 0.15  # of the latents' standard deviation: where beta leads
+    output_scale: float = 20.0  # the network learns distances times this (see `finish_output`)
     kl_pace: float = 0.005  # change of log beta per step
     fills_frame: float = 0.3  # share of objects that are alone in their frame
     smallest: float = 0.25  # longest side of the smallest object in a scene
@@ -202,7 +203,7 @@ class VAETask:
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             mean, logvar = self.encode(batch.surfaces, batch.queries)
             latents = sample_latents(mean.float(), logvar.float(), batch.noise)
-            field = self.decode(latents, batch.points)[..., 0].float()
+            field = self.decode(latents, batch.points)[..., 0].float() / settings.output_scale
         mean, logvar = mean.float(), logvar.float()
         known = batch.truth.shape[1]
         error = (field[:, :known] - batch.truth).abs()
@@ -215,6 +216,8 @@ class VAETask:
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean((1, 2))
         near = error[:, : settings.near].mean(1)
         self.last = {
+            "fit": fit.detach().mean(),
+            "sign": ((field[:, : settings.near] < 0) == (batch.truth[:, : settings.near] < 0)).float().mean(),
             "near": near.detach().mean(),
             "normal": normal.detach().mean(),
             "kl": kl.detach().mean(),
@@ -230,12 +233,23 @@ class VAETask:
         noise = logvar.exp().mean((0, 1))
         share = (noise / (noise + mean.flatten(0, 1).var(0))).sqrt().mean()
         step = self.settings.kl_pace * torch.sign(self.settings.noise_share - share)
-        self.log_beta = (self.log_beta + step).clamp(math.log(1e-6), math.log(5e-3))
+        self.log_beta = (self.log_beta + step).clamp(math.log(1e-7), math.log(5e-3))
         return share
 
     def save_weights(self, folder: Path) -> None:
         """Write the VAE as a part of a checkpoint folder."""
         save_weights(self.vae, folder, DIFFUSERS_STEM, config_dict(self.vae))
+
+
+@torch.no_grad()
+def finish_output(vae: VAE, scale: float) -> None:
+    """Divide the decoder's output by the factor it was trained with.
+
+    A step of Adam moves every weight by the learning rate, whatever the gradient, and so the output by up to the width
+    times that: far more than the hundredths that matter in a distance. Learning a multiple makes steps fine enough.
+    """
+    vae.decoder.proj_out.weight /= scale
+    vae.decoder.proj_out.bias /= scale
 
 
 @torch.no_grad()
