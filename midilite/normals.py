@@ -2,9 +2,9 @@
 
 1. Facets. Samples of a mesh lie on its planes exactly, so where four or more near points share a plane to the precision
    of the numbers, it is theirs; no crease blurs it.
-2. Elsewhere (curved, noisy, or fewer samples than facets) a mean of the planes through the point and two neighbours,
-   weighted by how well the others fit, after the plane of Hoppe et al. 1992 made robust against what lies across a
-   crease or on the other side of a thin part.
+2. Elsewhere, where facets have fewer samples, a mean of the planes through the point and two neighbours, weighted by
+   how well the others fit. A cloud with few facets (smooth, finely meshed or noisy) gets a plane fit to its neighbours
+   instead (Hoppe et al. 1992), weighted against what is far, across a crease or on the other side of a thin part.
 3. One sign per point, carried along a minimum spanning tree of the neighbour graph. Two neighbours agree when one
    normal, mirrored in the plane halfway between the points, is like the other (Koenig and Gumhold 2009): right across
    sharp edges and for the two sides of a thin plate, where comparing the normals themselves fails.
@@ -27,6 +27,7 @@ import numpy as np
 _LEAF = 128  # points per leaf of the search tree
 _GRAPH = 12  # neighbours in the graph that carries signs
 _NEAR = 16  # neighbours that a facet is sought in
+_FACETED = 0.25  # share of points on facets below which the cloud counts as smooth or noisy
 _CORNERS = 9  # nearest neighbours that planes are laid through
 _FLAT = 5e-5  # distance from a plane, in units of the spacing, at which a point lies on it: above float32's rounding
 _PARALLEL = 0.9995  # cosine
@@ -57,8 +58,11 @@ def estimate_normals(points: np.ndarray, k: int = 12) -> np.ndarray:
     spacing = np.linalg.norm(points[neighbours[:, min(6, len(points) - 1)]] - points, axis=1)
     spacing = np.where(spacing > 0.0, spacing, 1.0)
     normals, flat = _facets(points, neighbours[:, :_NEAR], spacing)
-    rest = np.flatnonzero(~flat)
-    normals[rest] = _fit_planes(points, neighbours[rest, : max(3, k)], spacing, flat)
+    if flat.mean() < _FACETED:
+        normals = _smooth_planes(points, neighbours[:, : max(3, k)])
+    else:
+        rest = np.flatnonzero(~flat)
+        normals[rest] = _corner_planes(points, neighbours[rest, : max(3, k)], spacing, flat)
     return _orient(points, normals, neighbours[:, :_GRAPH], spacing).astype(np.float32)
 
 
@@ -130,9 +134,9 @@ def _facets(points: np.ndarray, neighbours: np.ndarray, spacing: np.ndarray) -> 
     return chosen, votes >= 2
 
 
-def _fit_planes(points: np.ndarray, neighbours: np.ndarray, spacing: np.ndarray, foreign: np.ndarray) -> np.ndarray:
-    """Unsigned unit normals [n, 3] of the points neighbours[:, 0], where the surface is curved or too few points lie on
-    a facet: a mean of the planes through the point and two neighbours, weighted by how close the others are to it."""
+def _corner_planes(points: np.ndarray, neighbours: np.ndarray, spacing: np.ndarray, foreign: np.ndarray) -> np.ndarray:
+    """Unsigned unit normals [n, 3] of the points neighbours[:, 0], where too few points lie on one facet: a mean of the
+    planes through the point and two neighbours, weighted by how close the others are to them."""
     first, second = np.triu_indices(min(_CORNERS, neighbours.shape[1] - 1), 1)
     normals = np.empty((len(neighbours), 3))
     for some in _chunks(len(neighbours)):
@@ -147,6 +151,21 @@ def _fit_planes(points: np.ndarray, neighbours: np.ndarray, spacing: np.ndarray,
         cost -= cost.min(axis=1, keepdims=True)
         weighted = normal * np.exp(-0.4 * cost)[:, :, None]
         normals[some] = np.linalg.eigh(weighted.transpose(0, 2, 1) @ normal)[1][:, :, 2]
+    return normals
+
+
+def _smooth_planes(points: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
+    """Unsigned unit normals [N, 3] of planes fitted to the neighbours that are near and close to the plane."""
+    offset = points[neighbours] - points[:, None]
+    square = (offset**2).sum(axis=2)
+    square /= np.maximum(np.median(square, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    near = weight = np.exp(-2.0 * square)
+    for _ in range(3):
+        weight = weight / weight.sum(axis=1, keepdims=True)
+        around = offset - (offset * weight[:, :, None]).sum(axis=1, keepdims=True)
+        normals = np.linalg.eigh((around * weight[:, :, None]).transpose(0, 2, 1) @ around)[1][:, :, 0]
+        away = (around @ normals[:, :, None])[:, :, 0] ** 2
+        weight = near / (away / np.maximum((around**2).sum(axis=2).mean(axis=1, keepdims=True), 1e-300) + 0.04)
     return normals
 
 

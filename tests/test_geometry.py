@@ -330,15 +330,19 @@ def _agreement(mesh: trimesh.Trimesh, count: int) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize(
-    ("shape", "least"), [("sphere", 0.99), ("cube", 0.95), ("torus", 0.99), ("plate", 0.91), ("two", 0.99)]
+    ("shape", "least"),
+    [("sphere", 0.99), ("fine", 0.99), ("cube", 0.99), ("torus", 0.99), ("plate", 0.99), ("thin", 0.98), ("two", 0.99)],
 )
 def test_normals_of_known_shapes_point_outwards(shape, least):
-    """Sharp edges (cube), a hole (torus), sides 2.5 point spacings apart (plate: a tenth is rim), two pieces."""
+    """Sharp edges (cube), a hole (torus), sides 2.5 and 1.2 point spacings apart (plate, thin: half of its normals used
+    to point inwards), two pieces, and faces far smaller than the samples' spacing (fine)."""
     meshes = {
         "sphere": trimesh.creation.icosphere(4),
+        "fine": trimesh.creation.icosphere(6),
         "cube": trimesh.creation.box((1, 1, 1)),
         "torus": trimesh.creation.torus(1.0, 0.3, 64, 32),
         "plate": trimesh.creation.box((1, 1, 0.06)),
+        "thin": trimesh.creation.box((1, 1, 0.03)),
         "two": trimesh.util.concatenate(
             [trimesh.creation.icosphere(3), trimesh.creation.icosphere(3).apply_translation([5, 0, 0])]
         ),
@@ -347,12 +351,45 @@ def test_normals_of_known_shapes_point_outwards(shape, least):
     assert close > least and wrong < 0.01
 
 
+def test_normals_of_noisy_points_are_no_facets():
+    """Noise of a seventh of the spacing: chance planes must not pass for facets, and a larger k smooths (0.99+)."""
+    surface = geometry.sample_surface(trimesh.creation.icosphere(4), 4096, np.random.default_rng(0))
+    points = surface[:, :3] + 0.01 * np.random.default_rng(1).normal(size=(4096, 3))
+    for k, least in ((12, 0.78), (24, 0.99)):
+        cosine = (geometry.estimate_normals(points, k) * surface[:, 3:]).sum(axis=1)
+        assert (cosine > np.cos(np.radians(15))).mean() > least and (cosine < 0).mean() < 0.01
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 8, 13, 17])
+def test_normals_of_a_handful_of_points(count):
+    """Fewer points than neighbours asked for, on one plane, with a point given twice: unit normals of that plane."""
+    points = np.random.default_rng(count).normal(size=(count, 3)) * [1.0, 1.0, 0.0]
+    for cloud in (points, np.concatenate([points, points[:1]])):
+        np.testing.assert_allclose(
+            np.abs(geometry.estimate_normals(cloud)), np.tile([0, 0, 1], (len(cloud), 1)), atol=1e-3
+        )
+    assert np.isfinite(geometry.estimate_normals(np.zeros((count, 3)))).all()
+
+
 @needs_shared
-@pytest.mark.parametrize(("name", "least"), [("spot", 0.95), ("fandisk", 0.95), ("stanford-bunny", 0.93)])
-def test_normals_of_classic_meshes(name, least):
-    """20,480 points, as in training. Measured 0.961, 0.963, 0.943; teapot 0.942, and cow and suzanne about 0.85."""
-    close, wrong = _agreement(geometry.load_mesh(SHARED / "classic" / f"{name}.obj"), 20480)
-    assert close > least and wrong < 0.01
+@pytest.mark.parametrize(
+    ("name", "least", "wrong_side"),
+    [
+        ("stanford-bunny", 0.95, 0.001),
+        ("spot", 0.97, 0.001),
+        ("teapot", 0.96, 0.006),
+        ("cow", 0.92, 0.006),
+        ("fandisk", 0.985, 0.001),
+        ("suzanne", 0.95, 0.026),
+    ],
+)
+def test_normals_of_classic_meshes(name, least, wrong_side):
+    """20,480 points, as in training. Measured 0.957, 0.980, 0.966, 0.928, 0.993, 0.954 (signs: 0.4% wrong on teapot and
+    cow, 2.3% on suzanne, most of them on the eyeballs' backs). The cow is short of the 0.95 aimed at: 15% of its points
+    lie on facets with one or two samples."""
+    mesh = geometry.normalise_scene([geometry.load_mesh(SHARED / "classic" / f"{name}.obj")])[0][0]
+    close, wrong = _agreement(mesh, 20480)
+    assert close > least and wrong < wrong_side
 
 
 def test_normals_reject_what_has_none():
