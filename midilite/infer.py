@@ -30,11 +30,11 @@ class InferOptions:
     lora_path: tuple[str, ...] | None = option(None, "adapters: folders or files of any format")
     lora_scale: tuple[float, ...] = option((1.0,), "strength of each adapter, or one for all")
     lora_alpha: float | None = option(None, "for adapter files that don't hold their alpha (default: their rank)")
-    num_inference_steps: int = option(50, "denoising steps")
-    guidance_scale: float = option(7.0, "classifier-free guidance; 1 switches it off and halves the work")
+    num_inference_steps: int | None = option(None, "denoising steps (default: the model's, 50 for published ones)")
+    guidance_scale: float | None = option(None, "1 switches guidance off and halves the work (default: the model's, 7)")
     seed: int = option(42, "of the initial noise")
     num_tokens: int | None = option(None, "latent tokens per instance (default: the model's)")
-    grid_depth: int = option(8, "surface grid of 2^depth cells per axis around each object")
+    grid_depth: int | None = option(None, "surface grid of 2^depth cells per axis (default: the model's, 8)")
     smoothing: str = option("none", "mean over 3x3x3 grid nodes before the surface is taken", ("none", "box3"))
     padding: bool = option(False, "paste the picture on a larger white square when objects reach near its border")
     mi_attention_blocks: tuple[str, ...] | None = option(None, "multi-instance blocks (default: the model's own)")
@@ -47,7 +47,7 @@ class InferOptions:
         if (self.rgb_image is None) != (self.seg_image is None) and self.rgb_image is None:
             raise ValueError("seg_image is given without rgb_image: pass both, or neither for the shipped example")
         for name, least, most in (("num_inference_steps", 1, 1000), ("grid_depth", 3, 10)):
-            if not least <= getattr(self, name) <= most:
+            if getattr(self, name) is not None and not least <= getattr(self, name) <= most:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected {least} to {most}")
         if self.lora_path and len(self.lora_scale) not in (1, len(self.lora_path)):  # before the model is loaded
             raise ValueError(f"{len(self.lora_path)} adapters but {len(self.lora_scale)} scales; give one, or one each")

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +36,22 @@ from .vae import VAE
 
 ASSETS = Path(__file__).parent / "assets"
 PATCH_KERNEL = "embeddings.patch_embeddings.projection.weight"
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """What `infer` and the pipeline use when they are not told: those of the published models, or a model's own.
+
+    A model carries its own as `_midilite_sampling` in `model_index.json` (other readers pass over keys that begin with
+    an underscore).
+    """
+
+    num_inference_steps: int = 50
+    guidance_scale: float = 7.0
+    grid_depth: int = 8
+
+
+SAMPLING_KEY = "_midilite_sampling"
 
 
 @dataclass(frozen=True)
@@ -116,6 +133,7 @@ class ModelFolder:
         if class_name not in KINDS:
             raise ValueError(f"{index}: _class_name is {class_name!r}, expected one of {', '.join(KINDS)}")
         self.kind = KINDS[class_name]
+        self.sampling = _sampling(values.get(SAMPLING_KEY, {}), index)
         missing = [file for file in self._required() if not (self.path / file).is_file()]
         if missing:
             raise ValueError(f"{self.path}: incomplete {class_name} folder, missing {', '.join(missing)}")
@@ -212,6 +230,7 @@ def save_model_folder(
     preprocessors: dict[str, Preprocessor],
     kind: Kind = MIDI,
     dtype: torch.dtype | None = None,
+    sampling: SamplingDefaults | None = None,
 ) -> None:
     """Write a whole checkpoint folder; `model_index.json` comes last, so an interrupted write is no model.
 
@@ -219,6 +238,7 @@ def save_model_folder(
         networks: {part folder: network} for the parts of `kind`.
         preprocessors: {part folder: preprocessor}.
         dtype: type on disk, default each network's own.
+        sampling: defaults that travel with the model; None leaves those of the published models.
 
     Raises:
         ValueError: parts are missing or unknown for this kind.
@@ -234,7 +254,15 @@ def save_model_folder(
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler.config.to_dict())
     for part, preprocessor in preprocessors.items():
         write_json(folder / part / "preprocessor_config.json", preprocessor.config.to_dict())
-    write_json(folder / "model_index.json", _model_index(kind))
+    own = {SAMPLING_KEY: asdict(sampling)} if sampling else {}
+    write_json(folder / "model_index.json", {**_model_index(kind), **own})
+
+
+def _sampling(values: Any, source: Path) -> SamplingDefaults:
+    known = {entry.name for entry in fields(SamplingDefaults)}
+    if not isinstance(values, dict) or not all(k in known and isinstance(v, (int, float)) for k, v in values.items()):
+        raise ValueError(f"{source}: {SAMPLING_KEY} is {values!r}, expected numbers for {', '.join(sorted(known))}")
+    return SamplingDefaults(**values)
 
 
 def config_dict(network: Network) -> dict:

@@ -36,7 +36,7 @@ from .images import (
     pad_for_border_objects,
     split_instances,
 )
-from .model_folder import KINDS, Kind, ModelFolder, default_num_tokens, save_model_folder
+from .model_folder import KINDS, Kind, ModelFolder, SamplingDefaults, default_num_tokens, save_model_folder
 from .vae import VAE
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def load_pipeline(
         dinov2=model.load_dinov2(device, dtype),
         clip_preprocessor=clip_preprocessor,
         dinov2_preprocessor=dinov2_preprocessor,
+        sampling=model.sampling,
     )
 
 
@@ -132,7 +133,9 @@ class Pipeline:
         dinov2: DINOv2,
         clip_preprocessor: Preprocessor | None,
         dinov2_preprocessor: Preprocessor,
+        sampling: SamplingDefaults | None = None,
     ) -> None:
+        self.sampling = sampling or SamplingDefaults()
         self.kind, self.transformer, self.vae, self.scheduler = kind, transformer, vae, scheduler
         self.clip, self.dinov2 = clip, dinov2
         self.clip_preprocessor, self.dinov2_preprocessor = clip_preprocessor, dinov2_preprocessor
@@ -153,11 +156,11 @@ class Pipeline:
         self,
         rgb: ImageSource,
         mask: ImageSource | None = None,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 7.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         seed: int = 42,
         num_tokens: int | None = None,
-        depth: int = 8,
+        depth: int | None = None,
         smoothing: str = "none",
         padding: bool = False,
         on_step: Callable[[int, int], None] | None = None,
@@ -168,7 +171,8 @@ class Pipeline:
         Args:
             rgb: image file, PIL image or array.
             mask: instance mask of the same size; needed for MIDI, optional for TripoSG (then all else becomes white).
-            num_inference_steps: Euler steps.
+            num_inference_steps: Euler steps. Like guidance and depth, by default the model's own (`sampling`): 50, 7.0
+                and 8 for the published ones.
             guidance_scale: classifier-free guidance; at most 1 switches it off and halves the work.
             seed: of the initial noise.
             num_tokens: latent tokens per instance; default the transformer's width for MIDI, 2048 for TripoSG.
@@ -217,8 +221,8 @@ class Pipeline:
     def sample(
         self,
         conditions: ImageConditions,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 7.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         seed: int = 42,
         num_tokens: int | None = None,
         latents: Tensor | None = None,
@@ -237,8 +241,8 @@ class Pipeline:
             self.scheduler,
             conditions.tensors(),
             latents,
-            num_inference_steps,
-            guidance_scale,
+            num_inference_steps or self.sampling.num_inference_steps,
+            self.sampling.guidance_scale if guidance_scale is None else guidance_scale,
             on_step=on_step,
         )
 
@@ -249,14 +253,14 @@ class Pipeline:
 
     @torch.inference_mode()
     def decode_meshes(
-        self, latents: Tensor, labels: Sequence[int], depth: int = 8, smoothing: str = "none"
+        self, latents: Tensor, labels: Sequence[int], depth: int | None = None, smoothing: str = "none"
     ) -> list[trimesh.Trimesh | None]:
         """One closed mesh per instance; None, with a NoSurfaceWarning that names it, where there is no surface.
 
         Raises:
             ValueError: no instance has a surface.
         """
-        meshes = decode_meshes(self.vae, latents.to(self.device), labels, depth, smoothing)
+        meshes = decode_meshes(self.vae, latents.to(self.device), labels, depth or self.sampling.grid_depth, smoothing)
         if not any(mesh is not None for mesh in meshes):
             raise ValueError("no instance has a surface: the model made nothing solid of this image")
         return meshes
@@ -305,4 +309,6 @@ class Pipeline:
         if self.clip is not None:
             networks[self.kind.clip] = self.clip
             processors[self.kind.clip_preprocessor] = self.clip_preprocessor
-        save_model_folder(folder, networks, self.scheduler, processors, KINDS[self.kind.class_name], dtype)
+        save_model_folder(
+            folder, networks, self.scheduler, processors, KINDS[self.kind.class_name], dtype, self.sampling
+        )

@@ -11,6 +11,7 @@ from PIL import Image
 import midilite
 from midilite import pipeline
 from midilite.isosurface import NoSurfaceError
+from midilite.model_folder import SamplingDefaults
 
 MIDI = GOLDEN / "midi_tiny"
 TRIPOSG = GOLDEN / "triposg_tiny"
@@ -167,3 +168,20 @@ def test_half_precision_runs_and_stays_near(midi, midi_golden):
     latents = pipe.sample(conditions, 6, 7.0, latents=midi_golden["pipe.latents0"])
     assert latents.dtype == torch.float32
     assert relative_error(latents, midi_golden["pipe.latents6"]) < 0.1  # guidance 7 amplifies bf16's 1e-2
+
+
+def test_a_model_brings_its_own_sampling_defaults(midi, tmp_path, monkeypatch):
+    """Steps, guidance and grid depth travel in model_index.json; the published models have none and get 50, 7.0, 8."""
+    assert midi.sampling == SamplingDefaults(50, 7.0, 8)
+    midi.save(tmp_path / "own")
+    index = tmp_path / "own" / "model_index.json"
+    values = json.loads(index.read_text())
+    values["_midilite_sampling"] = {"num_inference_steps": 2, "guidance_scale": 1.0, "grid_depth": 4}
+    index.write_text(json.dumps(values))
+    pipe = midilite.load_pipeline(tmp_path / "own", device="cpu")
+    steps = []
+    pipe(MIDI / "scene_rgb.png", MIDI / "scene_seg.png", num_tokens=8, on_step=lambda done, total: steps.append(total))
+    assert steps == [2, 2]
+    index.write_text(json.dumps({**values, "_midilite_sampling": {"steps": 3}}))
+    with pytest.raises(ValueError, match="model_index.json: _midilite_sampling is .*num_inference_steps"):
+        midilite.load_pipeline(tmp_path / "own", device="cpu")

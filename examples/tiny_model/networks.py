@@ -20,7 +20,7 @@ from midilite.dit import DiT
 from midilite.encoders import CLIPVision, DINOv2
 from midilite.flow import RectifiedFlowScheduler
 from midilite.images import Preprocessor
-from midilite.model_folder import MIDI, ModelFolder, save_model_folder
+from midilite.model_folder import MIDI, ModelFolder, SamplingDefaults, save_model_folder
 from midilite.vae import VAE
 
 from .vae_start import start_weights
@@ -130,6 +130,7 @@ class Networks:
             RectifiedFlowScheduler(SchedulerConfig(shift=shift)),
             {MIDI.clip_preprocessor: clip, MIDI.dinov2_preprocessor: dinov2},
             dtype=dtype,
+            sampling=SamplingDefaults(num_inference_steps=25, guidance_scale=3.0, grid_depth=6),
         )
 
 
