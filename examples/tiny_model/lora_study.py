@@ -1,11 +1,12 @@
 """Does LoRA learn? Adapters of three ranks against training all weights, on vehicles, which the transformer never saw.
 
-The towers and the VAE stay as they are; only the transformer adapts. All runs take the same scenes, the same number of steps
-and the same noise (midilite draws by seed, step and scene); each kind of run has a learning rate of its own. Two runs make a
-mistake on purpose, to show what it costs: the target's sign reversed, and conditions that are never dropped.
+The towers and the VAE stay as they are; only the transformer adapts. All runs take the same scenes, the same number of
+steps and the same noise (midilite draws by seed, step and scene); each kind of run has a learning rate of its own. Two
+runs make a mistake on purpose, to show what it costs: the target's sign reversed, and conditions that are never
+dropped.
 
-Measured are the loss at fixed noise, and generated scenes: of trained vehicles in arrangements that were not trained on,
-and of vehicles that nobody ever saw.
+Measured are the loss at fixed noise, and generated scenes: of trained vehicles in arrangements that were not trained
+on, and of vehicles that nobody ever saw.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What the shape VAE learns from: of every model, surfaces to encode, and points whose signed distance is known.
 
-`pack_solids` sorts every model's triangle soup into a solid (see `midilite.sdf`), once, on any machine. `build` then samples,
-on the GPU: surfaces as data preparation would (raw triangles and their normals, with the farthest points that serve as
-the encoder's queries), points near the solid's surface with the field's gradient, and points in its box.
+`pack_solids` sorts every model's triangle soup into a solid (see `midilite.sdf`), once, on any machine. `build` then
+samples, on the GPU: surfaces as data preparation would (raw triangles and their normals, with the farthest points that
+serve as the encoder's queries), points near the solid's surface with the field's gradient, and points in its box.
 
 A solid's sheets get a thickness when a sample is drawn, not here: it is the same in the frame of every scene, however
 small the object stands in it. So two distances are kept per point, to the solid and to the sheets.

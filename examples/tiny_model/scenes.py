@@ -1,8 +1,8 @@
 """Composed scenes: where objects stand and from where they are seen, and their pictures.
 
-The conventions are those of data preparation (`midilite.samples`): objects on a floor without intersection, the camera's
-azimuth folded into the frame, the whole scene normalised jointly into [-0.95, 0.95]^3, seen from an elevation of 0 to 30
-degrees at a fixed angle of view, as large as it fits the picture.
+The conventions are those of data preparation (`midilite.samples`): objects on a floor without intersection, the
+camera's azimuth folded into the frame, the whole scene normalised jointly into [-0.95, 0.95]^3, seen from an elevation
+of 0 to 30 degrees at a fixed angle of view, as large as it fits the picture.
 
 `draw` decides scenes (numpy, one at a time, quick); `render_scenes` draws many at once on the GPU.
 """

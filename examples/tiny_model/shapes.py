@@ -1,7 +1,7 @@
 """The 3D models that the tiny model is trained on, packed as plain tensors.
 
-`pack` reads the GLB files (with trimesh, on the machine that has them) and writes one small safetensors file of triangles,
-shading normals and colours. Everything after that, and so the GPU machine, needs only torch.
+`pack` reads the GLB files (with trimesh, on the machine that has them) and writes one small safetensors file of
+triangles, shading normals and colours. Everything after that, and so the GPU machine, needs only torch.
 
 Every model is centred and scaled so that its longest side is 2. Models are told apart by `category/name`. About one in
 ten is held out by a hash of its name: no network ever trains on it.
@@ -66,7 +66,7 @@ def pack(folder: Path, path: Path) -> None:
 
 
 def corner_colors(mesh: RenderMesh) -> Tensor:
-    """Colour per corner, textures included: [F, 3, 3] in [0, 1]. These models' textures are palettes of plain fields."""
+    """Colour per corner, textures included: [F, 3, 3] in [0, 1]. The textures here are palettes of plain fields."""
     colors = mesh.colors.clone()
     textured = (mesh.texture[:, 1] > 0).nonzero()[:, 0]
     if len(textured):
@@ -114,7 +114,7 @@ class ShapeSet:
         return np.stack([points.min(0), points.max(0)])
 
     def select(self, categories: tuple[str, ...], trained: bool, scenes: bool = False) -> list[int]:
-        """Models of these categories, the trained or the held-out ones; `scenes`: only those that scenes are made of."""
+        """Models of these categories, trained or held-out ones; `scenes`: only those that scenes are made of."""
         kept = held_out(self.names)
         named = [(i, name) for i, name in enumerate(self.names) if name.partition("/")[0] in categories]
         chosen = [i for i, name in named if (name in kept) != trained]

@@ -1,8 +1,8 @@
 """Training inside a time box: midilite's `Trainer` with a learning rate that follows the clock instead of a step count.
 
 A lent GPU comes in runs of some minutes and nobody knows its pace before. So the schedule is a function of the share of
-the planned time that has passed: a warm-up over the first steps, a constant rate, and a linear fall to zero at the end of
-the last run. A run that ends writes a full checkpoint and the clock; the next one continues both.
+the planned time that has passed: a warm-up over the first steps, a constant rate, and a linear fall to zero at the end
+of the last run. A run that ends writes a full checkpoint and the clock; the next one continues both.
 
 All processes follow the clock of the first one: their learning rates must be equal to the last bit.
 """
@@ -72,7 +72,7 @@ def train_in_box(
     box: TimeBox,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
 ) -> Trainer:
-    """Continue a training until its time box ends; leaves a checkpoint. Returns the trainer, for its average weights."""
+    """Continue a training until its time box ends; leaves a checkpoint. Returns the trainer."""
 
     class Clock:
         """Ends the run when the box is used up."""

@@ -1,9 +1,10 @@
 """A starting point for the shape VAE: latents that are places and normals, and a decoder that looks near its query.
 
-A set-latent VAE with random weights first has to discover that a query point should attend to the latents near it. Until
-then it predicts one and the same distance everywhere, for thousands of steps. Here the weights start so that
+A set-latent VAE with random weights first has to discover that a query point should attend to the latents near it.
+Until then it predicts one and the same distance everywhere, for thousands of steps. Here the weights start so that
 
-- the encoder's tokens keep the features of their point (all residual branches start at zero), and `quant` reads the sines
+- the encoder's tokens keep the features of their point (all residual branches start at zero), and `quant` reads the
+sines
   and cosines of two frequencies and the normal from them;
 - `post_quant` puts these back into the space of the decoder's queries;
 - queries and keys of the decoder's last attention are those sines and cosines, so a logit is a sum of cosines of the

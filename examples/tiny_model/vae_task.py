@@ -3,11 +3,12 @@
 The loss of an object, over points near its surface, in its box and anywhere in the frame:
 
     mean |sdf - truth| / (1 + 20 |truth|)     precise where the surface is, roughly right far away
-    + 0.01 mean |gradient - true gradient|    differences over a tetrahedron of points: normals, and unit slope (eikonal)
-    + beta KL                                 latents near a unit Gaussian, which is what the flow starts from
+    + 0.01 mean |gradient - true gradient|    differences over a tetrahedron of points: normals, and unit slope
+    (eikonal) + beta KL                                 latents near a unit Gaussian, which is what the flow starts
+    from
 
-beta follows what it is for: it rises or falls slowly until the encoder's noise is a set share of the latents' spread. Less
-would be detail that the flow can't learn anyway, more would cost precision.
+beta follows what it is for: it rises or falls slowly until the encoder's noise is a set share of the latents' spread.
+Less would be detail that the flow can't learn anyway, more would cost precision.
 
 Far away the truth is the distance to the nearest of the encoder's surface points, exact enough there.
 """
@@ -127,7 +128,8 @@ def take(table: Tensor, index: Tensor) -> Tensor:
 
 
 class VAETask:
-    """See `midilite.trainer.Task`; a "scene" is one model, and an epoch takes each many times, because batches are large.
+    """See `midilite.trainer.Task`; a "scene" is one model, and an epoch takes each many times, because batches are
+    large.
 
     Args:
         pools: of all models, in order.
@@ -256,8 +258,8 @@ def finish_output(vae: VAE, scale: float) -> None:
 def normalise_latents(vae: VAE, mean: Tensor, logvar: Tensor) -> None:
     """Rescale each latent channel to mean 0 and standard deviation 1 over these encodings [..., C], exactly.
 
-    The architecture has no scaling factor on latents, so the change goes into the two linears beside them: `quant` makes
-    the new latents and `post_quant` undoes it. The decoded fields stay the same.
+    The architecture has no scaling factor on latents, so the change goes into the two linears beside them: `quant`
+    makes the new latents and `post_quant` undoes it. The decoded fields stay the same.
     """
     flat = mean.flatten(0, -2).double()
     centre = flat.mean(0)
