@@ -5,8 +5,8 @@ from __future__ import annotations
 TEMPLATE = """# The tiny model
 
 A MIDI-3D model of {millions:.1f} M parameters in the published folder layout (fp16), trained from scratch for
-midilite and small enough for a CPU. It knows low-poly furniture and nothing else. Made by `examples/make_tiny_model.py`; all
-numbers below come from `examples/results/tiny_model.json`.
+midilite and small enough for a CPU. It knows low-poly furniture and nothing else. Made by
+`examples/make_tiny_model.py`; all numbers below come from `examples/results/tiny_model.json`.
 
 | part | parameters |
 |---|---|
