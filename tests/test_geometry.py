@@ -185,7 +185,8 @@ def test_loading_needs_nothing_beyond_trimesh_and_numpy(tmp_path):
         f"    mesh = geometry.load_mesh(r'{tmp_path}/' + name)\n"
         "    geometry.sample_surface(geometry.normalise_scene([mesh])[0][0], 10, np.random.default_rng(0))\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # -------------------------------------------------------------------------------------------------------- joining
