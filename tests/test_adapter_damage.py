@@ -28,7 +28,7 @@ def model():
     return golden_dit("midi_tiny")
 
 
-def check_refused(path, message, model, says_path=True):
+def fails(path, message, model, says_path=True):
     """Reading, or applying what was read, fails with the message; the model stays without any adapter."""
     with pytest.raises(ValueError, match=message) as error:
         apply_adapter(model, read_adapter(path), "x")
@@ -128,7 +128,7 @@ def test_wrong_tensors(tmp_path, model, damage, suffix):
         torch.save({key: value.clone() for key, value in tensors.items()}, path)
     else:
         save_file({key: value.contiguous().clone() for key, value in tensors.items()}, path)
-    check_refused(
+    fails(
         path, message, model, says_path=not message.startswith(("unknown module", "wrong shape .*A.weight: f", "fit"))
     )
 
@@ -136,7 +136,7 @@ def test_wrong_tensors(tmp_path, model, damage, suffix):
 def test_another_width_in_a_file(tmp_path, model):
     state = {k: torch.ones(4, 128) if "_A" in k else torch.ones(128, 4) for k in STATE if "attn1" in k}
     save_file(state, tmp_path / "x.safetensors")
-    check_refused(tmp_path / "x.safetensors", "made for width 128, the model has width 64", model, says_path=False)
+    fails(tmp_path / "x.safetensors", "made for width 128, the model has width 64", model, says_path=False)
 
 
 def test_every_problem_is_listed_up_to_a_limit(tmp_path):
@@ -158,7 +158,7 @@ def test_truncated_files(tmp_path, model, suffix, kept):
     write_adapter(path, AdapterFile(CONFIG, STATE), "state_dict")
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * kept) if isinstance(kept, float) else kept])
-    check_refused(path, "is empty" if kept == 0 else "truncated", model)
+    fails(path, "is empty" if kept == 0 else "truncated", model)
 
 
 def test_flipped_bytes_inside_a_pth_are_noticed(tmp_path, model):
@@ -168,9 +168,7 @@ def test_flipped_bytes_inside_a_pth_are_noticed(tmp_path, model):
     position = data.index(b"blocks.0.attn1")
     data[position : position + 6] = b"BLOCKS"
     (tmp_path / "x.pth").write_bytes(data)
-    check_refused(
-        tmp_path / "x.pth", "can't be read as a torch file|unexpected|unknown|missing", model, says_path=False
-    )
+    fails(tmp_path / "x.pth", "can't be read as a torch file|unexpected|unknown|missing", model, says_path=False)
 
 
 class Hostile:
@@ -240,7 +238,7 @@ def test_hostile_torch_files(tmp_path, model, kind, name):
     write_adapter(folder, AdapterFile(CONFIG, STATE))
     (folder / "adapter_model.safetensors").unlink()
     (folder / name).write_bytes(make(marker))
-    check_refused(folder / name, message, model)
+    fails(folder / name, message, model)
     assert not marker.exists()
 
 
@@ -286,10 +284,10 @@ def test_wrong_settings(tmp_path, model, kind, place):
     settings = json.loads((tmp_path / "adapter_config.json").read_text()) | values
     if place == "folder":
         (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
-        check_refused(tmp_path, message, model)
+        fails(tmp_path, message, model)
     else:
         save_file(STATE, tmp_path / "d.safetensors", metadata={"lora_adapter_metadata": json.dumps(settings)})
-        check_refused(tmp_path / "d.safetensors", message, model)
+        fails(tmp_path / "d.safetensors", message, model)
 
 
 BROKEN_JSON = {"half": '{"r": 4, "lora_', "empty": "", "a list": "[1]", "deep": "[" * 10**5, "binary": "\udcff"}
@@ -301,29 +299,27 @@ def test_broken_json(tmp_path, model, kind):
     write_adapter(tmp_path, AdapterFile(CONFIG, STATE))
     (tmp_path / "adapter_config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     message = "adapter_config.json: (is not valid JSON|holds a list)"
-    check_refused(tmp_path, message, model)
+    fails(tmp_path, message, model)
     for entry in ("midilite", "lora_adapter_metadata"):
         if kind != "binary":
             save_file(STATE, tmp_path / "d.safetensors", metadata={entry: text})
-            check_refused(
-                tmp_path / "d.safetensors", rf"\(header entry {entry}\): (is not valid JSON|holds a list)", model
-            )
+            fails(tmp_path / "d.safetensors", rf"\(header entry {entry}\): (is not valid JSON|holds a list)", model)
     save_file(STATE, tmp_path / "d.safetensors", metadata={"midilite": '{"config": 3}'})
-    check_refused(tmp_path / "d.safetensors", r"\(header entry midilite\): config is missing or no object", model)
+    fails(tmp_path / "d.safetensors", r"\(header entry midilite\): config is missing or no object", model)
 
 
 def test_magnitudes_that_the_settings_deny(tmp_path, model):
     """Loaded as plain LoRA it would do something else."""
     write_adapter(tmp_path, AdapterFile(CONFIG, STATE))
     save_file(dora(), tmp_path / "adapter_model.safetensors")
-    check_refused(tmp_path, "use_dora is False, but adapter_model.safetensors has magnitudes", model)
+    fails(tmp_path, "use_dora is False, but adapter_model.safetensors has magnitudes", model)
 
 
 def test_a_module_lost_from_a_file_with_settings_is_missed(tmp_path, model):
     """A and B both gone: only the settings can tell."""
     lost = ("blocks.3.attn1.to_q.lora_A.weight", "blocks.3.attn1.to_q.lora_B.weight")
     write_adapter(tmp_path, AdapterFile(CONFIG, without(*lost)))
-    check_refused(tmp_path, r"missing blocks.3.attn1.to_q.lora_A.weight and lora_B.weight", model, says_path=False)
+    fails(tmp_path, r"missing blocks.3.attn1.to_q.lora_A.weight and lora_B.weight", model, says_path=False)
 
 
 # --- kohya ------------------------------------------------------------------------------------------------------------
@@ -351,7 +347,7 @@ KOHYAS = {
 def test_damaged_kohya_files(tmp_path, model, kind):
     changes, message = KOHYAS[kind]
     save_file(kohya_tensors(tmp_path, changes), tmp_path / "x.safetensors")
-    check_refused(tmp_path / "x.safetensors", message, model)
+    fails(tmp_path / "x.safetensors", message, model)
 
 
 def test_alphas_that_contradict_the_header(tmp_path, model):
@@ -359,28 +355,26 @@ def test_alphas_that_contradict_the_header(tmp_path, model):
     tensors = kohya_tensors(tmp_path, {f"{KOHYA}.alpha": torch.tensor(16.0)})
     entry = json.dumps({"config": {"r": 4, "lora_alpha": 8}, "metadata": {}})
     save_file(tensors, tmp_path / "x.safetensors", metadata={"midilite": entry})
-    check_refused(
-        tmp_path / "x.safetensors", "blocks.0.attn1.to_q: the settings mean alpha 8, the tensor says 16", model
-    )
+    fails(tmp_path / "x.safetensors", "blocks.0.attn1.to_q: the settings mean alpha 8, the tensor says 16", model)
 
 
 # --- places -----------------------------------------------------------------------------------------------------------
 
 
 def test_wrong_places(tmp_path, model):
-    check_refused(tmp_path / "absent", "there is no such file or folder", model)
-    check_refused(tmp_path, "holds no adapter", model)
+    fails(tmp_path / "absent", "there is no such file or folder", model)
+    fails(tmp_path, "holds no adapter", model)
     (tmp_path / "notes.txt").write_text("hello")
-    check_refused(tmp_path / "notes.txt", "expected .safetensors or .pth", model)
+    fails(tmp_path / "notes.txt", "expected .safetensors or .pth", model)
     torch.save(STATE, tmp_path / "one.pth")
     save_file(STATE, tmp_path / "two.safetensors")
-    check_refused(tmp_path, "name one of its files: one.pth, two.safetensors", model)
+    fails(tmp_path, "name one of its files: one.pth, two.safetensors", model)
     write_adapter(tmp_path / "peft", AdapterFile(CONFIG, STATE))
     (tmp_path / "peft" / "adapter_config.json").rename(tmp_path / "peft" / "config.json")
-    check_refused(tmp_path / "peft", "has no adapter_config.json, so it is not complete", model)
+    fails(tmp_path / "peft", "has no adapter_config.json, so it is not complete", model)
     (tmp_path / "peft" / "config.json").rename(tmp_path / "peft" / "adapter_config.json")
     (tmp_path / "peft" / "adapter_model.safetensors").unlink()
-    check_refused(tmp_path / "peft", "has adapter_config.json but no adapter_model.safetensors", model)
+    fails(tmp_path / "peft", "has adapter_config.json but no adapter_model.safetensors", model)
 
 
 def test_an_interrupted_write_leaves_no_mixture(tmp_path, monkeypatch):
