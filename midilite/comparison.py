@@ -7,7 +7,6 @@ The truth is a point cloud; it is drawn as small triangles on the surface (surfe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch import Tensor
 from . import lora
 from .camera import Camera, orbit_camera
 from .evaluation import SAMPLES, Evaluation, Generated
-from .files import atomic_write
+from .files import write_png
 from .generate import build_scene, instance_color
 from .preview import fitted
 from .render import preview_sheet, render
@@ -54,7 +53,7 @@ class Comparison:
         if trainer.world.is_main:
             path = trainer.output_dir / COMPARISON
             pictures, captions = (sum(parts, []) for parts in zip(*rows, strict=True))
-            write_picture(preview_sheet(pictures, captions, columns=4), path)
+            write_png(path, preview_sheet(pictures, captions, columns=4))
             shown = ", ".join(f"{name} {_number(value)}" for name, value in scores.items())
             say(f"mean F-score of {len(rows)} scene(s): {shown}; see {path}")
         return {f"comparison_{name}": value for name, value in scores.items()}
@@ -111,13 +110,6 @@ def surfels(surface: Tensor, color: Sequence[int], sample: int = 512) -> trimesh
     faces = np.arange(3 * len(points)).reshape(-1, 3)
     colors = np.tile(np.array([*color, 255], np.uint8), (len(faces), 1))
     return trimesh.Trimesh(corners.reshape(-1, 3).numpy(), faces, face_colors=colors, process=False)
-
-
-def write_picture(picture: Image.Image, path: Path) -> None:
-    """Write a PNG atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary:
-        picture.save(temporary, format="PNG")
 
 
 def _drawn(scene: trimesh.Scene, camera: Camera) -> Image.Image:

@@ -23,7 +23,7 @@ from .cache import FeatureCache, LiveFeatures
 from .data import Scene, read_scene_quietly
 from .distributed import World, sum_over_ranks
 from .dit import DiT
-from .files import atomic_write
+from .files import write_png
 from .generate import NoSurfaceWarning, build_scene, decode_meshes, initial_noise, sample_scene
 from .metrics import SCENE_KEYS, scene_metrics
 from .model_folder import ModelFolder
@@ -175,10 +175,7 @@ class Evaluation:
 
     def _publish(self, trainer: Trainer, done: int, sheets: Tensor) -> None:
         sheet = preview_sheet([Image.fromarray(picture.numpy()) for picture in sheets], columns=1)
-        folder = trainer.output_dir / SAMPLES
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(folder / f"step-{done:06d}.png") as temporary:
-            sheet.save(temporary, format="PNG")
+        write_png(trainer.output_dir / SAMPLES / f"step-{done:06d}.png", sheet)
         if trainer.log is not None:
             trainer.log.image(done, "samples", sheet)
 

@@ -14,9 +14,12 @@ import pickle
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _PICKLE_GLOBALS = {
     ("numpy", "ndarray"),
@@ -79,6 +82,12 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON with sorted keys, atomically."""
     write_bytes(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+def write_png(path: str | Path, picture: Image) -> None:
+    """Write a Pillow picture as PNG, atomically; its folder is made when it is missing."""
+    with atomic_write(path) as temporary:
+        picture.save(temporary, format="PNG")
 
 
 def write_npy(path: str | Path, array: np.ndarray) -> None:

@@ -111,12 +111,10 @@ def load_adapters(pipe: Pipeline, paths: Sequence[str], scales: Sequence[float],
 
 def write_preview(result: Result, path: Path) -> None:
     """A sheet of four pictures: input, mask in the instances' colours, and the scene from the front and from aside."""
-    from .files import atomic_write
+    from .files import write_png
     from .preview import scene_sheet
 
-    with atomic_write(path) as temporary:
-        sheet = scene_sheet(result.conditions.image, result.conditions.mask, result.scene)
-        sheet.save(temporary, format="PNG")
+    write_png(path, scene_sheet(result.conditions.image, result.conditions.mask, result.scene))
 
 
 def _show_step(done: int, total: int) -> None:

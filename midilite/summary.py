@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .files import atomic_write
+from .files import write_png
 from .plots import COLORS, Line, line_chart, smoothed
 from .run_log import METRICS
 from .trainer import Trainer
@@ -45,9 +45,7 @@ def write_loss_picture(history: Sequence[dict[str, Any]], path: Path) -> None:
         lines.append(Line("validation", validation, COLORS[1], marks=True))
     if average:
         lines.append(Line("validation, averaged weights", average, COLORS[2], marks=True))
-    chart = line_chart(lines, "Loss", "step", "mean squared error")
-    with atomic_write(path) as temporary:
-        chart.save(temporary, format="PNG")
+    write_png(path, line_chart(lines, "Loss", "step", "mean squared error"))
 
 
 def closing_summary(
