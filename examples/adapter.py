@@ -92,12 +92,13 @@ def run_inspect(options: argparse.Namespace) -> None:
     """Print what a file is and draw its norms."""
     from midilite.adapter_tools import norm_chart, report
     from midilite.adapters import read_adapter
+    from midilite.files import write_png
 
     path = Path(options.file)
     adapter = read_adapter(path, options.lora_alpha)
     print(report(adapter, path))
     chart = Path(options.chart or f"{path}.norms.png")
-    save_picture(norm_chart(adapter, path.name), chart)
+    write_png(chart, norm_chart(adapter, path.name))
     print(f"chart: {chart}")
 
 
@@ -147,6 +148,7 @@ def run_merge(options: argparse.Namespace) -> None:
 def run_sweep(options: argparse.Namespace) -> None:
     """Render one scene at several strengths."""
     from midilite.adapter_tools import SweepSettings, sweep
+    from midilite.files import write_png
     from midilite.infer import load_adapters
     from midilite.pipeline import load_pipeline
 
@@ -154,16 +156,8 @@ def run_sweep(options: argparse.Namespace) -> None:
     load_adapters(pipe, options.lora_path, options.lora_scale, options.lora_alpha)
     steps = options.num_inference_steps, options.guidance_scale, options.seed
     settings = SweepSettings(*steps, options.num_tokens, options.grid_depth)
-    save_picture(sweep(pipe, options.rgb_image, options.seg_image, options.scales, settings), Path(options.output))
+    write_png(options.output, sweep(pipe, options.rgb_image, options.seg_image, options.scales, settings))
     print(f"wrote {options.output}")
-
-
-def save_picture(picture, path: Path) -> None:
-    """Write a PNG atomically; folders are made."""
-    from midilite.files import atomic_write
-
-    with atomic_write(path) as temporary:
-        picture.save(temporary, format="PNG")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from midilite.checkpoint import DIFFUSERS_STEM, save_weights
-from midilite.files import atomic_write, read_json, write_json
+from midilite.files import read_json, write_json, write_png
 from midilite.model_folder import ASSETS, config_dict
 from midilite.prepare import PrepareSettings, prepare
 
@@ -50,11 +50,9 @@ def run_finish(folder: Path, meshes: Path | None, plan: Plan, assets: Path = ASS
         if (folder / f"{extra}.json").exists():
             results[extra] = read_json(folder / f"{extra}.json")
     write_json(RESULTS / "tiny_model.json", results)
-    with atomic_write(RESULTS / "tiny_model_lora.png") as path:
-        bar_chart(study_rows(results)).save(path, format="PNG")
-    with atomic_write(RESULTS / "tiny_model_worst.png") as path:
-        shapes, worst = ShapeSet.load(folder / "shapes.safetensors"), results["vae"]["unseen"]["worst"]
-        worst_sheet(networks.vae, shapes, worst, plan.sizes.width).save(path, format="PNG")
+    write_png(RESULTS / "tiny_model_lora.png", bar_chart(study_rows(results)))
+    shapes, worst = ShapeSet.load(folder / "shapes.safetensors"), results["vae"]["unseen"]["worst"]
+    write_png(RESULTS / "tiny_model_worst.png", worst_sheet(networks.vae, shapes, worst, plan.sizes.width))
     (assets / "tiny" / "README.md").write_text(model_card(results), encoding="utf-8")
 
 
