@@ -59,7 +59,13 @@ class _Counter:
 
 
 def transformer_flops(
-    transformer: DiT, groups: Sequence[int], tokens: int, condition_tokens: Sequence[int], backward: bool = True
+    transformer: DiT,
+    groups: Sequence[int],
+    tokens: int,
+    condition_tokens: Sequence[int],
+    backward: bool = True,
+    unconditional: int = 0,
+    projected: bool = False,
 ) -> int:
     """Operations of one pass of a batch through the transformer.
 
@@ -68,21 +74,31 @@ def transformer_flops(
         tokens: T of each sample.
         condition_tokens: S of each condition.
         backward: count the backward pass to what is trainable, too.
+        unconditional: how many of the samples have no conditions, and so no cross-attention.
+        projected: the conditions' keys and values are there already (`DiT.project_conditions`).
     """
     count, samples = _Counter(backward), sum(groups)
     time_proj = transformer.time_proj
     grad = count.linear(time_proj.linear_2, samples, count.linear(time_proj.linear_1, samples, False))
     grad |= count.linear(transformer.proj_in, samples * tokens, False)
+    keys = _Keys(samples - unconditional, condition_tokens, projected)
     for i, block in enumerate(transformer.blocks):
         together = groups if i in transformer.multi_instance_blocks else [1] * samples
-        grad = _block(count, block, together, tokens + 1, condition_tokens, grad)
+        grad = _block(count, block, together, tokens + 1, keys, grad)
     count.linear(transformer.proj_out, samples * tokens, grad)
     return count.total
 
 
-def _block(
-    count: _Counter, block: Block, groups: Sequence[int], length: int, condition_tokens: Sequence[int], grad: bool
-) -> bool:
+@dataclass(frozen=True)
+class _Keys:
+    """What cross-attention attends to: the samples that have conditions, and how many tokens each condition has."""
+
+    samples: int
+    tokens: Sequence[int]
+    projected: bool
+
+
+def _block(count: _Counter, block: Block, groups: Sequence[int], length: int, keys: _Keys, grad: bool) -> bool:
     samples = sum(groups)
     rows = samples * length
     if hasattr(block, "skip_linear"):
@@ -93,21 +109,21 @@ def _block(
     grad |= count.linear(block.attn1.to_out[0], rows, inner)
     attentions = [attn for _, attn in block.cross_attentions()]
     flows = [
-        _cross(count, attn, samples, length, keys, grad)
-        for attn, keys in zip(attentions, condition_tokens, strict=True)
+        _cross(count, attn, keys, of_each, length, grad) for attn, of_each in zip(attentions, keys.tokens, strict=True)
     ]
     grad |= any(flows)
     first, second = block.ff.net["0"]["proj"], block.ff.net["2"]
     return grad | count.linear(second, rows, count.linear(first, rows, grad))
 
 
-def _cross(count: _Counter, attn: CrossAttention, samples: int, length: int, keys: int, grad: bool) -> bool:
+def _cross(count: _Counter, attn: CrossAttention, keys: _Keys, tokens: int, length: int, grad: bool) -> bool:
     """Cross-attention to so many condition tokens; to a single one it is that token's value, without queries."""
-    of_keys = count.linear(attn.kv, samples * keys, False)
-    if keys == 1:
+    samples = keys.samples
+    of_keys = False if keys.projected else count.linear(attn.kv, samples * tokens, False)
+    if tokens == 1:
         return count.linear(attn.to_out[0], samples, of_keys)
     of_queries = count.linear(attn.to_q, samples * length, grad)
-    count.attention(samples * length, keys, attn.to_q.in_features, of_queries, of_keys)
+    count.attention(samples * length, tokens, attn.to_q.in_features, of_queries, of_keys)
     return count.linear(attn.to_out[0], samples * length, of_queries or of_keys)
 
 

@@ -51,3 +51,16 @@ def test_one_condition_and_gradient_checkpointing():
 def test_the_roof_is_a_speed_of_this_machine():
     """A product of 256 x 256 takes a CPU between 0.1 ms and 100 ms: anything else is a wrong unit."""
     assert 3e8 < flops.measure_roof(torch.device("cpu"), torch.float32, 256) < 1e13
+
+
+def test_a_guided_step_needs_less():
+    """The unconditional half has no cross-attention, and keys and values are projected once for all steps."""
+    transformer = golden_dit("midi_tiny")
+    config, count = transformer.config, 3
+    conditions = torch.randn(count, 1, config.cross_attention_dim), torch.randn(count, 7, config.cross_attention_2_dim)
+    known = transformer.project_conditions(*conditions, unconditional=count)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        transformer(torch.randn(2 * count, 12, config.in_channels), torch.tensor([500.0]), known, groups=[count, count])
+    arguments = (transformer, [count, count], 12, (1, 7), False)
+    assert flops.transformer_flops(*arguments, unconditional=count, projected=True) == counter.get_total_flops()
+    assert flops.transformer_flops(*arguments) > 1.1 * counter.get_total_flops()
