@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -78,35 +78,50 @@ class World:
             dist.broadcast_object_list(box)
         return box[0]
 
+    def gather(self, value: Value) -> list[Value]:
+        """What each rank has, by rank, on all ranks; anything that can be pickled."""
+        box: list[Any] = [value] * self.size
+        if self.size > 1:
+            with _together(self):
+                dist.all_gather_object(box, value)
+        return box
+
 
 def restarted() -> bool:
     """Whether torchrun started this process anew after a failure (`--max-restarts`)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
-def start(device: str | None = None) -> tuple[World, torch.device]:
+def start(device: str | None = None, timeout: timedelta = TIMEOUT) -> tuple[World, torch.device]:
     """Join the process group that torchrun describes, if any, and choose this process's device.
 
     Args:
         device: "cpu", "cuda" or "cuda:N"; default a GPU when there is one. Under torchrun each process takes the GPU
             of its local rank.
+        timeout: how long a process waits for others before it gives up.
     """
     world = World(*(int(os.environ.get(name, default)) for name, default in
                     (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))  # fmt: skip
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if chosen.type == "cuda" and world.size > 1:
-        chosen = torch.device("cuda", world.local_rank)
-    if chosen.type == "cuda":
+    if chosen.type == "cuda":  # by number: torch can't make "cuda" the current device
+        chosen = torch.device("cuda", world.local_rank if world.size > 1 else chosen.index or 0)
         torch.cuda.set_device(chosen)
     if world.size > 1 and not dist.is_initialized():
-        _join(world, "nccl" if chosen.type == "cuda" else "gloo")
+        _join(world, chosen, timeout)
     return world, chosen
 
 
-def _join(world: World, backend: str) -> None:
-    store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+def _join(world: World, device: torch.device, timeout: timedelta) -> None:
+    """Through NCCL where the device is a GPU: it is told which, because barriers have no tensor that says it."""
+    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)
     dist.init_process_group(
-        backend, store=_fresh(store, world), rank=world.rank, world_size=world.size, timeout=TIMEOUT
+        backend,
+        store=_fresh(store, world),
+        rank=world.rank,
+        world_size=world.size,
+        timeout=timeout,
+        device_id=bound,
     )
 
 

@@ -360,11 +360,19 @@ def test_a_restart_never_meets_the_addresses_of_dead_processes():
 def test_devices_follow_the_local_rank(monkeypatch):
     """On the second node of two, global rank 3 is the second process of its machine and takes the second GPU."""
     joined, chosen = [], []
-    monkeypatch.setattr(distributed, "_join", lambda world, backend: joined.append(backend))
+    monkeypatch.setattr(distributed, "_join", lambda world, device, timeout: joined.append(device))
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     for name, value in {"RANK": 3, "WORLD_SIZE": 4, "LOCAL_RANK": 1}.items():
         monkeypatch.setenv(name, str(value))
     world, device = distributed.start("cuda")
     assert (world.rank, world.size, world.local_rank, world.is_main) == (3, 4, 1, False)
-    assert device == torch.device("cuda", 1) and chosen == [device] and joined == ["nccl"]
-    assert distributed.start("cpu")[1] == torch.device("cpu") and joined == ["nccl", "gloo"]
+    assert device == torch.device("cuda", 1) and chosen == joined == [device]
+    assert distributed.start("cpu")[1] == torch.device("cpu") and joined == [device, torch.device("cpu")]
+
+
+def test_a_device_has_a_number(monkeypatch):
+    """Past bug: torch.cuda.set_device refuses a device without one, so no single process could train on a GPU."""
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: torch._utils._get_device_index(device))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for given, number in ((None, 0), ("cuda", 0), ("cuda:3", 3)):
+        assert distributed.start(given)[1] == torch.device("cuda", number)
