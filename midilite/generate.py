@@ -12,8 +12,10 @@ from __future__ import annotations
 import colorsys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -96,14 +98,53 @@ def sample_scene(
         [n, T, C] in fp32 on the transformer's device.
     """
     device = transformer.proj_in.weight.device
-    schedule = scheduler.schedule(num_inference_steps, device)
     there = [condition.to(device) for condition in conditions]
     model_fn = guided_velocity(transformer, there, guidance_scale, multi_instance, project_ahead)
-    x = noise.to(device)
-    for done, x in denoise(model_fn, x, schedule):  # noqa: B007, B020 - the last x is the result
+    return walk(model_fn, scheduler, noise.to(device), num_inference_steps, on_step)
+
+
+def walk(
+    model_fn: Callable[[Tensor, Tensor], Tensor],
+    scheduler: RectifiedFlowScheduler,
+    noise: Tensor,
+    num_inference_steps: int,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """From noise [n, T, C] to latents, in fp32; `on_step` is called with (steps done, steps) after every step."""
+    x = noise
+    for done, x in denoise(model_fn, x, scheduler.schedule(num_inference_steps, noise.device)):  # noqa: B007, B020
         if on_step is not None:
             on_step(done, num_inference_steps)
     return x
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The surface of one instance, or why it has none.
+
+    Attributes:
+        vertices: float32 [V, 3].
+        faces: int64 [F, 3].
+        problem: empty when there is a surface.
+    """
+
+    vertices: np.ndarray | None = None
+    faces: np.ndarray | None = None
+    problem: str = ""
+
+
+def decode_shape(vae: VAE, latents: Tensor, depth: int = 8, smoothing: str = "none") -> Shape:
+    """The surface of one instance.
+
+    Args:
+        latents: [T, C] on the VAE's device.
+        depth, smoothing: see `isosurface.extract_surface`.
+    """
+    try:
+        surface = extract_surface(vae.field(latents), depth=depth, smoothing=smoothing, device=latents.device)
+    except NoSurfaceError as error:
+        return Shape(problem=str(error))
+    return Shape(surface.vertices.cpu().numpy(), surface.faces.cpu().numpy())
 
 
 def decode_meshes(
@@ -116,18 +157,19 @@ def decode_meshes(
         labels: what the instances are called in warnings.
         depth, smoothing: see `isosurface.extract_surface`.
     """
+    return make_meshes([decode_shape(vae, instance, depth, smoothing) for instance in latents], labels)
+
+
+def make_meshes(shapes: Sequence[Shape], labels: Sequence[int]) -> list[trimesh.Trimesh | None]:
+    """Surfaces as meshes; None, with a NoSurfaceWarning that names the instance, where there is none."""
     import trimesh
 
     meshes: list[trimesh.Trimesh | None] = []
-    for label, instance in zip(labels, latents, strict=True):
-        try:
-            surface = extract_surface(vae.field(instance), depth=depth, smoothing=smoothing, device=latents.device)
-        except NoSurfaceError as error:
-            warnings.warn(f"instance {label} has no surface and is left out ({error})", NoSurfaceWarning, stacklevel=2)
-            meshes.append(None)
-            continue
-        vertices, faces = surface.vertices.cpu().numpy(), surface.faces.cpu().numpy()
-        meshes.append(trimesh.Trimesh(vertices, faces, process=False))
+    for label, shape in zip(labels, shapes, strict=True):
+        if shape.problem:
+            text = f"instance {label} has no surface and is left out ({shape.problem})"
+            warnings.warn(text, NoSurfaceWarning, stacklevel=3)
+        meshes.append(None if shape.problem else trimesh.Trimesh(shape.vertices, shape.faces, process=False))
     return meshes
 
 
