@@ -43,6 +43,7 @@ from .layers import (
     split_heads,
     split_interleaved,
 )
+from .recompute import RECOMPUTATIONS
 
 
 def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
@@ -73,7 +74,7 @@ def _runs(groups: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 class SelfAttention(nn.Module):
-    """Self-attention with a fused q/k/v product and normalised queries and keys, within samples or within groups."""
+    """What is learned of self-attention: a fused q/k/v product, norms of queries and keys, the output linear."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -83,24 +84,28 @@ class SelfAttention(nn.Module):
         self.norm_q, self.norm_k = RMSNorm(width // heads), RMSNorm(width // heads)
         self.to_out = output_projection(width)
 
-    def forward(self, x: Tensor, groups: Sequence[int] | None = None) -> Tensor:
-        """[B, T, D] -> [B, T, D]; with `groups`, samples of a group attend to each other's tokens."""
-        fused = self.qkv(x)
-        return self.to_out[0](self._attend(fused) if groups is None else self._attend_groups(fused, groups))
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values. [B, T, D] -> three tensors [B, T, H, K]."""
+        q, k, v = split_interleaved(self.qkv(x), self.heads, 3)
+        return self.norm_q(q), self.norm_k(k), v
 
-    def _attend(self, fused: Tensor) -> Tensor:
-        q, k, v = split_interleaved(fused, self.heads, 3)
-        return attention(self.norm_q(q), self.norm_k(k), v)
 
-    def _attend_groups(self, fused: Tensor, groups: Sequence[int]) -> Tensor:
-        """One batched product per run of equal sizes: [count*size, T, 3D] is read as [count, size*T, 3D]."""
-        outputs, start, tokens = [], 0, fused.shape[1]
-        for size, count in _runs(groups):
-            part = fused[start : start + size * count]
-            out = self._attend(part.reshape(count, size * tokens, -1))
-            outputs.append(out.reshape(size * count, tokens, -1))
-            start += size * count
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+def group_attention(q: Tensor, k: Tensor, v: Tensor, groups: Sequence[int] | None = None) -> Tensor:
+    """Attention within samples or, with `groups`, within the joined tokens of each group. [B, T, H, K] -> [B, T, D].
+
+    One product per run of equal sizes: [count * size, T, ..] is read as [count, size * T, ..], without a copy. On an
+    H100 that is faster than one product of variable lengths for all runs (see examples/benchmark.md).
+    """
+    samples, tokens = q.shape[:2]
+    outputs, start = [], 0
+    for size, count in _runs(groups) if groups is not None else [(1, samples)]:
+        rows = slice(start, start + size * count)
+        run = [part[rows].reshape(count, size * tokens, *part.shape[2:]) for part in (q, k, v)]
+        outputs.append(attention(*run))
+        start += size * count
+    joined = outputs[0] if len(outputs) == 1 else torch.cat([out.flatten(0, 1) for out in outputs])
+    # not a view: compiled code takes one with a base of another shape for another kind of input, and compiles anew
+    return torch.ops.aten._unsafe_view(joined, (samples, tokens, joined.shape[-1]))
 
 
 class CrossAttention(nn.Module):
@@ -115,15 +120,15 @@ class CrossAttention(nn.Module):
         self.to_out = output_projection(width)
 
     def project(self, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a condition. [B, S, E] -> two tensors [B, H, S, K]."""
+        """Keys and values of a condition. [B, S, E] -> two tensors [B, S, H, K]."""
         k, v = split_interleaved(self.kv(condition), self.heads, 2)
         return self.norm_k(k), v
 
     def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
         """x [B, T, D] and the projected condition -> [B, T, D], or [B, 1, D] when the condition is one token."""
         k, v = keys_values
-        if k.shape[2] == 1:
-            return self.to_out[0](v.transpose(1, 2).flatten(2))
+        if k.shape[1] == 1:
+            return self.to_out[0](v.flatten(2))
         q = self.norm_q(split_heads(self.to_q(x), self.heads))
         return self.to_out[0](attention(q, k, v))
 
@@ -137,7 +142,7 @@ class Conditions:
     """Projected conditions: keys and values per block and condition, for the samples after the first `unconditional`.
 
     Attributes:
-        keys_values: for each block one (k, v) pair per condition, [B - unconditional, H, S, K] each; or the condition's
+        keys_values: for each block one (k, v) pair per condition, [B - unconditional, S, H, K] each; or the condition's
             tokens [B - unconditional, S, E] in their place, which the block then projects itself.
         unconditional: how many leading samples of the batch have zero conditions.
     """
@@ -174,31 +179,43 @@ class Block(nn.Module):
         """Keys and values of each condition, for the cross-attentions in their order."""
         return [attn.project(c) for (_, attn), c in zip(self.cross_attentions(), conditions, strict=True)]
 
-    def forward(
-        self,
-        x: Tensor,
-        skip: Tensor | None,
-        conditions: Sequence[Condition],
-        unconditional: int,
-        groups: Sequence[int] | None,
-    ) -> Tensor:
-        """[B, T, D] -> [B, T, D]; `skip` is the output of the mirrored block for blocks after the middle.
+    def before_attention(self, x: Tensor, skip: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x [B, T, D] and the output of the mirrored block (None up to the middle) -> x, and q, k, v [B, T, H, K]."""
+        if skip is not None:
+            x = self.skip_norm(self.skip_linear(torch.cat([skip, x], dim=-1)))
+        return x, *self.attn1.project(self.norm1(x))
+
+    def after_attention(self, x: Tensor, attended: Tensor, conditions: Sequence[Condition]) -> Tensor:
+        """x and what self-attention gave, both [B, T, D] -> [B, T, D].
 
         Conditions that are not projected yet are projected here, so that gradient checkpointing recomputes their keys
         and values too, and a sharded block (sharding.py) has its weights together at that time.
         """
-        if skip is not None:
-            x = self.skip_norm(self.skip_linear(torch.cat([skip, x], dim=-1)))
-        x = x + self.attn1(self.norm1(x), groups)
-        x = self._attend_conditions(x, conditions, unconditional)
+        x = x + self.attn1.to_out[0](attended)
+        x = self._attend_conditions(x, conditions)
         return x + self.ff(self.norm3(x))
 
-    def _attend_conditions(self, x: Tensor, conditions: Sequence[Condition], unconditional: int) -> Tensor:
-        without, x = x[:unconditional], x[unconditional:]
+    # The two halves of the work, which compiling.py replaces; attention between them depends on the groups.
+    stages = (before_attention, after_attention)
+    # Between them; parallel_inference.py replaces it where instances of other processes take part.
+    attend = staticmethod(group_attention)
+
+    def forward(
+        self, x: Tensor, skip: Tensor | None, conditions: Sequence[Condition], groups: Sequence[int] | None
+    ) -> Tensor:
+        """[B, T, D] -> [B, T, D]; see the stages for `skip` and `conditions`, `group_attention` for `groups`."""
+        before, after = self.stages
+        x, q, k, v = before(self, x, skip)
+        return after(self, x, self.attend(q, k, v, groups), conditions)
+
+    def _attend_conditions(self, x: Tensor, conditions: Sequence[Condition]) -> Tensor:
+        """Samples without conditions come first: as many as the batch has more than the conditions."""
         pairs = list(zip(self.cross_attentions(), conditions, strict=True))
+        count = x.shape[0] - (conditions[0] if isinstance(conditions[0], Tensor) else conditions[0][0]).shape[0]
+        without, x = x[:count], x[count:]
         if x.shape[0]:
             x = x + sum(attn(norm(x), attn.project(c) if isinstance(c, Tensor) else c) for (norm, attn), c in pairs)
-        if not unconditional:
+        if not count:
             return x
         return torch.cat([without + sum(attn.unconditional() for (_, attn), _ in pairs), x])
 
@@ -222,6 +239,7 @@ class DiT(Network):
         self.norm_out = LayerNorm(width)
         self.proj_out = Linear(width, config.in_channels)
         self.gradient_checkpointing = False
+        self.recompute = "full"  # what gradient checkpointing computes twice: a key of RECOMPUTATIONS
         self.multi_instance_blocks: frozenset[int] = frozenset()
         self.set_multi_instance_blocks(multi_instance_blocks)
 
@@ -291,10 +309,11 @@ class DiT(Network):
         else:
             given = self._check_conditions((cond_1,) if cond_2 is None else (cond_1, cond_2))
             conditions, unconditional = [given] * len(self.blocks), 0
+        self._check_count(latents.shape[0], conditions[0][0], unconditional)
         timesteps = timesteps.expand(latents.shape[0])
         time = self.time_proj(timestep_embedding(timesteps, self.config.width).to(self.dtype))
         x = torch.cat([time[:, None], self.proj_in(latents.to(self.dtype))], dim=1)
-        x = self._run_blocks(x, conditions, unconditional, groups)
+        x = self._run_blocks(x, conditions, groups)
         return self.proj_out(self.norm_out(x)[:, 1:])
 
     def _check(self, latents: Tensor, groups: Sequence[int] | None) -> Sequence[int] | None:
@@ -307,20 +326,20 @@ class DiT(Network):
             raise ValueError(f"groups {list(groups)} sum to {sum(groups)}, the batch has {latents.shape[0]} samples")
         return None if max(groups) == 1 else tuple(groups)
 
-    def _run_blocks(
-        self,
-        x: Tensor,
-        conditions: Sequence[Sequence[Condition]],
-        unconditional: int,
-        groups: Sequence[int] | None,
-    ) -> Tensor:
+    def _check_count(self, samples: int, condition: Condition, unconditional: int) -> None:
+        given = (condition if isinstance(condition, Tensor) else condition[0]).shape[0]
+        if given + unconditional != samples:
+            without = f" and {unconditional} samples without" if unconditional else ""
+            raise ValueError(f"there are conditions for {given} samples{without}, the batch has {samples}")
+
+    def _run_blocks(self, x: Tensor, conditions: Sequence[Sequence[Condition]], groups: Sequence[int] | None) -> Tensor:
         middle, stack = self.config.num_layers // 2, []
         for i, block in enumerate(self.blocks):
             skip = stack.pop() if i > middle else None
             scene = groups if i in self.multi_instance_blocks else None
-            arguments = (x, skip, conditions[i], unconditional, scene)
+            arguments = (x, skip, conditions[i], scene)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, *arguments, use_reentrant=False)
+                x = checkpoint(block, *arguments, use_reentrant=False, context_fn=RECOMPUTATIONS[self.recompute])
             else:
                 x = block(*arguments)
             if i < middle:

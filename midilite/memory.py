@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import lora
 from .config import DiTConfig
-from .dit import Block, Conditions
+from .dit import Block
 from .train_options import PRESETS, TrainOptions
 
 GIB = 2**30
@@ -48,7 +48,7 @@ def saved_numbers(config: DiTConfig, tokens: int, condition_tokens: tuple[int, .
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        held = block(x, x, Conditions([pairs]).keys_values[0], 0, None)  # held, so that no address is used twice
+        held = block(x, x, pairs, None)  # held, so that no address is used twice
     del held
     return shrink * sum(kept.values())
 

@@ -91,7 +91,7 @@ class CrossAttention(nn.Module):
         self.to_out = output_projection(width)
 
     def project(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a context. [B, S, D] -> two tensors [B, H, S, K]."""
+        """Keys and values of a context. [B, S, D] -> two tensors [B, S, H, K]."""
         return split_interleaved(self.kv(self.norm_cross(context)), self.heads, 2)
 
     def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:

@@ -22,8 +22,9 @@ render  metrics  plots
 compose  sample_folder  sources
 samples  scene_files
 prepare  front3d
-layers  augment
+layers  augment  recompute
 encoders  dit  vae
+compiling  graphs
 flow  marching
 isosurface
 generate
@@ -50,6 +51,7 @@ comparison
 train
 dry_run
 scene_export
+parallel_inference
 pipeline
 infer
 adapter_tools
