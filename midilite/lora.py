@@ -176,7 +176,17 @@ def merge_adapters(model: nn.Module) -> None:
     """Add every active adapter, times its weight, into the base weights and remove all adapters.
 
     Sums are formed in fp32 and rounded once to the weights' type.
+
+    Raises:
+        ValueError: the base is quantised or offloaded; nothing is changed then.
     """
+    for path, (linear, _) in named_linears(model).items():
+        if linear.adapter is not None and (linear.quantized or linear.home):
+            state = f"quantised to {linear.quantized}" if linear.quantized else "offloaded"
+            raise ValueError(
+                f"{path}: the base is {state}, so nothing can be merged into it; load the base without that, merge, "
+                "and save the result (examples/adapter.py merge), which can be quantised and offloaded again"
+            )
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, Linear) and module.adapter is not None:

@@ -38,7 +38,7 @@ _OVERSAMPLING, _ITERATIONS = 8, 16  # of the search for principal components
 
 def dense_weight(linear: Linear, rows: slice) -> Tensor:
     """The base's weight of some rows in fp32, without gradient. The only place where adapters read the base."""
-    return linear.weight[rows].detach().float()
+    return linear.dense(rows)
 
 
 class Adapter(nn.Module):
@@ -62,7 +62,7 @@ class Adapter(nn.Module):
         self.out_features = linear.out_features
         ranks = [config.rank_of(path) for path in self.paths]
         sizes = [rows.stop - rows.start for rows in self.rows]
-        options = {"device": linear.weight.device, "dtype": torch.float32}
+        options = {"device": linear.device, "dtype": torch.float32}
         self.A = nn.ParameterList(torch.empty(rank, linear.in_features, **options) for rank in ranks)
         self.B = nn.ParameterList(torch.zeros(n, rank, **options) for n, rank in zip(sizes, ranks, strict=True))
         self.magnitudes = nn.ParameterList(torch.ones(n, **options) for n in sizes if self.use_dora)
@@ -135,7 +135,7 @@ class Adapter(nn.Module):
         """DoRA's change of part i; with dropout the base's part of it sees the dropped input too, as in peft."""
         rows, ratio = self.rows[i], self._ratio(i, linear)
         if dropped is not None:
-            base = F.linear(dropped, linear.weight[rows].to(dropped.dtype))
+            base = F.linear(dropped, linear.dense(rows, dropped.dtype))
         else:
             base = y[..., rows] if linear.bias is None else y[..., rows] - linear.bias[rows].to(y.dtype)
         return (ratio - 1).to(change.dtype) * base.to(change.dtype) + ratio.to(change.dtype) * change

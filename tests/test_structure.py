@@ -25,7 +25,7 @@ prepare  front3d
 layers  augment  recompute
 encoders  dit  vae
 compiling  graphs
-flow  marching
+flow  marching  offload
 isosurface
 generate
 preview
@@ -37,7 +37,7 @@ adapter_config
 adapter_formats
 adapter_writers
 adapters
-adapter_maths
+adapter_maths  quantize
 data
 data_check  feature_encoder
 cache  objective
