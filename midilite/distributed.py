@@ -181,3 +181,13 @@ def sum_over_ranks(values: Tensor, world: World) -> Tensor:
         with _together(world):
             dist.all_reduce(values)
     return values
+
+
+def gather_tensors(tensor: Tensor, world: World) -> list[Tensor]:
+    """The tensor of each rank, by rank; all have the same shape and type, and are contiguous."""
+    if world.size == 1:
+        return [tensor]
+    found = [torch.empty_like(tensor) for _ in range(world.size)]
+    with _together(world):
+        dist.all_gather(found, tensor)
+    return found

@@ -1,4 +1,7 @@
-"""One image and a mask to a scene file and a preview: what `examples/infer.py` does after reading its options."""
+"""One image and a mask to a scene file and a preview: what `examples/infer.py` does after reading its options.
+
+Under torchrun all processes make the scene together (parallel_inference.py), and the main one prints and writes.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
     from .pipeline import Pipeline, Result
 
 EXAMPLE = Path(__file__).parent / "assets" / "example"
+PATIENCE = timedelta(minutes=10)  # of a process with others that load the model or decode more than it does
 
 
 @dataclass(frozen=True)
@@ -54,24 +59,45 @@ class InferOptions:
 
 
 def run(options: InferOptions) -> Result:
-    """Load the model and adapters, generate, write the scene and its preview; returns the result.
+    """Load the model and adapters, generate, write the scene and its preview; returns the result (on every rank).
 
     Raises:
         ValueError: model, adapter, image or mask can't be used, or nothing has a surface.
         OSError: the output can't be written.
+        PartnerLostError: another process has ended.
     """
     import torch
 
-    from .pipeline import NoSurfaceWarning, load_pipeline
+    from .distributed import start, stop
+    from .pipeline import load_pipeline
 
     dtype = {None: None, "no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.mixed_precision]
     started = time.monotonic()
-    pipe = load_pipeline(options.pretrained_model, options.device, dtype, options.mi_attention_blocks)
+    world, device = start(options.device, PATIENCE)
+    pipe = load_pipeline(options.pretrained_model, device, dtype, options.mi_attention_blocks, world)
     load_adapters(pipe, options.lora_path or (), options.lora_scale, options.lora_alpha)
+    if world.is_main:
+        partners = f" and {world.size - 1} more of their kind" if world.size > 1 else ""
+        _say(f"loaded {options.pretrained_model} on {pipe.device}{partners} in {time.monotonic() - started:.1f} s")
+    result, problems = _generate(pipe, options)
+    if world.is_main:
+        for problem in problems:
+            _say(f"warning: {problem}")
+        export_scene(result.scene, options.output)
+        if options.preview:
+            write_preview(result, Path(options.output).with_suffix(".png"))
+        _say(f"{options.output}: {len(result.scene.geometry)} objects, {time.monotonic() - started:.1f} s in all")
+    stop()
+    return result
+
+
+def _generate(pipe: Pipeline, options: InferOptions) -> tuple[Result, list[str]]:
+    """The scene, and the warnings about instances without a surface."""
+    from .pipeline import NoSurfaceWarning
+
     rgb, seg = options.rgb_image, options.seg_image
     if rgb is None:
         rgb, seg = str(EXAMPLE / "rgb.png"), str(EXAMPLE / "seg.png")
-    _say(f"loaded {options.pretrained_model} on {pipe.device} in {time.monotonic() - started:.1f} s")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", NoSurfaceWarning)
         result = pipe(
@@ -84,15 +110,9 @@ def run(options: InferOptions) -> Result:
             depth=options.grid_depth,
             smoothing=options.smoothing,
             padding=options.padding,
-            on_step=_show_step,
+            on_step=_show_step if pipe.world.is_main else None,
         )
-    for warning in caught:
-        _say(f"warning: {warning.message}")
-    export_scene(result.scene, options.output)
-    if options.preview:
-        write_preview(result, Path(options.output).with_suffix(".png"))
-    _say(f"{options.output}: {len(result.scene.geometry)} objects, {time.monotonic() - started:.1f} s in all")
-    return result
+    return result, [str(warning.message) for warning in caught]
 
 
 def load_adapters(pipe: Pipeline, paths: Sequence[str], scales: Sequence[float], lora_alpha: float | None) -> None:
@@ -106,7 +126,8 @@ def load_adapters(pipe: Pipeline, paths: Sequence[str], scales: Sequence[float],
     for i, path in enumerate(paths):
         scale = scales[i if len(scales) > 1 else 0]
         for note in pipe.load_adapter(path, scale, f"lora_{i}", lora_alpha):
-            _say(f"{path}: {note}")
+            if pipe.world.is_main:
+                _say(f"{path}: {note}")
 
 
 def write_preview(result: Result, path: Path) -> None:

@@ -20,11 +20,12 @@ from torch import Tensor
 
 from . import lora
 from .adapters import apply_adapter, network_group, read_adapter
+from .distributed import World
 from .dit import DiT
 from .encoders import CLIPVision, DINOv2
 from .flow import RectifiedFlowScheduler
 from .generate import NoSurfaceWarning as NoSurfaceWarning
-from .generate import build_scene, decode_meshes, initial_noise, sample_scene
+from .generate import build_scene, initial_noise
 from .generate import instance_color as instance_color
 from .images import (
     ImageSource,
@@ -37,6 +38,7 @@ from .images import (
     split_instances,
 )
 from .model_folder import KINDS, Kind, ModelFolder, SamplingDefaults, default_num_tokens, save_model_folder
+from .parallel_inference import decode_together, sample_together
 from .vae import VAE
 
 if TYPE_CHECKING:
@@ -90,6 +92,7 @@ def load_pipeline(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     multi_instance_blocks: Sequence[int | str] | None = None,
+    world: World | None = None,
 ) -> Pipeline:
     """Load a MIDI-3D or TripoSG checkpoint folder.
 
@@ -117,11 +120,15 @@ def load_pipeline(
         clip_preprocessor=clip_preprocessor,
         dinov2_preprocessor=dinov2_preprocessor,
         sampling=model.sampling,
+        world=world,
     )
 
 
 class Pipeline:
-    """Inference with a loaded model; see `load_pipeline`."""
+    """Inference with a loaded model; see `load_pipeline`.
+
+    With several processes all of them call the same with the same arguments, and all get the same result.
+    """
 
     def __init__(
         self,
@@ -134,8 +141,9 @@ class Pipeline:
         clip_preprocessor: Preprocessor | None,
         dinov2_preprocessor: Preprocessor,
         sampling: SamplingDefaults | None = None,
+        world: World | None = None,
     ) -> None:
-        self.sampling = sampling or SamplingDefaults()
+        self.sampling, self.world = sampling or SamplingDefaults(), world or World()
         self.kind, self.transformer, self.vae, self.scheduler = kind, transformer, vae, scheduler
         self.clip, self.dinov2 = clip, dinov2
         self.clip_preprocessor, self.dinov2_preprocessor = clip_preprocessor, dinov2_preprocessor
@@ -236,11 +244,12 @@ class Pipeline:
         count = conditions.dinov2.shape[0]
         if latents is None:
             latents = initial_noise(count, num_tokens or self.default_num_tokens, self.transformer, seed)
-        return sample_scene(
+        return sample_together(
             self.transformer,
             self.scheduler,
             conditions.tensors(),
             latents,
+            self.world,
             num_inference_steps or self.sampling.num_inference_steps,
             self.sampling.guidance_scale if guidance_scale is None else guidance_scale,
             on_step=on_step,
@@ -260,7 +269,8 @@ class Pipeline:
         Raises:
             ValueError: no instance has a surface.
         """
-        meshes = decode_meshes(self.vae, latents.to(self.device), labels, depth or self.sampling.grid_depth, smoothing)
+        latents, depth = latents.to(self.device), depth or self.sampling.grid_depth
+        meshes = decode_together(self.vae, latents, labels, self.world, depth, smoothing)
         if not any(mesh is not None for mesh in meshes):
             raise ValueError("no instance has a surface: the model made nothing solid of this image")
         return meshes

@@ -123,6 +123,21 @@ def train_with_a_failing_sample(arguments: list[str], rank: int, step: int) -> i
     return train(arguments)
 
 
+def infer_with_a_failing_rank(arguments: list[str], rank: int) -> int:
+    """examples/infer.py; one rank fails in the middle of the second denoising step."""
+    from midilite import parallel_inference
+
+    calls = []
+
+    def fail(*inputs):
+        calls.append(1)
+        if len(calls) == 2 and os.environ["RANK"] == str(rank):
+            raise ValueError("broken on purpose")
+
+    _patched(parallel_inference, "gather_tensors", fail)
+    return train(arguments, "infer")
+
+
 def train_slowly(arguments: list[str], seconds: float) -> int:
     """The same; every step takes so much longer."""
     from midilite.trainer import Trainer
