@@ -15,7 +15,7 @@ from .distributed import World
 from .lora import adapter_parameters
 from .memory import estimate_presets
 from .model_folder import ModelFolder
-from .train import DTYPES, LoRATask, training_data
+from .train import DTYPES, LoRATask, load_base, training_data
 from .train_options import TrainOptions
 from .trainer import Trainer
 
@@ -60,7 +60,7 @@ def run_dry(options: TrainOptions) -> DryRun:
     num_tokens = options.num_tokens or folder.default_num_tokens
     dtype = DTYPES[options.mixed_precision]
     live = LiveFeatures(folder, num_tokens, options.seed, dtype, device, options.mask_variants)
-    transformer = folder.load_transformer(device, dtype, options.mi_attention_blocks)
+    transformer = load_base(folder, options, device)
     base = sum(p.numel() for p in transformer.parameters())
     task = LoRATask(transformer, data.scenes, live, options)
     trainer = Trainer(task, replace(options, resume_from_checkpoint=None), World(), device)

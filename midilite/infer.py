@@ -44,6 +44,8 @@ class InferOptions:
     padding: bool = option(False, "paste the picture on a larger white square when objects reach near its border")
     mi_attention_blocks: tuple[str, ...] | None = option(None, "multi-instance blocks (default: the model's own)")
     mixed_precision: str | None = option(None, "no, bf16 or fp16 (default: bf16 on a GPU)", ("no", "bf16", "fp16"))
+    quantize_base: str | None = option(None, "keep the transformer in eight bits (default: don't)", ("int8", "fp8"))
+    offload_blocks: bool = option(False, "keep its blocks in host memory and copy each to the GPU when it runs")
     device: str | None = option(None, "cpu, cuda or cuda:N (default: a GPU when there is one)")
     preview: bool = option(True, "write the preview picture")
 
@@ -74,7 +76,8 @@ def run(options: InferOptions) -> Result:
     dtype = {None: None, "no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.mixed_precision]
     started = time.monotonic()
     world, device = start(options.device, PATIENCE)
-    pipe = load_pipeline(options.pretrained_model, device, dtype, options.mi_attention_blocks, world)
+    blocks, small = options.mi_attention_blocks, (options.quantize_base, options.offload_blocks)
+    pipe = load_pipeline(options.pretrained_model, device, dtype, blocks, world, *small)
     load_adapters(pipe, options.lora_path or (), options.lora_scale, options.lora_alpha)
     if world.is_main:
         partners = f" and {world.size - 1} more of their kind" if world.size > 1 else ""

@@ -17,6 +17,7 @@ from torch import Tensor
 from . import lora
 from .config import DiTConfig
 from .dit import Block
+from .layers import Linear
 from .train_options import PRESETS, TrainOptions
 
 GIB = 2**30
@@ -53,6 +54,22 @@ def saved_numbers(config: DiTConfig, tokens: int, condition_tokens: tuple[int, .
     return shrink * sum(kept.values())
 
 
+def linear_weights(config: DiTConfig) -> list[int]:
+    """How many weights the linears of each block have: what can be quantised and offloaded."""
+    with torch.device("meta"):
+        blocks = [Block(config, skip=skip) for skip in (False, True)]
+    sizes = [sum(m.weight.numel() for m in block.modules() if isinstance(m, Linear)) for block in blocks]
+    return [sizes[i > config.num_layers // 2] for i in range(config.num_layers)]
+
+
+def base_bytes(options: TrainOptions, config: DiTConfig, base_parameters: int) -> int:
+    """What the frozen base takes of the GPU's memory."""
+    linears = linear_weights(config)
+    size = _BYTES[options.mixed_precision]
+    present = 2 * max(linears) if options.offload_blocks else sum(linears)
+    return (base_parameters - sum(linears)) * size + present * (size if options.quantize_base == "none" else 1)
+
+
 def estimate(
     options: TrainOptions,
     config: DiTConfig,
@@ -72,7 +89,7 @@ def estimate(
     blocks = 1 if options.gradient_checkpointing else config.num_layers
     inputs = (num_tokens + 1) * config.width * (2 * config.num_layers if options.gradient_checkpointing else 0)
     parts = {
-        "base weights": base_parameters * size / GIB,
+        "base weights": base_bytes(options, config, base_parameters) / GIB,
         "adapter, gradients, moments": adapter_parameters * 16 / GIB,
         "activations": instances * (saved * blocks + inputs) * size / GIB,
     }
@@ -116,5 +133,9 @@ def explain_out_of_memory(error: BaseException, options: TrainOptions, parameter
         remedies.append(f"--max_num_instances {max(1, options.max_num_instances // 2)}")
     if options.no_cache:
         remedies.append("no --no_cache (the encoders stay in memory with it)")
+    if options.quantize_base == "none" and not options.shard_base:
+        remedies.append("--quantize_base int8")
+    if not options.offload_blocks and not options.shard_base:
+        remedies.append("--offload_blocks")
     remedies += [f"--lora_rank {max(1, options.lora_rank // 2)}", "fewer --num_tokens"]
     return f"out of memory: {asked}. Held: {held}. What helps, in this order: {'; '.join(remedies)}"

@@ -39,6 +39,7 @@ from .images import (
 )
 from .model_folder import KINDS, Kind, ModelFolder, SamplingDefaults, default_num_tokens, save_model_folder
 from .parallel_inference import decode_together, sample_together
+from .quantize import place_base
 from .vae import VAE
 
 if TYPE_CHECKING:
@@ -93,6 +94,8 @@ def load_pipeline(
     dtype: torch.dtype | None = None,
     multi_instance_blocks: Sequence[int | str] | None = None,
     world: World | None = None,
+    quantize: str | None = None,
+    offload: bool = False,
 ) -> Pipeline:
     """Load a MIDI-3D or TripoSG checkpoint folder.
 
@@ -102,17 +105,23 @@ def load_pipeline(
         dtype: default bfloat16 on a GPU, float32 on the CPU.
         multi_instance_blocks: numbers or exact names; default the key of that name in `transformer/config.json` if it
             is there, else 8..12.
+        world: this process among those that make scenes together; default: it is alone.
+        quantize: "int8" or "fp8" keeps the transformer in eight bits, which changes its results a little (quantize.py).
+        offload: keep the transformer's blocks in host memory and copy each to the GPU when it runs (offload.py).
 
     Raises:
-        ValueError: the folder is missing or incomplete, or a file does not fit its config; everything is named.
+        ValueError: the folder is missing or incomplete, or a file does not fit its config; everything is named. Or the
+            device can't compute with a base quantised so.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     model = ModelFolder(folder)
     clip_preprocessor, dinov2_preprocessor = model.load_preprocessors()
+    transformer = model.load_transformer("cpu" if quantize or offload else device, dtype, multi_instance_blocks)
+    place_base(transformer, device, quantize, offload)
     return Pipeline(
         kind=model.kind,
-        transformer=model.load_transformer(device, dtype, multi_instance_blocks),
+        transformer=transformer,
         vae=model.load_vae(device, dtype),
         scheduler=model.load_scheduler(),
         clip=model.load_clip(device, dtype),

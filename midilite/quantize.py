@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from .adapters import base_fingerprint
 from .dit import DiT
 from .layers import Linear
+from .offload import offload_blocks
 
 KINDS = ("int8", "fp8")
 E4M3 = torch.float8_e4m3fn
@@ -70,6 +71,25 @@ def quantize_base(transformer: DiT, kind: str, device: str | torch.device | None
     transformer.to(device)
     if device.type == "cuda":
         torch.cuda.empty_cache()  # of the wide weights
+
+
+def place_base(transformer: DiT, device: torch.device, quantize: str | None = None, offload: bool = False) -> None:
+    """Bring a base that was just loaded to where it runs; with `quantize` or `offload` it should come from the CPU.
+
+    Args:
+        quantize: None, or see `quantize_base`.
+        offload: whether the blocks' weights stay in host memory; see `offload.offload_blocks`.
+
+    Raises:
+        ValueError: as those functions.
+    """
+    if quantize is not None:
+        _check_device(quantize, device)
+        quantize_base(transformer, quantize, None if offload else device)
+    if offload:
+        offload_blocks(transformer, device)
+    else:
+        transformer.to(device)
 
 
 def velocity_error(found: Tensor, expected: Tensor) -> float:

@@ -32,7 +32,9 @@ from .memory import explain_out_of_memory
 from .meters import Meter
 from .model_folder import ASSETS, ModelFolder
 from .objective import ObjectiveSettings, SceneBatch, draw_scene, instance_losses, weighted_loss
+from .offload import offloaded
 from .options import write_yaml
+from .quantize import place_base
 from .run_log import say
 from .seeds import torch_generator
 from .sharding import local_bytes, shard_base
@@ -88,6 +90,7 @@ class LoRATask:
         self.num_scenes = len(scenes)
         self.meter: Meter | None = None  # is told about every batch
         facts = {"data_dir": str(options.data_dir), "scenes": self.num_scenes, "seed": options.seed}
+        facts |= {"quantize_base": options.quantize_base} if options.quantize_base != "none" else {}
         # now: it reads base weights, which shard_base takes apart
         self.metadata = describe(transformer, facts, base_model=options.pretrained_model)
 
@@ -144,6 +147,20 @@ def open_features(
     if options.no_cache:
         return LiveFeatures(*settings)
     return FeatureCache(options.cache_dir or Path(options.output_dir) / "cache", *settings)
+
+
+def load_base(folder: ModelFolder, options: TrainOptions, device: torch.device) -> DiT:
+    """The transformer in the form that the options ask for; still whole and on the CPU when it is to be sharded.
+
+    Raises:
+        ValueError: its files can't be used, or the device can't compute in that form.
+    """
+    quantize = None if options.quantize_base == "none" else options.quantize_base
+    home = "cpu" if options.shard_base or options.offload_blocks or quantize else device
+    transformer = folder.load_transformer(home, DTYPES[options.mixed_precision], options.mi_attention_blocks)
+    if not options.shard_base:
+        place_base(transformer, device, quantize, options.offload_blocks)
+    return transformer
 
 
 def train_lora(options: TrainOptions, observers: Sequence[Observer] = ()) -> Path:
@@ -247,8 +264,7 @@ def _train(
     features = open_features(folder, options, device, options.num_tokens or folder.default_num_tokens)
     features.prepare([*data.scenes, *data.validation], world.rank, world.size, _announce if world.is_main else None)
     world.barrier()
-    home = "cpu" if options.shard_base else device
-    transformer = folder.load_transformer(home, DTYPES[options.mixed_precision], options.mi_attention_blocks)
+    transformer = load_base(folder, options, device)
     task = LoRATask(transformer, data.scenes, features, options)
     if options.shard_base:
         shard_base(transformer, task.parameters.values(), world, device)
@@ -262,7 +278,8 @@ def _train(
         trainer.train()
     except torch.OutOfMemoryError as error:
         adapter = sum(p.nbytes for p in task.parameters.values())
-        base = local_bytes(transformer) - adapter
+        visiting = offloaded(transformer)
+        base = visiting.bytes_on_device() if visiting else local_bytes(transformer) - adapter
         held = {"base weights": base, "adapter, gradients, moments": 4 * adapter}
         raise TrainingError(explain_out_of_memory(error, options, held)) from error
     trainer.save_weights(FINAL)

@@ -11,6 +11,7 @@ from .options import option
 
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 PRECISIONS = ("no", "bf16", "fp16")
+BASES = ("none", "int8", "fp8")
 BEST_METRICS = (
     "val_loss", "val_loss_ema", "eval_scene_f_score", "eval_object_f_score", "eval_scene_chamfer",
     "eval_object_chamfer", "eval_bounding_box_iou",
@@ -19,6 +20,7 @@ BEST_METRICS = (
 # What fits which GPU with published weights; the file and flags override each value.
 _SMALL = {"mixed_precision": "bf16", "gradient_checkpointing": True, "batch_size": 1}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "6gb": {**_SMALL, "quantize_base": "int8", "lora_rank": 8, "lora_alpha": 8.0, "max_num_instances": 3},
     "8gb": {**_SMALL, "lora_rank": 8, "lora_alpha": 8.0, "max_num_instances": 4},
     "12gb": {**_SMALL, "lora_rank": 16, "lora_alpha": 16.0, "max_num_instances": 7},
     "16gb": {**_SMALL, "lora_rank": 32, "lora_alpha": 32.0, "max_num_instances": 5, "batch_size": 2},
@@ -78,6 +80,12 @@ class TrainOptions:
     mixed_precision: str = option("no", "type of the frozen base; the adapter is always fp32", PRECISIONS)
     gradient_checkpointing: bool = option(
         False, "recompute blocks in the backward pass to save memory", alters_run=False
+    )
+    quantize_base: str = option(
+        "none", "keep the frozen base in eight bits: int8 (any device), or fp8 (Ada, Hopper and later GPUs)", BASES
+    )
+    offload_blocks: bool = option(
+        False, "keep the frozen base in host memory and copy each block to the GPU when it runs", alters_run=False
     )
     shard_base: bool = option(
         False, "split the frozen base over the processes, for GPUs that can't hold it", alters_run=False
@@ -142,6 +150,7 @@ class TrainOptions:
             raise ValueError(f"num_tokens is {self.num_tokens}, expected at least 1")
         if self.lora_plus_ratio <= 0:
             raise ValueError(f"lora_plus_ratio is {self.lora_plus_ratio}, expected a number above 0")
+        self._check_base()
         self.adapter_config()
         self._check_validation()
 
@@ -160,6 +169,16 @@ class TrainOptions:
             use_dora=self.use_dora,
             init=self.lora_init,
         )
+
+    def _check_base(self) -> None:
+        if self.offload_blocks and not self.gradient_checkpointing:
+            raise ValueError(
+                "offload_blocks needs gradient_checkpointing: without it all blocks' weights are needed until the end "
+                "of the backward pass"
+            )
+        for name, on in (("offload_blocks", self.offload_blocks), ("quantize_base", self.quantize_base != "none")):
+            if self.shard_base and on:
+                raise ValueError(f"shard_base and {name} exclude each other: they keep the base in different forms")
 
     def _check_validation(self) -> None:
         if not 0 <= self.val_fraction < 1:
