@@ -30,22 +30,20 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without installing
+sys.path[:0] = map(str, Path(__file__).resolve().parents[:2])  # run from a checkout without installing
 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
+from benchmarks.random_scenes import RandomFeatures, random_scenes  # noqa: E402
 
 from midilite.config import DiTConfig  # noqa: E402
 from midilite.distributed import World, start, stop  # noqa: E402
 from midilite.dit import DiT  # noqa: E402
-from midilite.feature_encoder import Features  # noqa: E402
 from midilite.interrupt import run_command  # noqa: E402
 from midilite.model_folder import ModelFolder  # noqa: E402
 from midilite.run_log import say  # noqa: E402
-from midilite.seeds import torch_generator  # noqa: E402
 from midilite.sharding import local_bytes, shard_base  # noqa: E402
 from midilite.train import DTYPES, LoRATask  # noqa: E402
 from midilite.train_options import TrainOptions  # noqa: E402
@@ -53,36 +51,6 @@ from midilite.trainer import Trainer  # noqa: E402
 
 CASES = ("one", "per process", "total", "balanced per process", "balanced total", "sharded")
 MIB = 2**20
-
-
-class RandomFeatures:
-    """Encoded scenes that are random; the interface of `cache.LiveFeatures` as far as training goes.
-
-    Args:
-        config: of the transformer.
-        num_tokens: latent tokens per instance.
-        condition_tokens: tokens of the second condition (of the only one, for TripoSG's kind).
-    """
-
-    mask_variants = (0,)
-
-    def __init__(self, config: DiTConfig, num_tokens: int, condition_tokens: int) -> None:
-        self.config, self.num_tokens, self.condition_tokens = config, num_tokens, condition_tokens
-
-    def load(self, scene: Any, view: int = 0, variant: int = 0) -> Features:
-        """Features of a scene: the same at every call."""
-        generator, count, config = torch_generator("benchmark", scene.name), len(scene.instances), self.config
-        widths = (config.cross_attention_dim, config.cross_attention_2_dim)
-        clip = torch.randn(count, 1, widths[0], generator=generator) if config.has_second_condition else None
-        dinov2 = torch.randn(count, self.condition_tokens, widths[config.has_second_condition], generator=generator)
-        mean = torch.randn(count, self.num_tokens, config.in_channels, generator=generator)
-        return Features(clip, dinov2, mean, torch.full_like(mean, -4.0), torch.ones(count))
-
-
-def random_scenes(count: int, most: int) -> list[Any]:
-    """Scenes of one to `most` instances, each number equally likely."""
-    sizes = torch.randint(1, most + 1, (count,), generator=torch_generator("benchmark", "sizes")).tolist()
-    return [SimpleNamespace(name=f"scene_{i}", views=(0,), instances=(0,) * size) for i, size in enumerate(sizes)]
 
 
 def make_transformer(arguments: argparse.Namespace, device: torch.device) -> DiT:

@@ -1,0 +1,26 @@
+"""Time, operations per second and memory of everything that midilite does, beside the reference's and the goals.
+
+    python examples/benchmark.py --output rows.jsonl                  # one GPU, published size, random weights
+    python examples/benchmark.py --rows "step 4" "train 4" mesh       # some rows, by the beginnings of their names
+    python examples/benchmark.py --list                               # which rows there are
+    python examples/benchmark.py --device cpu --quick                 # everything small, in seconds
+    python examples/benchmark.py --rows cpu --against ../before       # two checkouts by turns
+    python examples/benchmark.py --markdown rows.jsonl                # measured rows as the README's table
+
+Each row is one JSON line on standard output (and in `--output`, as soon as it is measured); the table goes to standard
+error, and the last line is JSON with the machine, all medians, and what failed. A row that fails says why, and the
+next one is measured. Nothing is downloaded: weights and inputs are random. What was tried and did not help is in
+`benchmark.md`.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without installing
+
+from benchmarks.command import main  # noqa: E402
+
+from midilite.interrupt import run_command  # noqa: E402
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,76 @@
+"""Rows that time the shipped tiny model on the CPU: inference and training steps, in this checkout and in another.
+
+With `--against` the same steps of both checkouts are run by turns, in two processes that stay alive, so that both see
+the same machine. Without it only this checkout is timed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from .bench import Bench, Case
+from .report import Row
+from .timing import Timing
+
+HERE = Path(__file__).resolve()
+WORKER = HERE.with_name("cpu_worker.py")
+
+
+def cases() -> Iterator[Case]:
+    """The rows."""
+    for work in ("step", "mesh", "train"):
+        yield Case(f"cpu {work}", partial(compare, work=work), 20)
+
+
+class Worker:
+    """A process that runs the steps of one checkout when asked."""
+
+    def __init__(self, checkout: Path) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(checkout), "CUDA_VISIBLE_DEVICES": ""}
+        self.process = subprocess.Popen(
+            [sys.executable, str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def seconds(self, work: str) -> float:
+        """Of one step. Raises RuntimeError when the process has ended, or another midilite was imported."""
+        self.process.stdin.write(work + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the worker ended with exit code {self.process.wait()}; its message is above")
+        return json.loads(line)["seconds"]
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.stdin.close()
+        self.process.wait(60)
+
+
+def compare(bench: Bench, row: Row, work: str) -> None:
+    """Time a piece of work, by turns with the other checkout."""
+    checkouts = {"now": HERE.parents[2], **({"before": bench.against.resolve()} if bench.against else {})}
+    workers = {name: Worker(path) for name, path in checkouts.items()}
+    try:
+        for worker in workers.values():
+            worker.seconds(work)
+        found: dict[str, list[float]] = {name: [] for name in workers}
+        for turn in range(bench.runs(15)):
+            order = list(workers) if turn % 2 else list(reversed(workers))
+            for name in order:
+                found[name].append(workers[name].seconds(work))
+    finally:
+        for worker in workers.values():
+            worker.close()
+    now = found["now"]
+    row.set_time(Timing(statistics.median(now), min(now), max(now), len(now), now[0]))
+    if "before" in found:
+        before = statistics.median(found["before"])
+        row.notes |= {"before_ms": 1000 * before, "before_low_ms": 1000 * min(found["before"])}
+        row.notes["before_to_now"] = before / statistics.median(now)

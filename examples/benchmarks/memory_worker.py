@@ -1,0 +1,123 @@
+"""Runs a preset of train.py, or inference, in a process that may take only so much of a GPU.
+
+The server reads one JSON request per line, forks, and prints the child's JSON answer. Of the card's size `CONTEXT` is
+not torch's: CUDA itself takes about half a GiB. What torch reserves stays below the rest, or the child runs out of
+memory and says so.
+
+    train   three optimizer steps of the published size with the preset's options, scenes as large and as many as it
+            says, from random features; the time is the last step's
+    infer   a scene of four instances with all parts of the pipeline in memory: encoding, three denoising steps, and
+            one mesh; the time is that of a denoising step
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+
+from midilite.train_options import PRESETS, TrainOptions
+
+from .bench import describe
+from .cases_training import StillTask
+from .models import SIZES, Size, random_picture, random_pipeline, random_transformer, shake_adapter
+from .random_scenes import KeptFeatures, scenes_of
+from .timing import GIB, gpu_memory, host_memory, wait
+
+CONTEXT = 0.5  # GiB
+STEPS = 3
+
+
+def limit_memory(device: torch.device, gib: float) -> None:
+    """Let torch take no more of a GPU than a card of so many GiB would leave it."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (gib - CONTEXT) * GIB / total), device)
+
+
+def preset_options(preset: str, dtype: torch.dtype, **changes: Any) -> TrainOptions:
+    """The options of a preset, for scenes that are always whole and never without conditions."""
+    fixed = {"condition_dropout": 0.0, "single_object_share": 0.0, "validate_every": 0}
+    precision = {} if dtype == torch.bfloat16 else {"mixed_precision": "no"}
+    return TrainOptions(**{**PRESETS[preset], **fixed, **precision, **changes})
+
+
+def train(size: Size, device: torch.device, preset: str) -> dict[str, Any]:
+    """Steps of training."""
+    from midilite.distributed import World
+    from midilite.trainer import Trainer
+
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    options = preset_options(preset, dtype)
+    transformer = random_transformer(size, device, dtype)
+    features = KeptFeatures(transformer.config, size.tokens, size.condition_tokens[1])
+    instances = [options.max_num_instances] * options.batch_size
+    task = StillTask(transformer, scenes_of(instances), features, options)
+    shake_adapter(transformer)
+    trainer, seconds, metrics = Trainer(task, options, World(), device), 0.0, {}
+    for step in range(STEPS):
+        wait(device)
+        started = time.perf_counter()
+        metrics = trainer.step(step)
+        wait(device)
+        seconds = time.perf_counter() - started
+    notes = {"instances": "+".join(map(str, instances)), "rank": options.lora_rank, "loss": metrics["loss"]}
+    return {"seconds": seconds, "runs": 1, **notes}
+
+
+def infer(size: Size, device: torch.device, preset: str) -> dict[str, Any]:
+    """A scene of four instances."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    pipeline = random_pipeline(size, device, dtype)
+    pipeline.sampling = type(pipeline.sampling)(STEPS, 7.0, size.depth)
+    times = []
+    with torch.inference_mode():
+        conditions = pipeline.encode_images(*random_picture(4))
+
+        def on_step(done: int, steps: int) -> None:
+            wait(device)
+            times.append(time.perf_counter())
+
+        latents = pipeline.sample(conditions, num_tokens=size.tokens, on_step=on_step)
+        (mesh,) = pipeline.decode_meshes(latents[:1], conditions.labels[:1])
+    return {"seconds": times[-1] - times[-2], "runs": 1, "instances": 4, "triangles": len(mesh.faces)}
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Run a request in this process."""
+    device, facts = torch.device(request["device"]), {}
+    try:
+        limit_memory(device, request["limit_gib"])
+        work = {"train": train, "infer": infer}[request["work"]]
+        facts = work(SIZES[request["size"]](), device, request["preset"])
+    except Exception as error:  # the reason is the row's result
+        facts = {"error": describe(error)}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+    return {**facts, **gpu_memory(device), "host_peak_gib": peak, "host_gib": host_memory()}
+
+
+def serve() -> None:
+    """Fork a process for each request, until standard input ends."""
+    for line in iter(sys.stdin.readline, ""):
+        request = json.loads(line)
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            with os.fdopen(writer, "w") as pipe:
+                pipe.write(json.dumps(answer(request)))
+            os._exit(0)  # no handlers of the server's
+        os.close(writer)
+        with os.fdopen(reader) as pipe:
+            text = pipe.read()
+        _, status = os.waitpid(child, 0)
+        failed = {"error": f"the process ended with exit code {os.waitstatus_to_exitcode(status)}"}
+        print(text or json.dumps(failed), flush=True)
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,66 @@
+"""Encoded scenes that are random, so that training can be measured without data or encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from midilite.config import DiTConfig
+from midilite.feature_encoder import Features
+from midilite.seeds import torch_generator
+
+
+class RandomFeatures:
+    """Encoded scenes that are random; the interface of `cache.LiveFeatures` as far as training goes.
+
+    Args:
+        config: of the transformer.
+        num_tokens: latent tokens per instance.
+        condition_tokens: tokens of the second condition (of the only one, for TripoSG's kind).
+    """
+
+    mask_variants = (0,)
+
+    def __init__(self, config: DiTConfig, num_tokens: int, condition_tokens: int) -> None:
+        self.config, self.num_tokens, self.condition_tokens = config, num_tokens, condition_tokens
+
+    def load(self, scene: Any, view: int = 0, variant: int = 0) -> Features:
+        """Features of a scene: the same at every call."""
+        generator, count, config = torch_generator("benchmark", scene.name), len(scene.instances), self.config
+        widths = (config.cross_attention_dim, config.cross_attention_2_dim)
+        clip = torch.randn(count, 1, widths[0], generator=generator) if config.has_second_condition else None
+        dinov2 = torch.randn(count, self.condition_tokens, widths[config.has_second_condition], generator=generator)
+        mean = torch.randn(count, self.num_tokens, config.in_channels, generator=generator)
+        return Features(clip, dinov2, mean, torch.full_like(mean, -4.0), torch.ones(count))
+
+
+class KeptFeatures(RandomFeatures):
+    """Random features that stay in memory, since drawing them takes longer than reading a cache would."""
+
+    def __init__(self, config: DiTConfig, num_tokens: int, condition_tokens: int) -> None:
+        super().__init__(config, num_tokens, condition_tokens)
+        self._of = cache(lambda name, count: RandomFeatures.load(self, scene(name, count)))
+
+    def load(self, scene: Any, view: int = 0, variant: int = 0) -> Features:
+        """See `RandomFeatures.load`."""
+        return self._of(scene.name, len(scene.instances))
+
+
+def scene(name: str, instances: int) -> Any:
+    """A scene, as far as training looks at it."""
+    return SimpleNamespace(name=name, views=(0,), instances=(0,) * instances)
+
+
+def random_scenes(count: int, most: int) -> list[Any]:
+    """Scenes of one to `most` instances, each number equally likely."""
+    sizes = torch.randint(1, most + 1, (count,), generator=torch_generator("benchmark", "sizes")).tolist()
+    return scenes_of(sizes)
+
+
+def scenes_of(sizes: Sequence[int]) -> list[Any]:
+    """Scenes of these numbers of instances."""
+    return [scene(f"scene_{i}", size) for i, size in enumerate(sizes)]
