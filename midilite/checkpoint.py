@@ -161,9 +161,9 @@ def save_weights(
         dtype: type on disk; default the network's own.
         max_shard_bytes: a larger network is split into shards with an index, each at most this large where possible.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     groups: list[list[str]] = [[]]
     state, used = network.state_dict(), 0
+    folder.mkdir(parents=True, exist_ok=True)  # only now: a network that can't be saved leaves nothing
     for key, value in state.items():
         size = value.numel() * (dtype or value.dtype).itemsize
         if used and used + size > max_shard_bytes:
