@@ -46,6 +46,7 @@ sharding
 train_state
 trainer
 memory  meters  validation
+lora_task
 evaluation  summary
 comparison
 train

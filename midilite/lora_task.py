@@ -1,0 +1,118 @@
+"""What LoRA training optimises: a fresh adapter on a frozen transformer, scenes that are encoded already, their loss.
+
+`trainer.Trainer` walks the steps, `train.py` puts everything together; `tower_training.py` is the same task with
+adapters on the image towers, too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from . import lora
+from .adapter_writers import write_peft_folder, write_state_dict
+from .adapters import describe
+from .augment import choose
+from .cache import FeatureCache, LiveFeatures
+from .data import Scene
+from .dit import DiT
+from .flops import transformer_flops
+from .meters import Meter
+from .objective import ObjectiveSettings, SceneBatch, draw_scene, instance_losses, weighted_loss
+from .seeds import torch_generator
+from .train_options import TrainOptions
+
+
+def objective_settings(options: TrainOptions) -> ObjectiveSettings:
+    """The options that decide what is drawn."""
+    return ObjectiveSettings(**{f.name: getattr(options, f.name) for f in dataclasses.fields(ObjectiveSettings)})
+
+
+def lora_plus(parameters: Iterable[str], ratio: float) -> dict[str, float]:
+    """Factors on the learning rate, by parameter: that of B is a multiple of A's (LoRA+, Hayou et al. 2024)."""
+    return {key: ratio for key in parameters if key.endswith(".lora_B.weight")}
+
+
+def modules_without_gradient(transformer: DiT, modules: Iterable[str]) -> list[str]:
+    """Those of the adapted modules that training can never change.
+
+    CLIP's condition is one token. Attention to one token returns its value whatever the query is. (The keys' linear
+    does train: heads are split after keys and values are concatenated, so `to_k` makes half of the values.)
+    """
+    return [path for path in modules if transformer.config.has_second_condition and path.endswith(".attn2.to_q")]
+
+
+class LoRATask:
+    """Training a LoRA on a frozen transformer from encoded scenes; see `trainer.Task`.
+
+    Args:
+        transformer: with no adapter of the name "default" yet.
+        scenes: the training scenes.
+        features: where their encoded form comes from.
+        options: see `TrainOptions`.
+    """
+
+    def __init__(
+        self, transformer: DiT, scenes: list[Scene], features: FeatureCache | LiveFeatures, options: TrainOptions
+    ) -> None:
+        self.transformer, self.scenes, self.features, self.options = transformer, scenes, features, options
+        self.config, self.settings = options.adapter_config(), objective_settings(options)
+        self.modules = lora.inject(transformer, self.config, seed=options.seed)
+        lora.freeze_base(transformer)
+        transformer.gradient_checkpointing = options.gradient_checkpointing
+        transformer.train()
+        self.parameters: dict[str, nn.Parameter] = lora.adapter_parameters(transformer)
+        self.learning_rate_factors = lora_plus(self.parameters, options.lora_plus_ratio)
+        self.num_scenes = len(scenes)
+        self.meter: Meter | None = None  # is told about every batch
+        facts = {"data_dir": str(options.data_dir), "scenes": self.num_scenes, "seed": options.seed}
+        facts |= {"quantize_base": options.quantize_base} if options.quantize_base != "none" else {}
+        # now: it reads base weights, which shard_base takes apart
+        self.metadata = describe(transformer, facts, base_model=options.pretrained_model)
+
+    def draw(self, scenes: list[int], step: int) -> SceneBatch:
+        """The inputs of these scenes at a step; also chooses each scene's view and mask variant."""
+        inputs = []
+        for scene in (self.scenes[i] for i in scenes):
+            generator = torch_generator(self.options.seed, "view", step, scene.name)
+            view = choose(len(scene.views), generator)
+            features = self.features.load(scene, view, choose(len(self.features.mask_variants), generator))
+            inputs.append(draw_scene(features, scene.name, step, self.settings))
+        return SceneBatch(tuple(inputs))
+
+    def scene_name(self, scene: int) -> str:
+        """For messages."""
+        return self.scenes[scene].name
+
+    def loss(self, batch: SceneBatch, total_instances: int) -> tuple[Tensor, Tensor]:
+        """See `trainer.Task.loss`."""
+        losses = instance_losses(self.transformer, batch, self.options.enable_multi_instance_attention)
+        if self.meter is not None:
+            self.meter.add(batch, losses)
+        return weighted_loss(losses, batch.sigmas, self.options.loss_weighting, total_instances), losses
+
+    def nothing(self, batch: SceneBatch) -> Tensor:
+        """A loss of 0 whose gradients are 0, after a whole pass of a batch through the transformer."""
+        return instance_losses(self.transformer, batch, self.options.enable_multi_instance_attention).sum() * 0
+
+    def scene_costs(self) -> list[float]:
+        """Operations that each scene takes, by the number of its instances (some may be out of sight in a view)."""
+        sample = self.features.load(self.scenes[0])
+        tokens, keys = sample.mean.shape[1], [c.shape[1] for c in sample.conditions()]
+        counts = [min(len(scene.instances), self.options.max_num_instances) for scene in self.scenes]
+        together = self.options.enable_multi_instance_attention
+        groups = {n: [n] if together else [1] * n for n in set(counts)}
+        costs = {n: float(transformer_flops(self.transformer, groups[n], tokens, keys)) for n in groups}
+        return [costs[n] for n in counts]
+
+    def save_weights(self, folder: Path) -> None:
+        """Write the adapter as a PEFT folder, with the bare `lora_weights.pth` beside it.
+
+        One that trains from PiSSA's start is written as the plain LoRA of twice the rank that does the same.
+        """
+        state, config = lora.adapter_state(self.transformer), lora.exported_config(self.config)
+        write_peft_folder(folder, state, config, self.metadata)
+        write_state_dict(folder / "lora_weights.pth", state, config, self.metadata)
