@@ -11,7 +11,7 @@ import torch
 from conftest import GOLDEN
 from safetensors.torch import load_file
 
-from midilite import train
+from midilite import lora_task, train
 from midilite.config import DiTConfig
 from midilite.distributed import World
 from midilite.dry_run import run_dry
@@ -129,7 +129,7 @@ def test_out_of_memory_is_explained_with_flags_in_order(options, monkeypatch):
     def hungry(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8")
 
-    monkeypatch.setattr(train, "instance_losses", hungry)
+    monkeypatch.setattr(lora_task, "instance_losses", hungry)
     with pytest.raises(TrainingError) as error:
         train.train_lora(dataclasses.replace(options, batch_size=2))
     text = str(error.value)
