@@ -3,10 +3,12 @@
 Of the 17 million nodes of a 257^3 grid only those next to the surface matter. So a coarse grid is evaluated, and only
 cells that can hold surface are refined, level by level; `marching.py` turns the finest grid into triangles.
 
-**Why this gives the dense grid's mesh.** Two rules decide what is evaluated.
+**Why this gives the dense grid's mesh.** Three rules decide what is evaluated.
 
 - *Reach.* A cell is divided while |sdf| at its corners is small enough for the surface to pass through it, given the
   steepest slope of the function seen so far. For a true signed distance that misses nothing, however thin.
+- *Signs.* On the finest grid the mesh depends on signs at nodes and on values next to a change of sign. So only nodes
+  whose sign does not follow from a value one level up are evaluated there.
 - *Following.* Wherever the surface is seen to leave the evaluated region it is followed until it closes. So every
   vertex lies between two evaluated nodes, whatever the function, and what is found equals the dense mesh.
 
@@ -21,11 +23,24 @@ A corner of a cell is a number 0..7: bit 0 is x, bit 1 is y, bit 2 is z. A box i
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from .grid_ops import (
+    cells_in_doubt,
+    cells_with,
+    corners_of,
+    marked,
+    neighbours,
+    nodes_in_doubt,
+    nodes_of_cells,
+    smooth_box3,
+    spread_out,
+    upsample,
+)
 from .marching import Bound, Surface, marching
 
 __all__ = ["NoSurfaceError", "Surface", "extract_surface", "marching", "smooth_box3"]
@@ -33,7 +48,7 @@ __all__ = ["NoSurfaceError", "Surface", "extract_surface", "marching", "smooth_b
 SMOOTHINGS = ("none", "box3")
 _BOX_DEPTH = 6  # depth of the first pass, which only looks for the bounding box
 _MAX_FOLLOW = 64  # rounds of following the surface before all that is left is evaluated
-_BLOCK = 1 << 20  # cells tested at a time, to bound memory
+_BLOCK = {"cpu": 1 << 14, "cuda": 1 << 22}  # cells tested at a time: what fits a CPU's cache or a GPU's memory
 _NODES = 1 << 25  # nodes listed at a time, likewise
 
 SDF = Callable[[Tensor], Tensor]
@@ -95,28 +110,16 @@ def extract_surface(
         box = search.bounding_box(limits, min(depth, _BOX_DEPTH), padding) if refine_box else limits
         while True:
             grid = _Grid(box, depth, search.device)
-            values, _ = search.fill(grid, depth if dense else coarse_depth, smoothing)
-            wider = _widen(values, box, limits)
+            values, _ = search.fill(grid, depth if dense else coarse_depth, smoothing, signs_only=smoothing == "none")
+            sides = [values.select(axis, -side).amin() for axis in range(3) for side in (0, 1)]
+            *lowest, smallest = torch.stack([*sides, values.amin()]).tolist()  # one wait for the device
+            wider = _widen(lowest, box, limits)
             if wider is None:
                 break
             box = wider
-        if not (values <= 0).any():
-            raise NoSurfaceError(f"there is no surface: the smallest signed distance found is {values.min():.4g}")
+        if smallest > 0:
+            raise NoSurfaceError(f"there is no surface: the smallest signed distance found is {smallest:.4g}")
         return marching(values, box[0], grid.spacing(depth))
-
-
-def smooth_box3(values: Tensor) -> Tensor:
-    """Mean over the 3x3x3 neighbours of each node (those that exist). [X, Y, Z] -> [X, Y, Z]."""
-    for axis in range(3):
-        n = values.shape[axis]
-        total = values.clone()
-        total.narrow(axis, 1, n - 1).add_(values.narrow(axis, 0, n - 1))
-        total.narrow(axis, 0, n - 1).add_(values.narrow(axis, 1, n - 1))
-        total.narrow(axis, 1, n - 2).div_(3)
-        for end in (0, n - 1):
-            total.select(axis, end).div_(2)
-        values = total
-    return values
 
 
 class _Grid:
@@ -128,17 +131,25 @@ class _Grid:
     def __init__(self, box: Tensor, depth: int, device: torch.device) -> None:
         self.box, self.depth = box, depth
         steps = torch.arange(2**depth + 1, dtype=torch.float64)[:, None] / 2**depth
-        self.axes = (box[0] * (1 - steps) + box[1] * steps).float().to(device)  # [2^depth + 1, 3]
+        self.axes = (box[0] * (1 - steps) + box[1] * steps).T.float().to(device)  # [3, 2^depth + 1]
+        self.finest = self.spacing(depth).float().to(device)
 
     def spacing(self, level: int) -> Tensor:
         """Cell size at a level, float64 [3]."""
         return (self.box[1] - self.box[0]) / 2**level
 
+    def cell(self, level: int) -> Tensor:
+        """The same, float32 on the device, without waiting for it."""
+        return self.finest * 2 ** (self.depth - level)
+
     def points(self, level: int, nodes: Tensor) -> Tensor:
         """Linear node indices [N] of a level -> coordinates float32 [N, 3]."""
         n, step = 2**level + 1, 2 ** (self.depth - level)
-        index = (nodes // (n * n), nodes // n % n, nodes % n)
-        return torch.stack([self.axes[i * step, axis] for axis, i in enumerate(index)], 1)
+        x = nodes // (n * n)
+        rest = nodes - x * (n * n)
+        y = rest // n
+        index = (x, y, rest - y * n)
+        return torch.stack([axis.index_select(0, i * step) for axis, i in zip(self.axes, index, strict=True)], 1)
 
 
 class _Search:
@@ -148,10 +159,18 @@ class _Search:
         self.sdf_fn, self.device, self.coarse_depth = sdf_fn, device, coarse_depth
         self.margin, self.chunk = margin, chunk
         self.slope = torch.zeros((), device=device)
-        self.corners = torch.tensor([[c >> axis & 1 for axis in range(3)] for c in range(8)], device=device)
+        corners = torch.tensor([[c >> axis & 1 for axis in range(3)] for c in range(8)])
+        pairs = torch.combinations(torch.arange(8)).T
+        self.pairs = pairs.to(device)  # [2, 28]
+        self.apart = (corners[pairs[0]] != corners[pairs[1]]).float().to(device)  # [28, 3] along which axes they differ
 
-    def fill(self, grid: _Grid, coarse_depth: int, smoothing: str = "none") -> tuple[Tensor, Tensor]:
+    def fill(
+        self, grid: _Grid, coarse_depth: int, smoothing: str = "none", signs_only: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Values of all nodes of a grid, and which of them were evaluated; the others are interpolated.
+
+        signs_only: on the finest level evaluate only nodes whose sign is in doubt and what following adds, which takes
+            a quarter fewer points. Averages may be inside at a node that is not, so it does not go with smoothing.
 
         Returns float32 [n, n, n] and bool [n, n, n].
         """
@@ -159,16 +178,24 @@ class _Search:
         n = 2**level + 1
         values = torch.empty(n, n, n, device=self.device)
         known = torch.ones(n, n, n, dtype=torch.bool, device=self.device)
-        self._evaluate(grid, level, values, known)
-        if level == grid.depth:
-            return (smooth_box3(values) if smoothing == "box3" else values), known
+        finite = self._evaluate(grid, level, values, known)
+        field = smooth_box3(values) if smoothing == "box3" and level == grid.depth else values
         while level < grid.depth:
-            wanted = _corners_of(self._divide(values, known, grid.spacing(level)))
+            bound, reach = self._bound(values, known, grid.cell(level))
             level += 1
-            values, known = _upsample(values), _spread_out(known)
-            self._evaluate(grid, level, values, wanted & ~known)
+            smooth = smoothing if level == grid.depth else "none"
+            if signs_only and level == grid.depth:
+                wanted = nodes_in_doubt(bound, reach)
+            else:
+                wanted = corners_of(cells_in_doubt(bound, reach))
+            wanted[::2, ::2, ::2] &= ~known
+            values, known = upsample(values), spread_out(known)
             known |= wanted
-            field = self._follow(grid, level, values, known, smoothing if level == grid.depth else "none")
+            finite &= self._evaluate(grid, level, values, wanted)
+            field, rest = self._follow(grid, level, values, known, smooth)
+            finite &= rest
+        if not finite:
+            raise ValueError("sdf_fn returned NaN or infinity; check the weights and the number type of the decoder")
         return field, known
 
     def bounding_box(self, limits: Tensor, depth: int, padding: float) -> Tensor:
@@ -176,160 +203,107 @@ class _Search:
         grid = _Grid(limits, depth, self.device)
         values, known = self.fill(grid, self.coarse_depth)
         spacing = grid.spacing(depth)
-        spans = [_span(values <= 0, spacing), _span(self._divide(values, known, spacing), spacing / 2)]
-        if not any(len(span) for span in spans):
+        in_doubt = cells_in_doubt(*self._bound(values, known, grid.cell(depth)))
+        profiles = torch.cat([_profile(values <= 0), _profile(in_doubt)], 1).cpu()  # the one wait for the device
+        nodes, halves = profiles.split([values.shape[0], in_doubt.shape[0]], 1)
+        spans = torch.cat([_span(nodes) * spacing, _span(halves) * spacing / 2])
+        if not len(spans):
             raise NoSurfaceError(f"there is no surface: the smallest signed distance found is {values.min():.4g}")
-        spans = torch.cat(spans)
         low, high = limits[0] + spans.amin(0) - padding, limits[0] + spans.amax(0) + padding
         return torch.stack([low.maximum(limits[0]), high.minimum(limits[1])])
 
-    def _evaluate(self, grid: _Grid, level: int, values: Tensor, mask: Tensor) -> None:
-        """Write the function into `values` at the nodes of `mask`, both [n, n, n]."""
-        values, mask = values.view(-1), mask.view(-1)
+    def _evaluate(self, grid: _Grid, level: int, values: Tensor, mask: Tensor) -> Tensor:
+        """Write the function into `values` at the nodes of `mask`, both [n, n, n]. Returns whether all are finite."""
+        mask = mask.view(-1)
         finite = torch.ones((), dtype=torch.bool, device=self.device)
         for first in range(0, len(mask), _NODES):  # indices of a whole grid would take twice the grid's own memory
-            nodes = mask[first : first + _NODES].nonzero()[:, 0] + first
-            for part in nodes.split(self.chunk):
-                result = self.sdf_fn(grid.points(level, part))
-                if result.shape != part.shape:
-                    raise ValueError(f"sdf_fn returned {tuple(result.shape)}, expected ({len(part)},)")
-                values[part] = result.float()
-                finite &= result.isfinite().all()
-        if not finite:
-            raise ValueError("sdf_fn returned NaN or infinity; check the weights and the number type of the decoder")
+            finite &= self._evaluate_at(grid, level, values, marked(mask[first : first + _NODES]) + first)
+        return finite
 
-    def _divide(self, values: Tensor, known: Tensor, spacing: Tensor) -> Tensor:
-        """Which eighths of the evaluated cells may hold surface. [n, n, n] -> bool [2n-2, 2n-2, 2n-2].
+    def _evaluate_at(self, grid: _Grid, level: int, values: Tensor, nodes: Tensor) -> Tensor:
+        """The same for linear indices [N] of nodes."""
+        values = values.view(-1)
+        finite = torch.ones((), dtype=torch.bool, device=self.device)
+        chunks = -(-len(nodes) // self.chunk)  # as many as needed, all of a size
+        for part in nodes.tensor_split(chunks) if chunks else ():
+            result = self.sdf_fn(grid.points(level, part))
+            if result.shape != part.shape:
+                raise ValueError(f"sdf_fn returned {tuple(result.shape)}, expected ({len(part)},)")
+            values[part] = result.float()
+            finite &= result.isfinite().all()
+        return finite
 
-        If the surface meets the eighth of a cell at corner i, then no corner j is farther from the surface than from
-        the farthest point of that eighth, so |value at j| is at most the slope times that distance. Along an axis the
-        distance is half a cell where i and j agree, a whole one where they differ.
+    def _bound(self, values: Tensor, known: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+        """What values rule out, as `grid_ops` wants it. [n, n, n], [n, n, n], [3] -> [n, n, n], [3].
+
+        The bound is infinite at nodes not known: if the cells around one could hold surface as far as coarser levels
+        tell, all their corners would be known.
         """
-        n, m = values.shape[0], 2 * values.shape[0] - 2
-        cells = torch.zeros_like(known)  # indexed by the lowest corner
-        cells[:-1, :-1, :-1] = ~_cells_with(~known)
-        found = cells.view(-1).nonzero()[:, 0]
-        blocks = found.split(_BLOCK) if len(found) else ()  # split gives one empty block of nothing
-        differs = (self.corners[:, None] != self.corners).to(torch.float32)  # [8, 8, 3]
-        size = spacing.to(self.device, torch.float32)
-        for block in blocks:
-            self._update_slope(_corner_values(values, block), (differs * size).norm(dim=2))
-        reach = self.margin * self.slope * ((1 + differs) / 2 * size).norm(dim=2)
-        eighths = torch.zeros(m, m, m, dtype=torch.bool, device=self.device)
-        for block in blocks:
-            distance = _corner_values(values, block).abs()
-            first = 2 * (block // (n * n) * (m * m) + block // n % n * m + block % n)
-            for i in range(8):
-                eighth = first + (i & 1) * m * m + (i >> 1 & 1) * m + (i >> 2)
-                eighths.view(-1)[eighth] = (distance <= reach[i][:, None]).all(0)
-        return eighths
+        self._update_slope(values, known, cell)
+        return (values * values).masked_fill_(~known, torch.inf), (self.margin * self.slope * cell) ** 2
 
-    def _update_slope(self, corner_values: Tensor, distance: Tensor) -> None:
-        """Take the steepest of the 28 slopes between corners into account. [8, M], [8, 8]."""
-        for i in range(7):
-            rise = (corner_values[i + 1 :] - corner_values[i]).abs().amax(1)
-            self.slope = self.slope.maximum((rise / distance[i, i + 1 :]).max())
+    def _update_slope(self, values: Tensor, known: Tensor, cell: Tensor) -> None:
+        """Take the steepest of the 28 slopes between corners of every evaluated cell into account."""
+        cells = marked(~cells_with(~known))
+        distance = (self.apart * cell).norm(dim=1)
+        for block in cells.split(_BLOCK.get(self.device.type, _BLOCK["cuda"])) if len(cells) else ():
+            corners = values.view(-1)[nodes_of_cells(block, values.shape[0])]
+            rise = (corners[self.pairs[1]] - corners[self.pairs[0]]).abs_().amax(1)
+            self.slope = self.slope.maximum((rise / distance).max())
 
-    def _follow(self, grid: _Grid, level: int, values: Tensor, known: Tensor, smoothing: str) -> Tensor:
+    def _follow(self, grid: _Grid, level: int, values: Tensor, known: Tensor, smoothing: str) -> tuple[Tensor, Tensor]:
         """Evaluate wherever a cell that the surface crosses has a corner not yet known, until none has.
 
-        `values` and `known` are updated in place. Returns the values after smoothing.
+        `values` and `known` are updated in place. Returns the values after smoothing, and whether all are finite.
         """
-        smooth = smoothing == "box3"
-        rounds = 0
-        while True:
-            field = smooth_box3(values) if smooth else values
-            unknown = _neighbours(~known) if smooth else ~known
-            state = (field <= 0).to(torch.uint8) + 1  # bit 0: outside, bit 1: inside
-            state |= unknown.to(torch.uint8) * 4
-            wanted = _corners_of(_cells_with(state) == 7)
-            wanted = (_neighbours(wanted) if smooth else wanted) & ~known
-            if not wanted.any():
-                return field
-            if (rounds := rounds + 1) > _MAX_FOLLOW:
-                wanted = ~known
-            self._evaluate(grid, level, values, wanted)
-            known |= wanted
+        n, smooth = values.shape[0], smoothing == "box3"
+        finite = torch.ones((), dtype=torch.bool, device=self.device)
+        field, state = values, _state(values, ~known)
+        for rounds in itertools.count():
+            if smooth:
+                field = smooth_box3(values)
+                state = _state(field, neighbours(~known))
+            cells = marked(cells_with(state).add_(1).bitwise_and_(8))  # 7 + 1: inside, outside and unknown corners
+            if not len(cells):
+                return field, finite
+            wanted = torch.zeros_like(known)
+            wanted.view(-1)[nodes_of_cells(cells, n).view(-1)] = True
+            wanted = (neighbours(wanted) if smooth else wanted) & ~known if rounds < _MAX_FOLLOW else ~known
+            nodes = marked(wanted)
+            finite &= self._evaluate_at(grid, level, values, nodes)
+            known.view(-1)[nodes] = True
+            if not smooth:  # nothing else has changed, and the whole grid is not worth another look
+                state.view(-1)[nodes] = (values.view(-1)[nodes] <= 0).view(torch.uint8) + 1
 
 
-def _corner_values(values: Tensor, cells: Tensor) -> Tensor:
-    """Values at the 8 corners of cells given by the index of their lowest one. [n, n, n], [M] -> [8, M]."""
-    n = values.shape[0]
-    steps = [(c & 1) * n * n + (c >> 1 & 1) * n + (c >> 2) for c in range(8)]
-    return torch.stack([values.view(-1).index_select(0, cells + step) for step in steps])
+def _state(field: Tensor, unknown: Tensor) -> Tensor:
+    """1 at nodes outside, 2 inside, and 4 more where they are not known. -> uint8 [n, n, n]."""
+    return torch.add((field <= 0).view(torch.uint8) + 1, unknown.view(torch.uint8), alpha=4)
 
 
-def _cells_with(nodes: Tensor) -> Tensor:
-    """Bitwise or over the 8 corners of each cell. [n, n, n] -> [n-1, n-1, n-1]."""
-    for axis in range(3):
-        cells = nodes.shape[axis] - 1
-        nodes = nodes.narrow(axis, 0, cells) | nodes.narrow(axis, 1, cells)
-    return nodes
+def _profile(mask: Tensor) -> Tensor:
+    """Which indices along each axis have a marked entry. bool [m, m, m] -> [3, m]."""
+    plane = mask.any(0)
+    return torch.stack([mask.any(2).any(1), plane.any(1), plane.any(0)])
 
 
-def _corners_of(cells: Tensor) -> Tensor:
-    """Nodes that are a corner of a marked cell. bool [n, n, n] -> [n+1, n+1, n+1]."""
-    n = cells.shape[0] + 1
-    nodes = cells.new_zeros(n, n, n)
-    nodes[:-1, :-1, :-1] = cells
-    for axis in range(3):
-        nodes.narrow(axis, 1, n - 1).logical_or_(nodes.narrow(axis, 0, n - 1).clone())
-    return nodes
-
-
-def _neighbours(nodes: Tensor) -> Tensor:
-    """Marked nodes and their 26 neighbours. bool [n, n, n] -> [n, n, n]."""
-    n = nodes.shape[0]
-    for axis in range(3):
-        grown = nodes.clone()
-        grown.narrow(axis, 1, n - 1).logical_or_(nodes.narrow(axis, 0, n - 1))
-        grown.narrow(axis, 0, n - 1).logical_or_(nodes.narrow(axis, 1, n - 1))
-        nodes = grown
-    return nodes
-
-
-def _upsample(values: Tensor) -> Tensor:
-    """Trilinear, one node between any two; old nodes keep their values exactly. [n, n, n] -> [2n-1, 2n-1, 2n-1]."""
-    for axis in range(3):
-        n = values.shape[axis]
-        shape = list(values.shape)
-        shape[axis] = 2 * n - 1
-        fine = values.new_empty(shape).movedim(axis, 0)
-        coarse = values.movedim(axis, 0)
-        fine[::2] = coarse
-        fine[1::2] = (coarse[:-1] + coarse[1:]) / 2
-        values = fine.movedim(0, axis)
-    return values
-
-
-def _spread_out(known: Tensor) -> Tensor:
-    """A mask of a level on the nodes of the next. bool [n, n, n] -> [2n-1, 2n-1, 2n-1]."""
-    n = 2 * known.shape[0] - 1
-    fine = known.new_zeros(n, n, n)
-    fine[::2, ::2, ::2] = known
-    return fine
-
-
-def _span(mask: Tensor, spacing: Tensor) -> Tensor:
-    """Extent of the marked entries relative to index 0: float64 [2, 3], or [0, 3] if there are none.
-
-    An entry i covers [i, i + 1] times the spacing; for nodes that is one cell more than needed, which does no harm.
-    """
-    if not mask.any():
+def _span(profile: Tensor) -> Tensor:
+    """First marked index and the one after the last, per axis. bool [3, m] -> float64 [2, 3], or [0, 3] if none is."""
+    if not profile.any():
         return torch.zeros(0, 3, dtype=torch.float64)
-    marked = [mask.any(dim=v).any(dim=u).nonzero() for u, v in ((1, 2), (0, 2), (0, 1))]
-    return torch.tensor([(int(i[0]), int(i[-1]) + 1) for i in marked], dtype=torch.float64).T * spacing
+    first, after = profile.int().argmax(1), profile.shape[1] - profile.flip(1).int().argmax(1)
+    return torch.stack([first, after]).double()
 
 
-def _widen(values: Tensor, box: Tensor, limits: Tensor) -> Tensor | None:
+def _widen(lowest: list[float], box: Tensor, limits: Tensor) -> Tensor | None:
     """The box grown by a quarter on every side that cuts the shape, short of the limits; None if no side does.
 
-    values [n, n, n]; box and limits [2, 3] (low and high).
+    lowest: the smallest values at the low and the high side of x, of y and of z; box and limits [2, 3] (low and high).
     """
     wider = box.clone()
-    for axis in range(3):
-        for side in (0, 1):
-            if (values.select(axis, -side) <= 0).any():
-                wider[side, axis] += (box[1, axis] - box[0, axis]) * (side - 0.5) / 2
+    for i, value in enumerate(lowest):
+        axis, side = i // 2, i % 2
+        if value <= 0:
+            wider[side, axis] += (box[1, axis] - box[0, axis]) * (side - 0.5) / 2
     wider = torch.stack([wider[0].maximum(limits[0]), wider[1].minimum(limits[1])])
     return None if torch.equal(wider, box) else wider

@@ -25,7 +25,8 @@ prepare  front3d
 layers  augment  recompute
 encoders  dit  vae
 compiling  graphs
-flow  marching  offload
+flow  grid_ops  offload
+marching
 isosurface
 generate
 preview
