@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from .bench import Bench, Case
 from .report import Row
@@ -30,7 +31,11 @@ def cases() -> Iterator[Case]:
 
 
 class Worker:
-    """A process that runs the steps of one checkout when asked."""
+    """A process that runs the steps of one checkout when asked.
+
+    Raises:
+        RuntimeError: the process has ended, or it found another midilite than that of the checkout.
+    """
 
     def __init__(self, checkout: Path) -> None:
         environment = {**os.environ, "PYTHONPATH": str(checkout), "CUDA_VISIBLE_DEVICES": ""}
@@ -38,14 +43,21 @@ class Worker:
             [sys.executable, str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
-    def seconds(self, work: str) -> float:
-        """Of one step. Raises RuntimeError when the process has ended, or another midilite was imported."""
-        self.process.stdin.write(work + "\n")
-        self.process.stdin.flush()
+        found = Path(self._answer()["midilite"])
+        if not found.is_relative_to(checkout):
+            raise RuntimeError(f"{found} was imported, not a midilite of {checkout}")
+
+    def _answer(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"the worker ended with exit code {self.process.wait()}; its message is above")
-        return json.loads(line)["seconds"]
+        return json.loads(line)
+
+    def seconds(self, work: str) -> float:
+        """Of one step."""
+        self.process.stdin.write(work + "\n")
+        self.process.stdin.flush()
+        return self._answer()["seconds"]
 
     def close(self) -> None:
         """End the process."""
@@ -55,7 +67,7 @@ class Worker:
 
 def compare(bench: Bench, row: Row, work: str) -> None:
     """Time a piece of work, by turns with the other checkout."""
-    checkouts = {"now": HERE.parents[2], **({"before": bench.against.resolve()} if bench.against else {})}
+    checkouts = {"now": HERE.parents[2], **({"before": bench.against.absolute()} if bench.against else {})}
     workers = {name: Worker(path) for name, path in checkouts.items()}
     try:
         for worker in workers.values():

@@ -36,7 +36,7 @@ GRADIENTS = (
     "compiled",
     "compiled checkpointed",
     "compiled selective",
-    "offload",
+    "offload checkpointed",
 )
 
 Inputs = tuple[Tensor, tuple[Tensor, ...]]  # latents [n, T, C], conditions [n, S, E] each
@@ -175,7 +175,7 @@ def _report(
     errors: dict[str, float | str] = {}
     own = relative_error(plain, expected)
     for name in names:
-        if not bench.on_gpu and name.split()[0] in ("compiled", "graph", "offload"):
+        if not bench.on_gpu and name.split()[0] in ("compiled", "graph"):
             continue
         try:
             _prepare(transformer, name, bench)
@@ -193,7 +193,7 @@ def _report(
 def _prepare(transformer: DiT, name: str, bench: Bench) -> None:
     if name.startswith("compiled"):
         compile_blocks(transformer)
-    if name == "offload":
+    if name.startswith("offload"):
         from midilite.offload import offload_blocks
 
         offload_blocks(transformer, bench.device)

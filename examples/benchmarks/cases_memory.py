@@ -1,8 +1,7 @@
 """Rows that show what fits a small GPU: training with each preset of train.py, and inference of a scene.
 
-Every row is a process of its own, forked from a server that has imported everything and never touched a GPU, so that a
-row's memory is its own. In it torch may take no more of the GPU than a card of that size would leave it. See
-`memory_worker.py` for what is run there. On a CPU nothing is limited, and the tiny model shows that the code runs.
+Every row is a process of its own, in which torch may take no more of the GPU than a card of that size would leave it.
+See `memory_worker.py` for what is run there. On a CPU nothing is limited, and the tiny model shows that the code runs.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from typing import Any
 from midilite.train_options import PRESETS
 
 from .bench import Bench, Case
+from .memory_worker import SMALLER
 from .report import Row
 
 EXAMPLES = Path(__file__).resolve().parents[1]
@@ -26,42 +26,45 @@ EXAMPLES = Path(__file__).resolve().parents[1]
 
 def cases() -> Iterator[Case]:
     """The rows."""
-    for preset in PRESETS:
+    for preset in (*PRESETS, *SMALLER):
         for work in ("train", "infer"):
-            yield Case(f"memory {preset} {work}", partial(limited, preset=preset, work=work), 15)
+            run = partial(limited, preset=preset, work=work)
+            yield Case(f"memory {preset} {work}", run, 15, usual=preset in PRESETS)
 
 
-class Server:
-    """The process that forks one process per row."""
+class Workers:
+    """Fresh processes, one per row; the next one imports what it needs while the last one works."""
 
     def __init__(self) -> None:
+        self.next = self._start()
+
+    def _start(self) -> subprocess.Popen[str]:
         path = os.pathsep.join([str(EXAMPLES), str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")])
-        self.process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-m", "benchmarks.memory_worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             text=True, env={**os.environ, "PYTHONPATH": path},
         )  # fmt: skip
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Run a row. Raises RuntimeError when the server has ended."""
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the server ended with exit code {self.process.wait()}; its message is above")
-        return json.loads(line)
+        """Run a row in a process of its own. Raises RuntimeError when that ends without an answer."""
+        process, self.next = self.next, self._start()
+        output, _ = process.communicate(json.dumps(request) + "\n")
+        if not output:
+            raise RuntimeError(f"the process ended with exit code {process.returncode}; its message is above")
+        return json.loads(output.splitlines()[-1])
 
     def close(self) -> None:
-        """End it."""
-        self.process.stdin.close()
-        self.process.wait(60)
+        """End the process that waits; it has nothing to lose."""
+        self.next.kill()
+        self.next.communicate()
 
 
 def limited(bench: Bench, row: Row, preset: str, work: str) -> None:
     """Run a preset in its memory."""
-    server = bench.shared("memory", Server)
+    workers = bench.shared("memory", Workers)
     limit = float(preset.removesuffix("gb"))
     request = {"work": work, "preset": preset, "limit_gib": limit, "size": bench.size.name, "device": str(bench.device)}
-    answer = server.ask(request)
+    answer = workers.ask(request)
     if "error" in answer:
         row.notes |= {key: value for key, value in answer.items() if key != "error"}
         row.error = answer["error"]

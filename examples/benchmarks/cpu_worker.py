@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from random_scenes import KeptFeatures, scenes_of  # the folder of this file is on the path
 
+import midilite
 from midilite.distributed import World
 from midilite.generate import decode_meshes, guided_velocity
 from midilite.model_folder import ModelFolder
@@ -53,6 +54,7 @@ def train() -> Callable[[], object]:
 
 def main() -> None:
     """Answer until standard input ends."""
+    print(json.dumps({"midilite": midilite.__file__}), flush=True)
     made: dict[str, Callable[[], object]] = {}
     for line in sys.stdin:
         work = line.strip()

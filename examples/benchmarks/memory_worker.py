@@ -1,19 +1,18 @@
 """Runs a preset of train.py, or inference, in a process that may take only so much of a GPU.
 
-The server reads one JSON request per line, forks, and prints the child's JSON answer. Of the card's size `CONTEXT` is
-not torch's: CUDA itself takes about half a GiB. What torch reserves stays below the rest, or the child runs out of
-memory and says so.
+The process reads one JSON request from standard input and prints its JSON answer. Of the card's size `CONTEXT` is not
+torch's: CUDA itself takes about half a GiB. What torch reserves stays below the rest, or the row runs out of memory
+and says so.
 
     train   three optimizer steps of the published size with the preset's options, scenes as large and as many as it
             says, from random features; the time is the last step's
     infer   a scene of four instances with all parts of the pipeline in memory: encoding, three denoising steps, and
-            one mesh; the time is that of a denoising step
+            one mesh; the time is that of a denoising step. The base has the form that it has in training
 """
 
 from __future__ import annotations
 
 import json
-import os
 import resource
 import sys
 import time
@@ -21,9 +20,14 @@ from typing import Any
 
 import torch
 
+from midilite.distributed import World
+from midilite.dit import DiT
+from midilite.quantize import place_base
+from midilite.train import DTYPES
 from midilite.train_options import PRESETS, TrainOptions
+from midilite.trainer import Trainer
 
-from .bench import describe
+from .bench import describe, tidy
 from .cases_training import StillTask
 from .models import SIZES, Size, random_picture, random_pipeline, random_transformer, shake_adapter
 from .random_scenes import KeptFeatures, scenes_of
@@ -31,6 +35,9 @@ from .timing import GIB, gpu_memory, host_memory, wait
 
 CONTEXT = 0.5  # GiB
 STEPS = 3
+SMALLER: dict[str, dict[str, Any]] = {  # than any preset: what can be done, slowly
+    "4gb": {**PRESETS["6gb"], "offload_blocks": True, "max_num_instances": 2},
+}
 
 
 def limit_memory(device: torch.device, gib: float) -> None:
@@ -40,21 +47,28 @@ def limit_memory(device: torch.device, gib: float) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, (gib - CONTEXT) * GIB / total), device)
 
 
-def preset_options(preset: str, dtype: torch.dtype, **changes: Any) -> TrainOptions:
+def preset_options(preset: str, device: torch.device) -> TrainOptions:
     """The options of a preset, for scenes that are always whole and never without conditions."""
     fixed = {"condition_dropout": 0.0, "single_object_share": 0.0, "validate_every": 0}
-    precision = {} if dtype == torch.bfloat16 else {"mixed_precision": "no"}
-    return TrainOptions(**{**PRESETS[preset], **fixed, **precision, **changes})
+    precision = {} if device.type == "cuda" else {"mixed_precision": "no"}
+    return TrainOptions(**{**(PRESETS | SMALLER)[preset], **fixed, **precision})
+
+
+def random_base(size: Size, device: torch.device, options: TrainOptions) -> DiT:
+    """A transformer in the form that the options ask for, by the way that `train.load_base` goes."""
+    quantize = None if options.quantize_base == "none" else options.quantize_base
+    transformer = random_transformer(size, device, DTYPES[options.mixed_precision])
+    if quantize or options.offload_blocks:
+        transformer.to("cpu")  # random numbers are drawn faster on the GPU
+        tidy(device)
+    place_base(transformer, device, quantize, options.offload_blocks)
+    return transformer
 
 
 def train(size: Size, device: torch.device, preset: str) -> dict[str, Any]:
     """Steps of training."""
-    from midilite.distributed import World
-    from midilite.trainer import Trainer
-
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    options = preset_options(preset, dtype)
-    transformer = random_transformer(size, device, dtype)
+    options = preset_options(preset, device)
+    transformer = random_base(size, device, options)
     features = KeptFeatures(transformer.config, size.tokens, size.condition_tokens[1])
     instances = [options.max_num_instances] * options.batch_size
     task = StillTask(transformer, scenes_of(instances), features, options)
@@ -66,14 +80,16 @@ def train(size: Size, device: torch.device, preset: str) -> dict[str, Any]:
         metrics = trainer.step(step)
         wait(device)
         seconds = time.perf_counter() - started
-    notes = {"instances": "+".join(map(str, instances)), "rank": options.lora_rank, "loss": metrics["loss"]}
+    form = {"base": options.quantize_base, "offload": options.offload_blocks}
+    notes = {"instances": "+".join(map(str, instances)), "rank": options.lora_rank, **form, "loss": metrics["loss"]}
     return {"seconds": seconds, "runs": 1, **notes}
 
 
 def infer(size: Size, device: torch.device, preset: str) -> dict[str, Any]:
     """A scene of four instances."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    pipeline = random_pipeline(size, device, dtype)
+    options = preset_options(preset, device)
+    transformer = random_base(size, device, options)
+    pipeline = random_pipeline(size, device, DTYPES[options.mixed_precision], transformer)
     pipeline.sampling = type(pipeline.sampling)(STEPS, 7.0, size.depth)
     times = []
     with torch.inference_mode():
@@ -85,7 +101,8 @@ def infer(size: Size, device: torch.device, preset: str) -> dict[str, Any]:
 
         latents = pipeline.sample(conditions, num_tokens=size.tokens, on_step=on_step)
         (mesh,) = pipeline.decode_meshes(latents[:1], conditions.labels[:1])
-    return {"seconds": times[-1] - times[-2], "runs": 1, "instances": 4, "triangles": len(mesh.faces)}
+    form = {"base": options.quantize_base, "offload": options.offload_blocks}
+    return {"seconds": times[-1] - times[-2], "runs": 1, "instances": 4, **form, "triangles": len(mesh.faces)}
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -101,23 +118,12 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     return {**facts, **gpu_memory(device), "host_peak_gib": peak, "host_gib": host_memory()}
 
 
-def serve() -> None:
-    """Fork a process for each request, until standard input ends."""
-    for line in iter(sys.stdin.readline, ""):
-        request = json.loads(line)
-        reader, writer = os.pipe()
-        child = os.fork()
-        if not child:
-            with os.fdopen(writer, "w") as pipe:
-                pipe.write(json.dumps(answer(request)))
-            os._exit(0)  # no handlers of the server's
-        os.close(writer)
-        with os.fdopen(reader) as pipe:
-            text = pipe.read()
-        _, status = os.waitpid(child, 0)
-        failed = {"error": f"the process ended with exit code {os.waitstatus_to_exitcode(status)}"}
-        print(text or json.dumps(failed), flush=True)
+def main() -> None:
+    """Answer one request, if there comes one."""
+    line = sys.stdin.readline()
+    if line:
+        print(json.dumps(answer(json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":
-    serve()
+    main()

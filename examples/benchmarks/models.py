@@ -168,12 +168,12 @@ def make_solid(vae: VAE) -> None:
     decoder.proj_out.bias.zero_()
 
 
-def random_pipeline(size: Size, device: torch.device, dtype: torch.dtype) -> Pipeline:
-    """All parts of a pipeline, with random weights."""
+def random_pipeline(size: Size, device: torch.device, dtype: torch.dtype, transformer: DiT | None = None) -> Pipeline:
+    """All parts of a pipeline with random weights, around a transformer that is there already or a new one."""
     clip_preprocessor, dinov2_preprocessor = size.preprocessors
     return Pipeline(
         kind=MIDI,
-        transformer=random_transformer(size, device, dtype),
+        transformer=transformer or random_transformer(size, device, dtype),
         vae=random_vae(size, device, dtype),
         scheduler=RectifiedFlowScheduler(SchedulerConfig()),
         clip=random_network(CLIPVision, size.clip, device, dtype),
