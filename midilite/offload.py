@@ -32,6 +32,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .dit import Block, DiT
 from .layers import Linear
@@ -79,6 +80,42 @@ class _Slot:
     user: torch.cuda.Stream | None = field(default=None, repr=False)
 
 
+class _Copies:
+    """Copies into slots: beside the work on a GPU, at once on a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def own(self, slot: _Slot) -> None:
+        """Tell the allocator who writes here, so that the memory is not given away while a copy is under way."""
+        if self.stream is not None:
+            for tensor in slot.tensors.values():
+                tensor.record_stream(self.stream)
+
+    @torch.no_grad()
+    def start(self, slot: _Slot, source: dict[str, Tensor]) -> None:
+        """Copy into a slot, behind all work that reads what is there now."""
+        if self.stream is not None:
+            self.stream.wait_stream(slot.user or torch.cuda.current_stream(self.device))
+        # Selective recomputation (recompute.py) watches the operations of a block and refuses any that differ the
+        # second time; copies depend on what is there already. torch.cuda.stream does nothing for None.
+        with _disable_current_modes(), torch.cuda.stream(self.stream):
+            for name, tensor in source.items():
+                slot.tensors[name].copy_(tensor, non_blocking=True)
+        if self.stream is not None:
+            slot.loaded = self.stream.record_event()
+
+    def wait_for(self, slot: _Slot) -> None:
+        """Let what is issued next on the current stream come after the copy, and before the next one into this slot."""
+        if self.stream is None:
+            return
+        if torch.cuda.is_current_stream_capturing():
+            raise ValueError("a CUDA graph can't hold offloaded blocks: run the steps one by one")
+        slot.user = torch.cuda.current_stream(self.device)
+        slot.user.wait_event(slot.loaded)
+
+
 class Offload:
     """The slots and what is in them; see the module's docstring."""
 
@@ -91,7 +128,7 @@ class Offload:
             self.host.append({name: self._at_home(weight) for name, weight in self.weights[-1].items()})
             self._point(len(self.host) - 1, self.host[-1])
         _move_rest(transformer, {id(w) for table in self.weights for w in table.values()}, device)
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.copies = _Copies(device)
         self.slots = [self._new_slot() for _ in range(min(slots, len(self.host)))]
         self.last, self.backward = 0, False
         for i, block in enumerate(transformer.blocks):
@@ -107,11 +144,7 @@ class Offload:
         slot = self._slot_of(i)
         if slot is None:
             slot = self._load(i, min(self.slots, key=lambda s: s.block is not None))
-        if self.stream is not None:
-            if torch.cuda.is_current_stream_capturing():
-                raise ValueError("a CUDA graph can't hold offloaded blocks: run the steps one by one")
-            slot.user = torch.cuda.current_stream(self.device)
-            slot.user.wait_event(slot.loaded)
+        self.copies.wait_for(slot)
         if not slot.entered:
             self._point(i, slot.tensors)
             slot.entered = True
@@ -144,19 +177,12 @@ class Offload:
     def _slot_of(self, i: int) -> _Slot | None:
         return next((slot for slot in self.slots if slot.block == i), None)
 
-    @torch.no_grad()
     def _load(self, i: int, slot: _Slot) -> _Slot:
-        """Start copying block i's weights into a slot, behind all work that reads what is there now."""
+        """Start copying block i's weights into a slot."""
         if slot.entered:
             self._point(slot.block, self.host[slot.block])
         slot.block, slot.entered = i, False
-        if self.stream is not None:
-            self.stream.wait_stream(slot.user or torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self.stream):  # does nothing for None
-            for name, tensor in self.host[i].items():
-                slot.tensors[name].copy_(tensor, non_blocking=True)
-        if self.stream is not None:
-            slot.loaded = self.stream.record_event()
+        self.copies.start(slot, self.host[i])
         return slot
 
     def _point(self, i: int, contents: dict[str, Tensor]) -> None:
@@ -172,9 +198,7 @@ class Offload:
         """Place for any of the blocks."""
         largest = {name: tensor for table in self.host for name, tensor in table.items()}
         slot = _Slot({name: torch.empty_like(tensor, device=self.device) for name, tensor in largest.items()})
-        if self.stream is not None:
-            for tensor in slot.tensors.values():
-                tensor.record_stream(self.stream)  # so that its memory is not given away while a copy is under way
+        self.copies.own(slot)
         return slot
 
     def _watch(self, i: int, block: Block) -> None:
