@@ -1,169 +1,92 @@
-"""What a second process brings to training: scenes per second, time in communication, balancing, a sharded base.
+"""What a second GPU brings, to training and to inference; full size, random weights and scenes, no data needed.
 
-    torchrun --nproc_per_node 2 examples/benchmark_distributed.py                               # GPUs, published size
-    torchrun --nproc_per_node 2 examples/benchmark_distributed.py --device cpu --model tiny --mixed_precision no
-    torchrun --nproc_per_node 2 examples/benchmark_distributed.py --cases sharded --memory_limit_gib 6
+    torchrun --nproc_per_node 2 --max-restarts 3 examples/benchmark_distributed.py
+    torchrun --nproc_per_node 2 examples/benchmark_distributed.py --device cpu --scenes 8 --instances 1 2 3
 
-The transformer has random weights of the published size, or those of a checkpoint folder; scenes are random tensors of
-one to seven instances, so no data is needed. All cases run in this one launch; while one process trains alone the
-others wait. Each case trains the same scenes:
+Training, by one optimizer step on scenes of mixed sizes; each case trains the same scenes:
 
-    one             one process, the batch given
-    per process     all processes with that batch each
-    total           the batch divided among all processes; its losses have to be those of `one`
-    balanced ..     the same two, with scenes dealt out by their cost
-    sharded         `per process`, with the base split over the processes
+    one               one process (the others wait)
+    per process       all processes with as many scenes per step each
+    total             the scenes of a step divided among all processes
+    balanced ..       the same two, with scenes dealt out by their cost
+    sharded           `per process`, with the base split over the processes
+    small gpus        the same with little memory per GPU (--memory_limit_gib), and whether it fits without
+    same losses       fp32: losses of `one` and `total`, step by step (fewer tokens, and scenes of at most 4)
+
+Inference (parallel_inference.py):
+
+    denoising         seconds per guided step on one GPU and in both ways of sharing, and how far the latents are apart
+    whole scenes      picture to GLB in all steps, on one GPU and on all (needs trimesh)
 
 Time in communication is taken in steps of their own, with a barrier before every reduction: the time at the barrier is
 waiting (for a process that has more to do), the rest is sending. What `sharded` gathers within its passes is not in it.
-The table goes to standard error; the last line of standard output is JSON.
+
+Every case is written to `--output` when it is done; one that fails, or takes longer than `--limit_seconds`, ends the
+processes, and torchrun's restarts go on with the next (benchmarks/parallel_cases.py). The table goes to standard error;
+the last line of standard output is JSON. `benchmark_restart.py` measures what happens when a rank is killed.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
-import resource
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path[:0] = map(str, Path(__file__).resolve().parents[:2])  # run from a checkout without installing
 
 import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
-from benchmarks.random_scenes import RandomFeatures, random_scenes  # noqa: E402
+from benchmarks.models import SIZES  # noqa: E402
+from benchmarks.parallel_cases import Case, Machine, Results, run_cases  # noqa: E402
+from benchmarks.parallel_scenes import denoising, whole_scenes  # noqa: E402
+from benchmarks.parallel_training import (  # noqa: E402
+    Workload,
+    alone,
+    compare_losses,
+    same_losses,
+    small_gpus,
+    together,
+)
 
-from midilite.config import DiTConfig  # noqa: E402
-from midilite.distributed import World, start, stop  # noqa: E402
-from midilite.dit import DiT  # noqa: E402
+from midilite.distributed import start, stop  # noqa: E402
 from midilite.interrupt import run_command  # noqa: E402
-from midilite.model_folder import ModelFolder  # noqa: E402
 from midilite.run_log import say  # noqa: E402
-from midilite.sharding import local_bytes, shard_base  # noqa: E402
-from midilite.train import DTYPES, LoRATask  # noqa: E402
-from midilite.train_options import TrainOptions  # noqa: E402
-from midilite.trainer import Trainer  # noqa: E402
+from midilite.train import DTYPES  # noqa: E402
 
-CASES = ("one", "per process", "total", "balanced per process", "balanced total", "sharded")
-MIB = 2**20
-
-
-def make_transformer(arguments: argparse.Namespace, device: torch.device) -> DiT:
-    """The transformer of a checkpoint folder, or one of the published size with random weights, equal on all ranks."""
-    dtype = DTYPES[arguments.mixed_precision]
-    if arguments.model != "published":
-        return ModelFolder(arguments.model).load_transformer(device, dtype)
-    with torch.device("meta"):
-        model = DiT(DiTConfig()).to(dtype)
-    model.to_empty(device=device)
-    generator = torch.Generator(device).manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0.0, 0.02, generator=generator) if parameter.ndim > 1 else parameter.fill_(1.0)
-    return model
+NAMES = (
+    "one", "per process", "total", "balanced per process", "balanced total", "sharded", "small gpus", "same losses",
+    "denoising", "whole scenes",
+)  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------------------- measuring
-
-
-class Clock:
-    """Time of all reductions while it is in use (`with clock.watching()`), split into waiting and sending."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.waiting, self.sending = device, 0.0, 0.0
-
-    def now(self) -> float:
-        """Seconds, when everything that was queued on the GPU is done."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        """Within this context every `all_reduce` is timed."""
-        original = dist.all_reduce
-
-        def timed(*inputs: Any, **options: Any) -> Any:
-            begin = self.now()
-            dist.barrier()
-            ready = self.now()
-            result = original(*inputs, **options)
-            self.waiting += ready - begin
-            self.sending += self.now() - ready
-            return result
-
-        dist.all_reduce = timed
-        try:
-            yield
-        finally:
-            dist.all_reduce = original
-
-
-def measure(trainer: Trainer, clock: Clock, warm_up: int, steps: int) -> dict[str, Any]:
-    """Run steps and take the time; then the same steps with the clock on the reductions."""
-    for step in range(warm_up):
-        trainer.step(step)
-    begin = clock.now()
-    losses = [trainer.step(warm_up + step)["loss"] for step in range(steps)]
-    seconds = clock.now() - begin
-    plan, counts = trainer.plan, [len(scene.instances) for scene in trainer.task.scenes]
-    scenes = [scene for step in range(steps) for scene in plan.scenes(warm_up + step)]
-    result = {
-        "seconds_per_step": seconds / steps,
-        "scenes_per_second": len(scenes) / seconds,
-        "instances_per_second": sum(counts[scene] for scene in scenes) / seconds,
-        "losses": losses,
-    }
-    if trainer.world.size == 1:
-        return result
-    begin = clock.now()
-    with clock.watching():
-        for step in range(steps):
-            trainer.step(warm_up + step)
-    watched = clock.now() - begin
-    return result | {"waiting_share": clock.waiting / watched, "sending_share": clock.sending / watched}
-
-
-def run_case(case: str, arguments: argparse.Namespace, world: World, device: torch.device) -> dict[str, Any]:
-    """One case on the ranks that take part in it."""
-    batch = arguments.batch_size // world.size if "total" in case else arguments.batch_size
-    options = TrainOptions(
-        batch_size=batch,
-        lora_rank=arguments.lora_rank,
-        mixed_precision=arguments.mixed_precision,
-        gradient_checkpointing=arguments.gradient_checkpointing,
-        max_num_instances=arguments.instances,
-        balance_scenes="balanced" in case,
-        shard_base=case == "sharded",
-        validate_every=0,
+def make_cases(settings: argparse.Namespace, machine: Machine) -> list[Case]:
+    """All cases, in the order in which they run, with about the seconds that they take on two H200."""
+    tokens = settings.num_tokens or machine.size.tokens
+    work = Workload(settings.passes, settings.scenes, tuple(settings.instances), tokens, settings.option)
+    few = tuple(size for size in work.sizes if size <= 4) or (min(work.sizes),)
+    small = dataclasses.replace(work, passes=1, scenes=6 * machine.world.size, sizes=few)
+    fp32 = dataclasses.replace(work, passes=machine.world.size, sizes=few)
+    fp32 = dataclasses.replace(
+        fp32, tokens=min(settings.fp32_tokens, tokens), scenes=settings.loss_steps * machine.world.size
     )
-    model = make_transformer(arguments, torch.device("cpu") if options.shard_base else device)
-    features = RandomFeatures(model.config, arguments.num_tokens or model.config.width, arguments.condition_tokens)
-    task = LoRATask(model, random_scenes(arguments.scenes, arguments.instances), features, options)
-    if options.shard_base:
-        shard_base(model, task.parameters.values(), world, device)
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-    trainer = Trainer(task, options, world, device)
-    steps = arguments.epochs * trainer.plan.steps_per_epoch  # whole epochs, so that every case has the same scenes
-    result = measure(trainer, Clock(device), arguments.warm_up, steps)
-    adapter = sum(p.nbytes for p in task.parameters.values())
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak_of_the_process()
-    return {
-        "case": case, "processes": world.size, "batch_size": batch, **result,
-        "adapter_mib": adapter / MIB, "base_mib": (local_bytes(model) - adapter) / MIB, "peak_mib": peak / MIB,
-    }  # fmt: skip
-
-
-def _peak_of_the_process() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB, macOS in bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    runs: dict[str, tuple[Any, float]] = {
+        "one": (partial(alone, machine, work), 50),
+        "per process": (partial(together, machine, work), 25),
+        "total": (partial(together, machine, work, divide=True), 25),
+        "balanced per process": (partial(together, machine, work, balance_scenes=True), 20),
+        "balanced total": (partial(together, machine, work, divide=True, balance_scenes=True), 20),
+        "sharded": (partial(together, machine, work, shard_base=True), 30),
+        "small gpus": (partial(small_gpus, machine, small, settings.memory_limit_gib), 20),
+        "same losses": (partial(same_losses, machine, fp32), 30),
+        "denoising": (partial(denoising, machine, settings.scene_instances, settings.steps, settings.fp32_steps), 45),
+        "whole scenes": (partial(whole_scenes, machine, settings.whole_instances), 40),
+    }
+    return [Case(name, *runs[name]) for name in NAMES if name in settings.cases]
 
 
 # ------------------------------------------------------------------------------------------------------- reporting
@@ -175,6 +98,8 @@ def compare(results: Sequence[dict[str, Any]]) -> dict[str, float]:
     ratios = {
         "speedup_per_process": ("per process", "one", "scenes_per_second"),
         "speedup_total": ("total", "one", "scenes_per_second"),
+        "speedup_balanced_per_process": ("balanced per process", "one", "scenes_per_second"),
+        "speedup_balanced_total": ("balanced total", "one", "scenes_per_second"),
         "gain_of_balancing_per_process": ("balanced per process", "per process", "scenes_per_second"),
         "gain_of_balancing_total": ("balanced total", "total", "scenes_per_second"),
         "sharded_base_memory": ("sharded", "per process", "base_mib"),
@@ -182,73 +107,108 @@ def compare(results: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
     found = {name: by[a][key] / by[b][key] for name, (a, b, key) in ratios.items() if a in by and b in by}
     if "one" in by and "total" in by:
-        pairs = zip(by["one"]["losses"][:10], by["total"]["losses"][:10], strict=True)
-        found["largest_difference_of_losses"] = max(abs(a - b) / abs(a) for a, b in pairs)
+        losses = compare_losses(by["one"]["losses"], by["total"]["losses"])
+        found["largest_difference_of_losses"] = losses["largest_difference"]
+    if "same losses" in by:
+        found["largest_difference_of_losses_fp32"] = by["same losses"]["largest_difference"]
     return found
 
 
-def table(results: Sequence[dict[str, Any]], comparison: dict[str, float]) -> str:
+def table(results: Sequence[dict[str, Any]], comparison: dict[str, float], failed: dict[str, str]) -> str:
     """For people."""
-    lines = [f"{'case':22}{'processes':>10}{'s/step':>9}{'scenes/s':>10}{'waiting':>9}{'sending':>9}{'base MiB':>10}"]
+    lines = [
+        f"{'case':22}{'ranks':>6}{'s/step':>9}{'scenes/s':>10}{'waiting':>9}{'sending':>9}{'base MiB':>10}{'GiB':>7}"
+    ]
     for r in results:
-        shares = "".join(f"{100 * r[k]:8.1f}%" if k in r else " " * 9 for k in ("waiting_share", "sending_share"))
-        lines.append(
-            f"{r['case']:22}{r['processes']:>10}{r['seconds_per_step']:9.3f}{r['scenes_per_second']:10.2f}{shares}"
-            f"{r['base_mib']:10.1f}"
-        )
-    return "\n".join([*lines, *(f"{name}: {value:.3g}" for name, value in comparison.items())])
+        if "seconds_per_step" in r:
+            shares = "".join(f"{100 * r[k]:8.1f}%" if k in r else " " * 9 for k in ("waiting_share", "sending_share"))
+            memory = f"{r['peak_reserved_gib']:7.2f}" if "peak_reserved_gib" in r else ""
+            lines.append(
+                f"{r['case']:22}{r['processes']:>6}{r['seconds_per_step']:9.3f}{r['scenes_per_second']:10.2f}{shares}"
+                f"{r['base_mib']:10.1f}{memory}"
+            )
+        for count, row in r.get("scenes", {}).items() if isinstance(r.get("scenes"), dict) else ():
+            lines.append(f"{r['case']}, {count} instances: {json.dumps(row, default=float)}")
+        if "without_sharding" in r:
+            lines.append(f"{r['case']}: {r['limit_gib']} GiB each; without sharding: {r['without_sharding']}")
+    lines += [f"{name}: {value:.3g}" for name, value in comparison.items()]
+    return "\n".join([*lines, *(f"FAILED {name}: {error}" for name, error in failed.items())])
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--device", help="cpu or cuda (default: GPUs when there are any)")
-    parser.add_argument("--model", default="published", help="checkpoint folder; default random weights of MIDI's size")
-    parser.add_argument("--cases", nargs="+", default=CASES, choices=CASES, metavar="CASE", help=", ".join(CASES))
-    parser.add_argument("--batch_size", type=int, default=2, help="a multiple of the number of processes")
-    parser.add_argument("--scenes", type=int, default=48)
-    parser.add_argument("--instances", type=int, default=7, help="most instances of a scene")
-    parser.add_argument("--num_tokens", type=int, help="latent tokens per instance (default: the width)")
-    parser.add_argument("--condition_tokens", type=int, default=1370)
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--warm_up", type=int, default=3, help="steps before those that are timed")
-    parser.add_argument("--lora_rank", type=int, default=16)
-    parser.add_argument("--mixed_precision", default="bf16", choices=tuple(DTYPES))
-    parser.add_argument("--gradient_checkpointing", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--memory_limit_gib", type=float, help="let each process use no more of its GPU than this")
-    return parser.parse_args(arguments)
+    add = parser.add_argument
+    add("--device", help="cpu or cuda (default: GPUs when there are any)")
+    add("--model", choices=tuple(SIZES), help="published size (default on GPUs) or the tiny model's")
+    add("--cases", nargs="+", default=NAMES, choices=NAMES, metavar="CASE", help=", ".join(NAMES))
+    add(
+        "--output", type=Path, default=Path("outputs/benchmark_distributed.jsonl"), help="file of results, written anew"
+    )
+    add("--passes", type=int, default=8, help="scenes per process and step, each a pass; a multiple of the processes")
+    add("--scenes", type=int, default=32, help="scenes of the epoch that is timed")
+    add("--instances", type=int, nargs="+", default=list(range(1, 8)), help="sizes of these scenes, equally likely")
+    add("--num_tokens", type=int, help="latent tokens per instance (default: the model's)")
+    add("--mixed_precision", choices=tuple(DTYPES), help="default: bf16 on GPUs, no on a CPU")
+    add("--option", nargs="+", default=[], metavar="NAME=VALUE", help="more options of training, such as compile=true")
+    add("--memory_limit_gib", type=float, default=6.0, help="of `small gpus`")
+    add("--loss_steps", type=int, default=10, help="of `same losses`")
+    add("--fp32_tokens", type=int, default=512, help="tokens per instance of `same losses`")
+    add("--scene_instances", type=int, nargs="+", default=[1, 4, 7], help="sizes of the scenes of `denoising`")
+    add("--whole_instances", type=int, nargs="+", default=[1, 4, 7], help="sizes of `whole scenes`")
+    add("--steps", type=int, default=8, help="timed steps of `denoising`")
+    add("--fp32_steps", type=int, default=4, help="steps of its loop that is compared with fp32")
+    add("--limit_seconds", type=float, default=120, help="longest that a case may take; 0 has no limit")
+    add("--budget_seconds", type=float, help="leave out cases for which no time is left")
+    settings = parser.parse_args(arguments)
+    try:
+        settings.option = {"gradient_checkpointing": True, **_options(settings.option)}
+    except ValueError as error:
+        parser.error(str(error))
+    return settings
+
+
+def _options(words: Sequence[str]) -> dict[str, Any]:
+    import yaml
+
+    bad = [word for word in words if "=" not in word]
+    if bad:
+        raise ValueError(f"--option {bad[0]!r}: expected NAME=VALUE")
+    return {name: yaml.safe_load(value) for name, value in (word.split("=", 1) for word in words)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command; returns the exit code: 2 for unusable options, else 0 (another would have torchrun restart)."""
     settings = parse(arguments)
-    world, device = start(settings.device)
-    if settings.batch_size % world.size:
-        say(f"error: batch_size {settings.batch_size} is no multiple of the {world.size} processes")
+    world, device = start(settings.device, timedelta(minutes=5))
+    if settings.passes % world.size:
+        say(f"error: passes {settings.passes} is no multiple of the {world.size} processes")
         return 2
-    if settings.memory_limit_gib and device.type == "cuda":
-        whole = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(settings.memory_limit_gib * 2**30 / whole, device)
-    results = []
-    for case in CASES:
-        alone = case == "one"
-        if case not in settings.cases or (world.size == 1 and not alone):
-            continue
-        if not alone or world.is_main:
-            results.append(run_case(case, settings, dataclasses.replace(world, size=1) if alone else world, device))
-        world.barrier()
+    on_gpu = device.type == "cuda"
+    size = SIZES[settings.model or ("published" if on_gpu else "tiny")]()
+    machine = Machine(world, device, size, settings.mixed_precision or ("bf16" if on_gpu else "no"))
+    results = Results(settings.output, world)
+    limit = settings.limit_seconds or None
+    left_out = run_cases(make_cases(settings, machine), results, machine, limit, settings.budget_seconds)
     if world.is_main:
-        comparison = compare(results)
-        say(table(results, comparison))
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-        facts = {
-            "device": name,
-            "torch": torch.__version__,
-            "settings": vars(settings) | {"cases": list(settings.cases)},
-        }
-        print(json.dumps({**facts, "results": results, "comparison": comparison}))
+        report(settings, machine, results, left_out)
+    world.barrier()
     stop()
     return 0
+
+
+def report(settings: argparse.Namespace, machine: Machine, results: Results, left_out: Sequence[str]) -> None:
+    """Print the table, and all of it as JSON."""
+    finished, failed = results.finished(), results.failed()
+    comparison = compare(finished)
+    say(table(finished, comparison, failed))
+    facts = {
+        "device": torch.cuda.get_device_name(machine.device) if machine.on_gpu else "cpu",
+        "processes": machine.world.size,
+        "torch": torch.__version__,
+        "settings": {name: str(value) if isinstance(value, Path) else value for name, value in vars(settings).items()},
+    }
+    print(json.dumps({**facts, "results": finished, "comparison": comparison, "failed": failed, "left_out": left_out}))
 
 
 if __name__ == "__main__":

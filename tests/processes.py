@@ -59,12 +59,14 @@ class Forks:
         """Start and wait."""
         return self.wait(self.start(job, log, **arguments))
 
-    def start_group(self, job: str, log: Path, size: int = 2, **arguments) -> list[int]:
+    def start_group(
+        self, job: str, log: Path, size: int = 2, environment: dict | None = None, **arguments
+    ) -> list[int]:
         """Processes that find each other; the output of rank r goes to `<log>.r`."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **(environment or {})}
         return [
             self.start(job, Path(f"{log}.{r}"), {**common, "RANK": str(r), "LOCAL_RANK": str(r)}, **arguments)
             for r in range(size)

@@ -290,29 +290,6 @@ def test_costs_grow_with_instances_and_faster_where_they_attend_to_each_other(mi
     assert cost(4, True) > 4 * cost(1, True) and cost(8, True) / cost(4, True) > 2
 
 
-# -------------------------------------------------------------------------------------------------------- benchmark
-
-
-def test_the_benchmark_runs_in_two_processes(forks, tmp_path):
-    """Its CPU form: every case on the golden model, the same losses in one process and two, half the base each."""
-    log = tmp_path / "log"
-    small = ["--device", "cpu", "--model", GOLDEN / "midi_tiny" / "checkpoint", "--mixed_precision", "no"]
-    small += ["--scenes", 9, "--num_tokens", 16, "--condition_tokens", 8, "--warm_up", 1, "--lora_rank", 4]
-    arguments = [str(word) for word in small]
-    codes = forks.run_group("train", log, arguments=arguments, command="benchmark_distributed")
-    assert codes == [0, 0], text(log, 0)
-    found = json.loads(text(log, 0).splitlines()[-1])
-    cases = {result["case"]: result for result in found["results"]}
-    assert list(cases) == ["one", "per process", "total", "balanced per process", "balanced total", "sharded"]
-    assert [r["processes"] for r in cases.values()] == [1, 2, 2, 2, 2, 2]
-    assert all(r["scenes_per_second"] > 0 and r["peak_mib"] > 0 for r in cases.values())
-    assert all(0 < r["sending_share"] + r["waiting_share"] < 1 for name, r in cases.items() if name != "one")
-    assert cases["sharded"]["base_mib"] < 0.52 * cases["per process"]["base_mib"]
-    assert cases["balanced total"]["losses"] == pytest.approx(cases["one"]["losses"], rel=1e-5)
-    assert found["comparison"]["largest_difference_of_losses"] < 1e-5
-    assert {"speedup_per_process", "speedup_total", "sharded_step_time"} <= found["comparison"].keys()
-
-
 # ------------------------------------------------------------------------------------------------------- one process
 
 

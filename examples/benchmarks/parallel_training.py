@@ -1,0 +1,253 @@
+"""Training on several GPUs against one: pace, communication, balancing, a sharded base, and the same losses.
+
+A step trains scenes of mixed sizes, each by a pass of its own; the options `passes` says how many one process has.
+The first time that attention meets a shape takes up to a second (its kernel is chosen), so that steps with new shapes
+are run before any is timed. All cases train the same scenes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from midilite.config import DiTConfig
+from midilite.distributed import World, sum_over_ranks
+from midilite.dit import DiT
+from midilite.lora_task import LoRATask
+from midilite.objective import SceneBatch
+from midilite.options import from_mapping
+from midilite.seeds import torch_generator
+from midilite.sharding import local_bytes, shard_base
+from midilite.train_options import TrainOptions
+from midilite.trainer import Trainer
+
+from .parallel_cases import Machine
+from .random_scenes import scenes_of
+
+MIB = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What is trained.
+
+    Attributes:
+        passes: scenes that one process has in a step, each in a pass of its own.
+        scenes: of one epoch, which is what is timed.
+        sizes: how many instances scenes have; equally likely.
+        options: of training, over those that this file sets.
+        watched: steps that are run once more with a clock on the communication.
+    """
+
+    passes: int
+    scenes: int
+    sizes: tuple[int, ...]
+    tokens: int
+    options: dict[str, Any]
+    watched: int = 2
+
+    def make_scenes(self) -> list[Any]:
+        """Scenes of these sizes in a random order."""
+        generator = torch_generator("benchmark", "sizes")
+        chosen = torch.randint(0, len(self.sizes), (self.scenes,), generator=generator).tolist()
+        return scenes_of([self.sizes[i] for i in chosen])
+
+
+def random_transformer(config: DiTConfig, home: torch.device, device: torch.device, dtype: torch.dtype) -> DiT:
+    """Random weights, the same on all ranks, made by `device` one by one and kept at `home`."""
+    with torch.device("meta"):
+        model = DiT(config).to(dtype)
+    model.to_empty(device=home)
+    generator = torch.Generator(device).manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1 and not name.endswith("bias"):
+                parameter.fill_(1.0)
+            else:
+                parameter.copy_(torch.randn(parameter.shape, device=device, generator=generator) * 0.02)
+    return model
+
+
+# ------------------------------------------------------------------------------------------------------- measuring
+
+
+class Clock:
+    """Time of all reductions while it is in use (`with clock.watching()`), split into waiting and sending."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine, self.waiting, self.sending = machine, 0.0, 0.0
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Within this context every `all_reduce` is timed."""
+        original = dist.all_reduce
+
+        def timed(*inputs: Any, **options: Any) -> Any:
+            begin = self.machine.now()
+            dist.barrier()
+            ready = self.machine.now()
+            result = original(*inputs, **options)
+            self.waiting += ready - begin
+            self.sending += self.machine.now() - ready
+            return result
+
+        dist.all_reduce = timed
+        try:
+            yield
+        finally:
+            dist.all_reduce = original
+
+
+def new_shapes(batch: SceneBatch, machine: Machine, tokens: int) -> bool:
+    """Whether attention meets shapes in this batch that it did not meet before; they count as met from now on."""
+    groups = [size for scene in batch.scenes for size in scene.groups]
+    runs = {("group", size, len(list(run))) for size, run in groupby(groups)}
+    shapes = {(machine.precision, tokens, *kind) for kind in {("sample", batch.num_instances), *runs}}
+    found = not shapes <= machine.seen
+    machine.seen |= shapes
+    return found
+
+
+def warm_up(trainer: Trainer, machine: Machine, least: int = 2) -> int:
+    """Run the first steps, and all that bring new shapes to any rank; returns how many."""
+    plan, world, ran = trainer.plan, trainer.world, 0
+    tokens = trainer.task.features.num_tokens
+    for step in range(plan.steps_per_epoch):
+        batches = [trainer.task.draw(scenes, step) for scenes in plan.batches(step, world.rank)]
+        new = [new_shapes(batch, machine, tokens) for batch in batches]
+        flag = torch.tensor(float(any(new) or step < least), device=machine.device)
+        if sum_over_ranks(flag, world).item():
+            trainer.step(step)
+            ran += 1
+    return ran
+
+
+def measure(trainer: Trainer, machine: Machine, watched: int) -> dict[str, Any]:
+    """Time an epoch; then some of its steps with the clock on the reductions."""
+    steps = range(trainer.plan.steps_per_epoch)
+    losses, seconds = [], []
+    begin = last = machine.now()
+    for step in steps:
+        losses.append(trainer.step(step)["loss"])
+        seconds.append(machine.now() - last)
+        last += seconds[-1]
+    whole, counts = machine.now() - begin, [len(scene.instances) for scene in trainer.task.scenes]
+    result = {
+        "seconds_per_step": whole / len(steps),
+        "step_seconds": seconds,
+        "scenes_per_second": len(counts) / whole,
+        "instances_per_second": sum(counts) / whole,
+        "losses": losses,
+    }
+    if trainer.world.size == 1 or not watched:
+        return result
+    clock, begin = Clock(machine), machine.now()
+    with clock.watching():
+        for step in steps[:watched]:
+            trainer.step(step)
+    spent = machine.now() - begin
+    return result | {"waiting_share": clock.waiting / spent, "sending_share": clock.sending / spent}
+
+
+# ------------------------------------------------------------------------------------------------------------ cases
+
+
+def make_trainer(machine: Machine, work: Workload, world: World, **changes: Any) -> Trainer:
+    """A trainer of random scenes; `changes` are options."""
+    values = {
+        "lora_rank": 16,
+        "mixed_precision": machine.precision,
+        "max_num_instances": max(work.sizes),
+        "gradient_accumulation_steps": work.passes,
+        "validate_every": 0,
+        **work.options,
+        **changes,
+    }
+    options = from_mapping(TrainOptions, values, "the benchmark's options")
+    home = torch.device("cpu") if options.shard_base else machine.device
+    dtype = machine.dtype if options.mixed_precision == machine.precision else torch.float32
+    model = random_transformer(machine.size.dit, home, machine.device, dtype)
+    task = LoRATask(model, work.make_scenes(), machine.features(work.tokens), options)
+    if options.shard_base:
+        shard_base(model, task.parameters.values(), world, machine.device)
+    machine.tidy()
+    return Trainer(task, options, world, machine.device)
+
+
+def alone(machine: Machine, work: Workload) -> dict[str, Any]:
+    """One process. The others warm up at the same time, for the cases to come, and wait."""
+    trainer = make_trainer(machine, work, World())
+    warm = warm_up(trainer, machine)
+    machine.world.barrier()
+    result = measure(trainer, machine, 0) if machine.world.is_main else {}
+    machine.world.barrier()
+    return {"processes": 1, "passes": work.passes, "warm_up_steps": warm, **result, **sizes(trainer, machine)}
+
+
+def together(machine: Machine, work: Workload, divide: bool = False, **changes: Any) -> dict[str, Any]:
+    """All processes, each with that many passes, or with its part of them when `divide`."""
+    passes = work.passes // machine.world.size if divide else work.passes
+    trainer = make_trainer(machine, work, machine.world, gradient_accumulation_steps=passes, **changes)
+    warm = warm_up(trainer, machine)
+    machine.world.barrier()
+    result = measure(trainer, machine, work.watched)
+    return {
+        "processes": machine.world.size, "passes": passes, "warm_up_steps": warm, **result, **sizes(trainer, machine)
+    }  # fmt: skip
+
+
+def sizes(trainer: Trainer, machine: Machine) -> dict[str, Any]:
+    """MiB of the adapter and of this rank's base, and what memory was used."""
+    adapter = sum(p.nbytes for p in trainer.task.parameters.values())
+    base = local_bytes(trainer.task.transformer) - adapter
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"adapter_mib": adapter / MIB, "base_mib": base / MIB, "host_mib": host / MIB, **machine.memory()}
+
+
+def small_gpus(machine: Machine, work: Workload, gib: float) -> dict[str, Any]:
+    """A sharded base with little memory per GPU; and whether the whole base would have fitted."""
+    with machine.limited(gib):
+        whole = _fits(machine, work)
+        result = together(machine, work, shard_base=True, gradient_checkpointing=True)
+    return {"limit_gib": gib, "sizes": list(work.sizes), "without_sharding": whole, **result}
+
+
+def _fits(machine: Machine, work: Workload) -> str:
+    """What becomes of the largest scene's step with the whole base on this GPU, without the others."""
+    if not machine.on_gpu:
+        return "not tried: a CPU has no limit here"
+    largest = dataclasses.replace(work, sizes=(max(work.sizes),), scenes=1, passes=1)
+    try:
+        make_trainer(machine, largest, World(), gradient_checkpointing=True).step(0)
+        found = f"fits, {machine.memory()['peak_reserved_gib']:.2f} GiB reserved"
+    except torch.OutOfMemoryError:
+        found = "out of memory"
+    machine.tidy()
+    return found
+
+
+def same_losses(machine: Machine, work: Workload) -> dict[str, Any]:
+    """Losses in fp32 of one process against all of them, the same scenes in each step."""
+    losses: dict[str, list[float]] = {}
+    for name, world in (("one", World()), ("all", machine.world)):
+        passes = work.passes // world.size
+        trainer = make_trainer(machine, work, world, gradient_accumulation_steps=passes, mixed_precision="no")
+        losses[name] = [trainer.step(step)["loss"] for step in range(trainer.plan.steps_per_epoch)]
+        del trainer
+        machine.tidy()
+    return {"tokens": work.tokens, "sizes": list(work.sizes), **compare_losses(losses["one"], losses["all"])}
+
+
+def compare_losses(one: Sequence[float], all_of_them: Sequence[float]) -> dict[str, Any]:
+    """Both, and their largest relative difference."""
+    pairs = list(zip(one, all_of_them, strict=True))
+    worst = max(abs(a - b) / abs(a) for a, b in pairs)
+    return {"losses_one": list(one), "losses_all": list(all_of_them), "largest_difference": worst}
