@@ -1,12 +1,11 @@
 """Rows of training: one optimizer step of a LoRA of rank 16, through the trainer, by how much is recomputed.
 
-The batch is drawn once and lies on the GPU, so a row is the time of passes, clipping and AdamW; the note `drawn_ms`
-is that of a step that draws its batch on the host first, as training without prefetching does.
+The batch is drawn once, so a row is the time of its way to the GPU, passes, clipping and AdamW; the note `drawn_ms` is
+that of a step that draws its batch, too.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -17,8 +16,8 @@ from midilite.compiling import compile_blocks, uncompile_blocks
 from midilite.distributed import World
 from midilite.dit import DiT
 from midilite.flops import transformer_flops
+from midilite.lora_task import LoRATask
 from midilite.objective import SceneBatch
-from midilite.train import LoRATask
 from midilite.train_options import TrainOptions
 from midilite.trainer import Trainer
 
@@ -58,16 +57,8 @@ class StillTask(LoRATask):
         if not self.still:
             return super().draw(scenes, step)
         if self.batch is None:
-            device = self.transformer.proj_in.weight.device
-            self.batch = SceneBatch(tuple(_moved(scene, device) for scene in super().draw(scenes, step).scenes))
+            self.batch = super().draw(scenes, step)
         return self.batch
-
-
-def _moved(scene: Any, device: torch.device) -> Any:
-    conditions = tuple(c.to(device) for c in scene.conditions)
-    return dataclasses.replace(
-        scene, noised=scene.noised.to(device), target=scene.target.to(device), conditions=conditions
-    )
 
 
 def make_trainer(bench: Bench, transformer: DiT, sizes: Sequence[int], **changes: Any) -> Trainer:
