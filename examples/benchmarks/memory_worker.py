@@ -22,13 +22,13 @@ import torch
 
 from midilite.distributed import World
 from midilite.dit import DiT
+from midilite.lora_task import LoRATask
 from midilite.quantize import place_base
 from midilite.train import DTYPES
 from midilite.train_options import PRESETS, TrainOptions
 from midilite.trainer import Trainer
 
 from .bench import describe, tidy
-from .cases_training import StillTask
 from .models import SIZES, Size, random_picture, random_pipeline, random_transformer, shake_adapter
 from .random_scenes import KeptFeatures, scenes_of
 from .timing import GIB, gpu_memory, host_memory, wait
@@ -71,7 +71,8 @@ def train(size: Size, device: torch.device, preset: str) -> dict[str, Any]:
     transformer = random_base(size, device, options)
     features = KeptFeatures(transformer.config, size.tokens, size.condition_tokens[1])
     instances = [options.max_num_instances] * options.batch_size
-    task = StillTask(transformer, scenes_of(instances), features, options)
+    task = LoRATask(transformer, scenes_of(instances), features, options)
+    task.reads_ahead = True
     shake_adapter(transformer)
     trainer, seconds, metrics = Trainer(task, options, World(), device), 0.0, {}
     for step in range(STEPS):
