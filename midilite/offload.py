@@ -108,12 +108,14 @@ class _Copies:
 
     def wait_for(self, slot: _Slot) -> None:
         """Let what is issued next on the current stream come after the copy, and before the next one into this slot."""
-        if self.stream is None:
-            return
-        if torch.cuda.is_current_stream_capturing():
+        if self.stream is not None:
+            slot.user = torch.cuda.current_stream(self.device)
+            slot.user.wait_event(slot.loaded)
+
+    def refuse_graphs(self) -> None:
+        """Raise ValueError while a CUDA graph is recorded: it would hold one round of copies."""
+        if self.stream is not None and torch.cuda.is_current_stream_capturing():
             raise ValueError("a CUDA graph can't hold offloaded blocks: run the steps one by one")
-        slot.user = torch.cuda.current_stream(self.device)
-        slot.user.wait_event(slot.loaded)
 
 
 class Offload:
@@ -141,6 +143,7 @@ class Offload:
 
     def enter(self, i: int) -> None:
         """Let block i's weights be on the device for what is issued next, and start copying the next block's."""
+        self.copies.refuse_graphs()
         slot = self._slot_of(i)
         if slot is None:
             slot = self._load(i, min(self.slots, key=lambda s: s.block is not None))
