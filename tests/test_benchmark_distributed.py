@@ -1,9 +1,12 @@
-"""The benchmark of several processes in its CPU form: numbers for every case, and cases that fail end nothing else."""
+"""The benchmarks of several processes in their CPU form: numbers for every case; failures of cases and of ranks."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from processes import ROOT
 
 
 def text(log, rank) -> str:
@@ -77,3 +80,20 @@ def test_a_case_that_hangs_is_ended_and_left_out_next_time(forks, tmp_path):
     found = json.loads(text(log, 0).splitlines()[-1])
     assert [result["case"] for result in found["results"]] == ["one"]
     assert found["failed"] == {"denoising": "took more than 8 s"}
+
+
+def test_torchrun_restarts_after_a_killed_rank_and_reaches_the_same_adapter(flags, tmp_path):
+    """The real launcher: rank 1 is killed once; `--max-restarts 1` continues without being told to resume."""
+    command = [sys.executable, str(ROOT / "examples" / "benchmark_restart.py"), "--device", "cpu", "--steps", "40"]
+    command += ["--runs", "whole", "killed", "--work", str(tmp_path / "work"), "--"]
+    options = flags("replaced", "--checkpointing_steps", 5)
+    options = options[: options.index("--output_dir")] + options[options.index("--output_dir") + 2 :]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["killed_same_bytes"] and not found["problems"]
+    killed, whole = found["runs"]["killed"], found["runs"]["whole"]
+    assert killed["steps"] == whole["steps"] == 40 and 20 < killed["killed_after_steps"] < 40
+    assert len(found["resumed_at_step"]) == 1, "it went back once"
+    assert found["resumed_at_step"][0] % 5 == 1 and found["resumed_at_step"][0] > 5, "to a checkpoint"
+    assert killed["seconds_until_all_ended"] < 60

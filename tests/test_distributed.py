@@ -3,11 +3,7 @@
 import itertools
 import json
 import math
-import os
 import re
-import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -15,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import GOLDEN, golden_dit
-from processes import ROOT
 from safetensors.torch import load_file
 
 from midilite import distributed, lora, sharding
@@ -135,54 +130,6 @@ def test_an_unusable_checkpoint_ends_all_before_anything_is_encoded(forks, flags
 def test_sharding_needs_partners(forks, flags, tmp_path):
     assert forks.run("train", tmp_path / "log", arguments=flags(tmp_path / "run", *TEN, "--shard_base")) == 1
     assert "start several with torchrun" in (tmp_path / "log").read_text()
-
-
-def test_torchrun_restarts_after_a_killed_rank_and_reaches_the_same_adapter(forks, flags, tmp_path):
-    """The real launcher: rank 1 is killed once; `--max-restarts 1` continues without being told to resume."""
-    steps = ["--max_train_steps", 60]
-    whole = tmp_path / "whole"
-    assert forks.run_group("train", tmp_path / "log", arguments=flags(whole, *steps)) == [0, 0]
-    part = tmp_path / "part"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["--max-restarts", "1", str(ROOT / "examples" / "train.py")]
-    arguments = flags(part, *steps, "--checkpointing_steps", 4, "--keep_checkpoints", 2)
-    with open(tmp_path / "torchrun", "w") as log:
-        process = subprocess.Popen(
-            [*command, *arguments], stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
-        try:
-            _kill_a_rank(process, part, 1, at=10)
-            code = process.wait(120)
-        finally:
-            process.kill()
-    output = (tmp_path / "torchrun").read_text()
-    assert code == 0, output
-    assert (part / FINAL).read_bytes() == (whole / FINAL).read_bytes()
-    numbers = [int(n) for n in re.findall(r"^step (\d+)/60", output, re.MULTILINE)]
-    again = [b for a, b in itertools.pairwise(numbers) if b <= a]
-    assert len(again) == 1 and again[0] % 4 == 1 and again[0] > 4, "it went back once, to a checkpoint"
-
-
-def _kill_a_rank(launcher: subprocess.Popen, folder: Path, rank: int, at: int) -> None:
-    """Kill -9 the process of a rank when the log has so many steps."""
-    end = time.monotonic() + 120
-    while not (folder / "metrics.jsonl").exists() or len(losses_so_far(folder)) < at:
-        assert launcher.poll() is None and time.monotonic() < end
-        time.sleep(0.01)
-    for environment in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            variables = environment.read_bytes().split(b"\0")
-            parent = int(re.search(r"\) \S (\d+)", (environment.parent / "stat").read_text())[1])
-        except OSError:
-            continue  # it ended meanwhile, or is not ours to read
-        if parent == launcher.pid and f"RANK={rank}".encode() in variables:
-            os.kill(int(environment.parent.name), signal.SIGKILL)
-            return
-    raise AssertionError("torchrun has no such process")
-
-
-def losses_so_far(folder) -> list[str]:
-    return (folder / "metrics.jsonl").read_text().splitlines()
 
 
 # --------------------------------------------------------------------------------------------------------- sharding
