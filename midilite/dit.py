@@ -240,6 +240,7 @@ class DiT(Network):
         self.proj_out = Linear(width, config.in_channels)
         self.gradient_checkpointing = False
         self.recompute = "full"  # what gradient checkpointing computes twice: a key of RECOMPUTATIONS
+        self.has_dropout = True  # whether an adapter may draw random numbers, which recomputation has to repeat
         self.multi_instance_blocks: frozenset[int] = frozenset()
         self.set_multi_instance_blocks(multi_instance_blocks)
 
@@ -256,6 +257,11 @@ class DiT(Network):
     def dtype(self) -> torch.dtype:
         """The type of the base weights."""
         return self.proj_in.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where its inputs belong."""
+        return self.proj_in.weight.device
 
     def project_conditions(self, *conditions: Tensor, unconditional: int = 0) -> Conditions:
         """Project condition tokens to every block's keys and values, once for all denoising steps.
@@ -339,7 +345,13 @@ class DiT(Network):
             scene = groups if i in self.multi_instance_blocks else None
             arguments = (x, skip, conditions[i], scene)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, *arguments, use_reentrant=False, context_fn=RECOMPUTATIONS[self.recompute])
+                x = checkpoint(
+                    block,
+                    *arguments,
+                    use_reentrant=False,
+                    context_fn=RECOMPUTATIONS[self.recompute],
+                    preserve_rng_state=self.has_dropout,
+                )
             else:
                 x = block(*arguments)
             if i < middle:

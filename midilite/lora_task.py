@@ -7,7 +7,7 @@ adapters on the image towers, too.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -16,12 +16,22 @@ from . import lora
 from .adapter_writers import write_peft_folder, write_state_dict
 from .adapters import describe
 from .augment import choose
-from .cache import FeatureCache, LiveFeatures
+from .cache import FeatureCache, FeatureSource
 from .data import Scene
 from .dit import DiT
+from .feature_encoder import Features, PixelFeatures
 from .flops import transformer_flops
+from .graphs import LossGraphs
 from .meters import Meter
-from .objective import ObjectiveSettings, SceneBatch, draw_scene, instance_losses, weighted_loss
+from .objective import (
+    ObjectiveSettings,
+    SceneBatch,
+    draw_scene,
+    instance_losses,
+    instance_weights,
+    model_inputs,
+    squared_errors,
+)
 from .seeds import torch_generator
 from .train_options import TrainOptions
 
@@ -53,25 +63,34 @@ class LoRATask:
         scenes: the training scenes.
         features: where their encoded form comes from.
         options: see `TrainOptions`.
+
+    Attributes:
+        networks: what has the adapter: the transformer (a subclass may train more).
     """
 
-    def __init__(
-        self, transformer: DiT, scenes: list[Scene], features: FeatureCache | LiveFeatures, options: TrainOptions
-    ) -> None:
+    def __init__(self, transformer: DiT, scenes: list[Scene], features: FeatureSource, options: TrainOptions) -> None:
         self.transformer, self.scenes, self.features, self.options = transformer, scenes, features, options
         self.config, self.settings = options.adapter_config(), objective_settings(options)
         self.modules = lora.inject(transformer, self.config, seed=options.seed)
-        lora.freeze_base(transformer)
-        transformer.gradient_checkpointing = options.gradient_checkpointing
-        transformer.train()
-        self.parameters: dict[str, nn.Parameter] = lora.adapter_parameters(transformer)
-        self.learning_rate_factors = lora_plus(self.parameters, options.lora_plus_ratio)
+        transformer.gradient_checkpointing, transformer.recompute = options.gradient_checkpointing, options.recompute
+        transformer.has_dropout = options.lora_dropout > 0
+        self._train_adapters(transformer)
         self.num_scenes = len(scenes)
         self.meter: Meter | None = None  # is told about every batch
+        self.graphs: LossGraphs | None = None  # replays passes instead of running `weighted_errors`
+        self.reads_ahead = isinstance(features, FeatureCache)  # encoders that run at every step want the GPU's stream
         facts = {"data_dir": str(options.data_dir), "scenes": self.num_scenes, "seed": options.seed}
         facts |= {"quantize_base": options.quantize_base} if options.quantize_base != "none" else {}
         # now: it reads base weights, which shard_base takes apart
         self.metadata = describe(transformer, facts, base_model=options.pretrained_model)
+
+    def _train_adapters(self, networks: nn.Module) -> None:
+        """Make the adapters in these networks what is trained."""
+        self.networks = networks
+        lora.freeze_base(networks)
+        networks.train()
+        self.parameters: dict[str, nn.Parameter] = lora.adapter_parameters(networks)
+        self.learning_rate_factors = lora_plus(self.parameters, self.options.lora_plus_ratio)
 
     def draw(self, scenes: list[int], step: int) -> SceneBatch:
         """The inputs of these scenes at a step; also chooses each scene's view and mask variant."""
@@ -79,9 +98,13 @@ class LoRATask:
         for scene in (self.scenes[i] for i in scenes):
             generator = torch_generator(self.options.seed, "view", step, scene.name)
             view = choose(len(scene.views), generator)
-            features = self.features.load(scene, view, choose(len(self.features.mask_variants), generator))
+            features = self.read(scene, view, choose(len(self.features.mask_variants), generator))
             inputs.append(draw_scene(features, scene.name, step, self.settings))
         return SceneBatch(tuple(inputs))
+
+    def read(self, scene: Scene, view: int, variant: int) -> Features | PixelFeatures:
+        """What a step needs of a view of a scene."""
+        return self.features.load(scene, view, variant)
 
     def scene_name(self, scene: int) -> str:
         """For messages."""
@@ -89,10 +112,20 @@ class LoRATask:
 
     def loss(self, batch: SceneBatch, total_instances: int) -> tuple[Tensor, Tensor]:
         """See `trainer.Task.loss`."""
-        losses = instance_losses(self.transformer, batch, self.options.enable_multi_instance_attention)
+        noised, targets, timesteps, conditions = model_inputs(batch, self.transformer.device)
+        weights = instance_weights(batch.sigmas, self.options.loss_weighting, total_instances).to(noised.device)
+        groups = batch.groups(self.options.enable_multi_instance_attention)
+        compute = self.graphs or self.weighted_errors
+        loss, losses = compute(groups, [weights, noised, targets, timesteps, *conditions])
         if self.meter is not None:
             self.meter.add(batch, losses)
-        return weighted_loss(losses, batch.sigmas, self.options.loss_weighting, total_instances), losses
+        return loss, losses
+
+    def weighted_errors(self, groups: Sequence[int], inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Weighted sum of the instances' losses, and these; inputs are the weights [n] and `model_inputs`."""
+        weights, noised, targets, timesteps, *conditions = inputs
+        losses = squared_errors(self.transformer, noised, targets, timesteps, conditions, groups)
+        return (losses * weights).sum(), losses.detach()
 
     def nothing(self, batch: SceneBatch) -> Tensor:
         """A loss of 0 whose gradients are 0, after a whole pass of a batch through the transformer."""
@@ -113,6 +146,6 @@ class LoRATask:
 
         One that trains from PiSSA's start is written as the plain LoRA of twice the rank that does the same.
         """
-        state, config = lora.adapter_state(self.transformer), lora.exported_config(self.config)
+        state, config = lora.adapter_state(self.networks), lora.exported_config(self.config)
         write_peft_folder(folder, state, config, self.metadata)
         write_state_dict(folder / "lora_weights.pth", state, config, self.metadata)

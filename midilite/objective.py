@@ -9,14 +9,15 @@ The loss of an optimizer step is the mean over all instances of all its scenes, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .augment import choose_instances
 from .dit import DiT
-from .feature_encoder import Features
+from .feature_encoder import Features, PixelFeatures
 from .flow import add_noise, loss_weight, sample_sigmas, target
 from .seeds import torch_generator
 from .vae import sample_latents
@@ -47,6 +48,7 @@ class SceneInputs:
         sigma: the noise level, shared by all instances.
         conditions: one [n, S, E] per condition; zeros when dropped.
         groups: [n], or n ones when the objects are trained each on its own.
+        dropped: whether the conditions are zeros.
     """
 
     noised: Tensor
@@ -54,13 +56,14 @@ class SceneInputs:
     sigma: float
     conditions: tuple[Tensor, ...]
     groups: list[int]
+    dropped: bool = False
 
 
-def draw_scene(features: Features, name: str, step: int, settings: ObjectiveSettings) -> SceneInputs:
+def draw_scene(features: Features | PixelFeatures, name: str, step: int, settings: ObjectiveSettings) -> SceneInputs:
     """Draw a scene's inputs at an optimizer step.
 
     Args:
-        features: the encoded scene.
+        features: the encoded scene (or its pixels, where the image towers train).
         name: the scene's name; with the seed and the step it decides every draw.
     """
     generator = torch_generator(settings.seed, "train", step, name)
@@ -70,12 +73,12 @@ def draw_scene(features: Features, name: str, step: int, settings: ObjectiveSett
     eps = torch.randn(x0.shape, generator=generator)
     sigma = sample_sigmas(settings.sigma_density, 1, generator, settings.logit_mean, settings.logit_std)
     dropped, alone = torch.rand(2, generator=generator).tolist()
-    conditions = features.conditions()
-    if dropped < settings.condition_dropout:
+    conditions, without = features.conditions(), dropped < settings.condition_dropout
+    if without:
         conditions = tuple(torch.zeros_like(c) for c in conditions)
     count = len(features)
     groups = [1] * count if alone < settings.single_object_share else [count]
-    return SceneInputs(add_noise(x0, eps, sigma), target(x0, eps), sigma.item(), conditions, groups)
+    return SceneInputs(add_noise(x0, eps, sigma), target(x0, eps), sigma.item(), conditions, groups, without)
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,48 @@ class SceneBatch:
         """The noise level of every instance, [sum of n]."""
         return torch.tensor([scene.sigma for scene in self.scenes for _ in range(scene.noised.shape[0])])
 
+    def groups(self, multi_instance: bool = True) -> tuple[int, ...]:
+        """Sizes of what is denoised together; with `multi_instance` false every instance by itself."""
+        return tuple(size for s in self.scenes for size in s.groups) if multi_instance else (1,) * self.num_instances
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> SceneBatch:
+        """The batch with every tensor replaced by the function of it."""
+        scenes = [
+            replace(
+                scene,
+                noised=function(scene.noised),
+                target=function(scene.target),
+                conditions=tuple(function(c) for c in scene.conditions),
+            )
+            for scene in self.scenes
+        ]
+        return SceneBatch(tuple(scenes))
+
+
+def model_inputs(
+    batch: SceneBatch, device: torch.device, num_train_timesteps: int = 1000
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+    """All scenes of a batch together on a device: noised latents and targets [n, T, C], timesteps [n], conditions."""
+    scenes = batch.scenes
+    noised, targets = (
+        torch.cat(parts).to(device) for parts in zip(*((s.noised, s.target) for s in scenes), strict=True)
+    )
+    conditions = tuple(torch.cat(c).to(device) for c in zip(*(s.conditions for s in scenes), strict=True))
+    return noised, targets, batch.sigmas.to(device) * num_train_timesteps, conditions
+
+
+def squared_errors(
+    transformer: DiT,
+    noised: Tensor,
+    targets: Tensor,
+    timesteps: Tensor,
+    conditions: Sequence[Tensor],
+    groups: Sequence[int],
+) -> Tensor:
+    """Mean squared error of each instance in fp32, [n]; the arguments are those of `model_inputs`."""
+    prediction = transformer(noised, timesteps, *conditions, groups=groups)
+    return (prediction.float() - targets).square().mean(dim=(1, 2))
+
 
 def instance_losses(
     transformer: DiT, batch: SceneBatch, multi_instance: bool = True, num_train_timesteps: int = 1000
@@ -104,16 +149,17 @@ def instance_losses(
         batch: from `draw_scene`; its tensors are moved to the transformer's device.
         multi_instance: False trains every instance as a scene of its own.
     """
-    device, scenes = transformer.proj_in.weight.device, batch.scenes
-    noised = torch.cat([s.noised for s in scenes]).to(device)
-    targets = torch.cat([s.target for s in scenes]).to(device)
-    conditions = [torch.cat(c).to(device) for c in zip(*(s.conditions for s in scenes), strict=True)]
-    groups = [size for s in scenes for size in s.groups] if multi_instance else [1] * batch.num_instances
-    timesteps = batch.sigmas.to(device) * num_train_timesteps
-    prediction = transformer(noised, timesteps, *conditions, groups=groups)
-    return (prediction.float() - targets).square().mean(dim=(1, 2))
+    device = transformer.proj_in.weight.device
+    return squared_errors(
+        transformer, *model_inputs(batch, device, num_train_timesteps), groups=batch.groups(multi_instance)
+    )
+
+
+def instance_weights(sigmas: Tensor, weighting: str, total_instances: int) -> Tensor:
+    """What each instance's loss counts in the loss of a step with so many instances in all: same shape as `sigmas`."""
+    return loss_weight(weighting, sigmas) / total_instances
 
 
 def weighted_loss(losses: Tensor, sigmas: Tensor, weighting: str, total_instances: int) -> Tensor:
     """This batch's share of the step's loss: sum of weighted instance losses over all instances of the step."""
-    return (losses * loss_weight(weighting, sigmas.to(losses.device))).sum() / total_instances
+    return (losses * instance_weights(sigmas, weighting, total_instances).to(losses.device)).sum()

@@ -3,7 +3,7 @@
     check data -> encode what the cache lacks -> transformer + fresh adapter -> Trainer -> lora-final/
 
 The base is loaded in the type of `mixed_precision` and frozen; the adapter is fp32 throughout. Encoders are in memory
-only while the cache is filled (with `no_cache` they stay).
+only while the cache is filled (with `no_cache` they stay, with `train_towers` the image towers do).
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from pathlib import Path
 
 import torch
 
-from .cache import FeatureCache, LiveFeatures
+from .cache import FeatureCache, FeatureSource, LiveFeatures
 from .comparison import Comparison
+from .compiling import compile_blocks
 from .data import Scene
 from .data_check import check_data
 from .distributed import World, start, stop
 from .dit import DiT
 from .evaluation import Evaluation
+from .graphs import LossGraphs
 from .lora_task import LoRATask as LoRATask
 from .lora_task import modules_without_gradient
 from .lora_task import objective_settings as objective_settings
@@ -34,6 +36,7 @@ from .quantize import place_base
 from .run_log import say
 from .sharding import local_bytes, shard_base
 from .summary import PICTURE, closing_summary, read_history, write_loss_picture
+from .tower_training import TowerTask, load_towers
 from .train_options import TrainOptions
 from .trainer import Observer, Trainer, TrainingError, find_start
 from .validation import KeepBest, Validation, best_metric, check_separate, first_views, split_scenes
@@ -64,6 +67,37 @@ def load_base(folder: ModelFolder, options: TrainOptions, device: torch.device) 
     if not options.shard_base:
         place_base(transformer, device, quantize, options.offload_blocks)
     return transformer
+
+
+def make_task(
+    transformer: DiT,
+    folder: ModelFolder,
+    scenes: list[Scene],
+    features: FeatureSource,
+    options: TrainOptions,
+    device: torch.device,
+) -> LoRATask:
+    """The task with fresh adapters: on the transformer, and with `train_towers` on the image towers too."""
+    if not options.train_towers:
+        return LoRATask(transformer, scenes, features, options)
+    towers = load_towers(folder, device, DTYPES[options.mixed_precision])
+    return TowerTask(transformer, towers, scenes, features, options)
+
+
+def speed_up(task: LoRATask, options: TrainOptions, device: torch.device) -> None:
+    """Compile the transformer's blocks and record passes as CUDA graphs, as far as asked for and possible."""
+    if options.compile:
+        compile_blocks(task.transformer)
+    # a scaled loss, dropout's random numbers, weights or conditions that come and go: nothing to be recorded
+    changing = (
+        options.mixed_precision == "fp16",
+        options.lora_dropout > 0,
+        options.shard_base,
+        options.offload_blocks,
+        options.train_towers,
+    )
+    if options.cuda_graphs and device.type == "cuda" and not any(changing):
+        task.graphs = LossGraphs(task.weighted_errors, list(task.parameters.values()))
 
 
 def train_lora(options: TrainOptions, observers: Sequence[Observer] = ()) -> Path:
@@ -142,10 +176,9 @@ def make_observers(
     observers: list[Observer] = [task.meter]
     shared = (task.transformer, task.features)
     if data.validation and options.validate_every:
-        observers.append(Validation(*shared, data.validation, options))
-    evaluation = Evaluation(
-        *shared, folder, data.validation or first_views(data.scenes), options, with_metrics=bool(data.validation)
-    )
+        observers.append(Validation(*shared, data.validation, options, task.networks))
+    scenes = data.validation or first_views(data.scenes)
+    evaluation = Evaluation(*shared, folder, scenes, options, bool(data.validation), task.networks)
     if options.eval_every or options.preview_every:
         observers.append(evaluation)
     if options.compare_scenes:
@@ -168,9 +201,10 @@ def _train(
     features.prepare([*data.scenes, *data.validation], world.rank, world.size, _announce if world.is_main else None)
     world.barrier()
     transformer = load_base(folder, options, device)
-    task = LoRATask(transformer, data.scenes, features, options)
+    task = make_task(transformer, folder, data.scenes, features, options, device)
     if options.shard_base:
         shard_base(transformer, task.parameters.values(), world, device)
+    speed_up(task, options, device)
     watching = [*make_observers(task, data, folder, options, device), *observers]
     trainer = Trainer(task, options, world, device, watching)
     if world.is_main:

@@ -11,6 +11,7 @@ from .options import option
 
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 PRECISIONS = ("no", "bf16", "fp16")
+RECOMPUTATIONS = ("full", "selective")
 BASES = ("none", "int8", "fp8")
 BEST_METRICS = (
     "val_loss", "val_loss_ema", "eval_scene_f_score", "eval_object_f_score", "eval_scene_chamfer",
@@ -70,6 +71,10 @@ class TrainOptions:
     lora_target_modules: tuple[str, ...] = option(
         DEFAULT_TARGETS, "linears to adapt: last names (to_q), ranges (blocks.8-12.attn1.*), patterns (blocks.*.ff.*)"
     )
+    train_towers: bool = option(False, "adapt the image towers, too; they run in every step then")
+    lora_tower_targets: tuple[str, ...] | None = option(
+        None, "the towers' linears to adapt, as q_proj or image_encoder_2.*.value (default: all of their attention)"
+    )
     lora_rank_pattern: tuple[str, ...] | None = option(None, "other ranks for some of them, as blocks.8-12.*=32")
     lora_alpha_pattern: tuple[str, ...] | None = option(None, "other alphas for some of them, likewise")
     use_rslora: bool = option(False, "scale by alpha / sqrt(rank)")
@@ -80,6 +85,13 @@ class TrainOptions:
     mixed_precision: str = option("no", "type of the frozen base; the adapter is always fp32", PRECISIONS)
     gradient_checkpointing: bool = option(
         False, "recompute blocks in the backward pass to save memory", alters_run=False
+    )
+    recompute: str = option(
+        "full", "what that recomputes: whole blocks, or (selective) all but attention", RECOMPUTATIONS, alters_run=False
+    )
+    compile: bool = option(False, "compile the transformer's blocks: faster steps after a minute or two")
+    cuda_graphs: bool = option(
+        True, "on a GPU, record the passes of a step and replay them, where that can be done", alters_run=False
     )
     quantize_base: str = option(
         "none", "keep the frozen base in eight bits: int8 (any device), or fp8 (Ada, Hopper and later GPUs)", BASES
@@ -150,6 +162,8 @@ class TrainOptions:
             raise ValueError(f"num_tokens is {self.num_tokens}, expected at least 1")
         if self.lora_plus_ratio <= 0:
             raise ValueError(f"lora_plus_ratio is {self.lora_plus_ratio}, expected a number above 0")
+        if self.lora_tower_targets is not None and not self.train_towers:
+            raise ValueError("lora_tower_targets is given without train_towers, so it would do nothing")
         self._check_base()
         self.adapter_config()
         self._check_validation()
@@ -176,6 +190,10 @@ class TrainOptions:
                 "offload_blocks needs gradient_checkpointing: without it all blocks' weights are needed until the end "
                 "of the backward pass"
             )
+        if self.recompute != "full" and not self.gradient_checkpointing:
+            raise ValueError(f"recompute {self.recompute} says what gradient_checkpointing does: pass that, too")
+        if self.compile and (self.shard_base or self.offload_blocks):
+            raise ValueError("compile needs weights that stay where they are: not with shard_base or offload_blocks")
         for name, on in (("offload_blocks", self.offload_blocks), ("quantize_base", self.quantize_base != "none")):
             if self.shard_base and on:
                 raise ValueError(f"shard_base and {name} exclude each other: they keep the base in different forms")

@@ -197,8 +197,11 @@ def load_checkpoint(
             parameter.copy_(weights[key])
             if f"exp_avg.{key}" in moments:
                 restored = {moment: moments[f"{moment}.{key}"] for moment in MOMENTS}
-                moved = {k: v if k == "step" else v.to(parameter.device) for k, v in restored.items()}
-                optimizer.state[parameter] = moved  # AdamW keeps its step counts on the CPU
+                steps_stay = not optimizer.defaults.get("fused")  # the fused AdamW counts steps on the device
+                kept = ("step",) if steps_stay else ()
+                optimizer.state[parameter] = {
+                    k: v if k in kept else v.to(parameter.device) for k, v in restored.items()
+                }
     if ema is not None:
         # averaging that starts now starts from the weights
         ema.load(load_file(folder / "ema.safetensors") if (folder / "ema.safetensors").is_file() else weights)

@@ -9,6 +9,7 @@ only dropout uses, is seeded anew at every step and differs from rank to rank.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -25,6 +26,7 @@ from .ema import EMA
 from .files import read_json
 from .interrupt import Interrupted, StopRequest
 from .options import changed_keys
+from .prefetch import Prefetcher
 from .run_log import RunLog, say
 from .schedules import Plan, learning_rate_factor
 from .seeds import derive_seed
@@ -59,6 +61,7 @@ class Task(Protocol):
     # More, where they make sense:
     # learning_rate_factors: dict[str, float], for parameters with a learning rate of their own
     # scene_name(scene) -> str, for messages
+    # reads_ahead: bool, whether draw may run in a thread; its batches then move to the GPU by batch.map(function)
     # scene_costs() -> list[float], relative work of each scene, for the option balance_scenes
     # nothing(batch) -> Tensor, a loss of 0 after a pass through the network, for the option shard_base
 
@@ -171,10 +174,13 @@ class Trainer:
             betas=(options.adam_beta1, options.adam_beta2),
             eps=options.adam_epsilon,
             weight_decay=options.weight_decay,
+            fused=device.type == "cuda",  # one kernel for hundreds of small weights
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.mixed_precision == "fp16")
         self.ema = EMA(task.parameters, options.ema_decay) if options.ema_decay else None
         self.progress = Progress()
+        ahead = device.type == "cuda" and getattr(task, "reads_ahead", False)
+        self.batches = Prefetcher(self._draw, device, self.total_steps, ahead)
         self.output_dir = Path(options.output_dir)
         self.log: RunLog | None = None  # while training
 
@@ -189,7 +195,11 @@ class Trainer:
         start = find_start(self.options, self.world)
         if start is not None:
             self.resume(start)
-        with self.stop, RunLog(self.output_dir, self.progress.step, self.world.is_main) as log:
+        with (
+            self.stop,
+            contextlib.closing(self.batches),
+            RunLog(self.output_dir, self.progress.step, self.world.is_main) as log,
+        ):
             self.log = log
             started, first = time.monotonic(), self.progress.step
             while self.progress.step < self.total_steps:
@@ -224,7 +234,7 @@ class Trainer:
         rate = options.learning_rate * self.factor(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        batches = [(scenes, self.task.draw(scenes, step)) for scenes in self.plan.batches(step, self.world.rank)]
+        batches = list(zip(self.plan.batches(step, self.world.rank), self.batches.take(step), strict=True))
         count = torch.tensor(float(sum(batch.num_instances for _, batch in batches)), device=self.device)
         total = int(sum_over_ranks(count, self.world))
         sums = torch.zeros(2, dtype=torch.float64)  # weighted loss (already a share), unweighted loss
@@ -244,6 +254,9 @@ class Trainer:
         norm = self._reduce()
         self._update(math.isfinite(loss), norm)
         return {"loss": loss, "mse": plain, "lr": rate, "grad_norm": norm, "bad_steps": self.progress.bad_steps}
+
+    def _draw(self, step: int) -> list[Batch]:
+        return [self.task.draw(scenes, step) for scenes in self.plan.batches(step, self.world.rank)]
 
     def _keep_pace(self, step: int, done: int) -> None:
         """Passes that count nothing, for as many as other ranks have more in this step: see sharding.py."""

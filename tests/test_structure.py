@@ -42,12 +42,13 @@ adapter_maths  quantize
 data
 data_check  feature_encoder
 cache  objective
-schedules  ema  distributed  train_options  run_log  interrupt
+schedules  ema  distributed  train_options  run_log  interrupt  prefetch
 sharding
 train_state
 trainer
 memory  meters  validation
 lora_task
+tower_training
 evaluation  summary
 comparison
 train

@@ -129,7 +129,7 @@ def test_out_of_memory_is_explained_with_flags_in_order(options, monkeypatch):
     def hungry(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8")
 
-    monkeypatch.setattr(lora_task, "instance_losses", hungry)
+    monkeypatch.setattr(lora_task, "squared_errors", hungry)
     with pytest.raises(TrainingError) as error:
         train.train_lora(dataclasses.replace(options, batch_size=2))
     text = str(error.value)
