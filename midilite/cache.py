@@ -28,6 +28,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -68,6 +69,27 @@ class _Shared:
     scene: Scene | None
     surfaces: dict[int, np.ndarray] = field(default_factory=dict)
     latents: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+class FeatureSource(Protocol):
+    """Where training, validation and evaluation get encoded scenes from."""
+
+    mask_variants: tuple[int, ...]
+
+    @property
+    def encoder(self) -> SceneEncoder:
+        """What computes the features."""
+
+    def prepare(
+        self, scenes: Sequence[Scene], rank: int = 0, world_size: int = 1, progress: Progress | None = None
+    ) -> Prepared:
+        """Compute ahead what can be; see `FeatureCache.prepare`."""
+
+    def load(self, scene: Scene, view: int = 0, variant: int = 0) -> Features:
+        """Features of one view. Raises ValueError naming the file when the scene can't be read."""
+
+    def num_instances(self, scene: Scene, view: int = 0) -> int:
+        """n of a view: objects out of sight are not counted."""
 
 
 class LiveFeatures:

@@ -61,12 +61,12 @@ class Comparison:
     def _rows(self, device: torch.device) -> tuple[list[tuple[list[Image.Image], list[str]]], dict[str, float | None]]:
         evaluation, rows = self.evaluation, []
         scores: dict[str, list[float]] = {"base": [], "adapted": []}
-        with undisturbed(evaluation.transformer, device):
+        with undisturbed(evaluation.networks, device):
             vae = evaluation.load_vae(device)
             for scene in evaluation.scenes[: self.count]:
                 found: dict[str, Generated] = {}
                 for name, weights in (("base", {}), ("adapted", {"default": 1.0})):
-                    lora.set_adapters(evaluation.transformer, weights)
+                    lora.set_adapters(evaluation.networks, weights)
                     found[name] = evaluation.generate(scene, vae)
                 row, captions = comparison_row(found, device)
                 rows.append((row, captions))

@@ -12,10 +12,9 @@ import torch
 
 from .cache import LiveFeatures
 from .distributed import World
-from .lora import adapter_parameters
 from .memory import estimate_presets
 from .model_folder import ModelFolder
-from .train import DTYPES, LoRATask, load_base, training_data
+from .train import DTYPES, load_base, make_task, training_data
 from .train_options import TrainOptions
 from .trainer import Trainer
 
@@ -62,14 +61,14 @@ def run_dry(options: TrainOptions) -> DryRun:
     live = LiveFeatures(folder, num_tokens, options.seed, dtype, device, options.mask_variants)
     transformer = load_base(folder, options, device)
     base = sum(p.numel() for p in transformer.parameters())
-    task = LoRATask(transformer, data.scenes, live, options)
+    task = make_task(transformer, folder, data.scenes, live, options, device)
     trainer = Trainer(task, replace(options, resume_from_checkpoint=None), World(), device)
     times = []
     for step in range(2):
         started = time.perf_counter()
         trainer.step(step)
         times.append(time.perf_counter() - started)
-    trainable = sum(p.numel() for p in adapter_parameters(transformer).values())
+    trainable = sum(p.numel() for p in task.parameters.values())
     sample = live.load(data.scenes[0])
     condition_tokens = tuple(c.shape[1] for c in sample.conditions())
     encoded = [*data.scenes, *data.validation]

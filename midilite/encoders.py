@@ -4,7 +4,8 @@ Both are plain pre-norm vision transformers (Dosovitskiy et al. 2021): cut the i
 convolution, put a class token in front, add position embeddings, run attention blocks. They differ in the details that
 the classes below name. The maths and the key names are those of the `transformers` classes Dinov2Model (Oquab et al.
 2023) and CLIPVisionModelWithProjection (Radford et al. 2021), which the tests use as the oracle; this file needs
-neither. Left out: text towers, masked-patch training, dropout (both encoders are frozen here), and attention weights.
+neither. Left out: text towers, masked-patch training, dropout (what trains here is adapters at most), and attention
+weights.
 
 What is fused: query, key and value are one product per block, under three names in `state_dict()` (layers.Linear).
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .config import CLIPVisionConfig, DINOv2Config
 from .layers import LayerNorm, Linear, Network, attention, split_stacked
@@ -59,6 +61,16 @@ class SwiGLU(nn.Module):
         """[..., D] -> [..., D]."""
         gate, up = self.weights_in(x).chunk(2, dim=-1)
         return self.weights_out(F.silu(gate) * up)
+
+
+def run_blocks(blocks: nn.ModuleList, x: Tensor, checkpointed: bool) -> Tensor:
+    """[B, T, D] through all blocks; `checkpointed` keeps only their inputs for a backward pass and computes anew."""
+    for block in blocks:
+        if checkpointed and torch.is_grad_enabled():
+            x = checkpoint(block, x, use_reentrant=False)
+        else:
+            x = block(x)
+    return x
 
 
 # ---------------------------------------------------------------------------------------------------------- DINOv2
@@ -153,11 +165,15 @@ class DINOv2(Network):
     """DINOv2 (Dinov2Model) at any resolution, with any number of input channels.
 
     MIDI feeds 7 channels: instance image, scene image, instance mask. TripoSG feeds 3.
+
+    Attributes:
+        gradient_checkpointing: recompute blocks in the backward pass.
     """
 
     def __init__(self, config: DINOv2Config) -> None:
         super().__init__()
         self.config = config
+        self.gradient_checkpointing = False
         self.embeddings = DINOv2Embeddings(config)
         blocks = [DINOv2Block(config) for _ in range(config.num_hidden_layers)]
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(blocks)})
@@ -175,9 +191,7 @@ class DINOv2(Network):
         Raises:
             ValueError: another number of channels than the patch kernel has, or an image smaller than a patch.
         """
-        x = self.embeddings(pixels)
-        for block in self.encoder["layer"]:
-            x = block(x)
+        x = run_blocks(self.encoder["layer"], self.embeddings(pixels), self.gradient_checkpointing)
         return self.layernorm(x)
 
 
@@ -254,20 +268,23 @@ class CLIPVisionTransformer(nn.Module):
         self.encoder = nn.ModuleDict({"layers": nn.ModuleList(blocks)})
         self.post_layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor, checkpointed: bool = False) -> Tensor:
         """[B, C, S, S] -> the normalised class token [B, D]; the other tokens are not normalised by CLIP."""
-        x = self.pre_layrnorm(self.embeddings(pixels))
-        for block in self.encoder["layers"]:
-            x = block(x)
+        x = run_blocks(self.encoder["layers"], self.pre_layrnorm(self.embeddings(pixels)), checkpointed)
         return self.post_layernorm(x[:, 0])
 
 
 class CLIPVision(Network):
-    """CLIP's vision tower with projection (CLIPVisionModelWithProjection): one vector per image."""
+    """CLIP's vision tower with projection (CLIPVisionModelWithProjection): one vector per image.
+
+    Attributes:
+        gradient_checkpointing: recompute blocks in the backward pass.
+    """
 
     def __init__(self, config: CLIPVisionConfig) -> None:
         super().__init__()
         self.config = config
+        self.gradient_checkpointing = False
         self.vision_model = CLIPVisionTransformer(config)
         self.visual_projection = Linear(config.hidden_size, config.projection_dim, bias=False)
 
@@ -283,7 +300,7 @@ class CLIPVision(Network):
         Raises:
             ValueError: another number of channels or another size than the tower's (both are given).
         """
-        return self.visual_projection(self.vision_model(pixels))
+        return self.visual_projection(self.vision_model(pixels, self.gradient_checkpointing))
 
 
 def _check_pixels(owner: str, pixels: Tensor, channels: int, smallest: int = 1) -> None:

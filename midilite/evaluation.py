@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from .cache import FeatureCache, LiveFeatures
+from .cache import FeatureSource
 from .data import Scene, read_scene_quietly
 from .distributed import World, sum_over_ranks
 from .dit import DiT
@@ -85,17 +85,20 @@ class Evaluation:
         scenes: what to generate; the first `eval_scenes` of them are taken.
         options: of the run.
         with_metrics: whether metrics are wanted; they mean little for scenes that are trained on.
+        networks: all that has the adapter, when that is more than the transformer.
     """
 
     def __init__(
         self,
         transformer: DiT,
-        features: FeatureCache | LiveFeatures,
+        features: FeatureSource,
         folder: ModelFolder,
         scenes: list[Scene],
         options: TrainOptions,
         with_metrics: bool = True,
+        networks: nn.Module | None = None,
     ) -> None:
+        self.networks = networks or transformer
         self.transformer, self.features, self.folder, self.options = transformer, features, folder, options
         self.scenes, self.with_metrics = scenes[: options.eval_scenes], with_metrics
 
@@ -122,7 +125,7 @@ class Evaluation:
         """(see `mean_metrics`, sheets uint8 [scenes, height, width, 3]) of all ranks."""
         table = torch.zeros(len(self.scenes), 2 * len(SCENE_KEYS) + 1, dtype=torch.float64)
         sheets: dict[int, Tensor] = {}
-        with undisturbed(self.transformer, device):
+        with undisturbed(self.networks, device):
             vae = self.load_vae(device)
             for number, counts in my_turns(len(self.scenes), world):
                 generated = self.generate(self.scenes[number], vae, decode=counts)

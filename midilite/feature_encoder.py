@@ -17,7 +17,7 @@ from torch import Tensor
 from .augment import scene_instances
 from .config import CLIPVisionConfig, DINOv2Config, VAEConfig
 from .data import SceneData
-from .images import Instance, condition_pixels
+from .images import condition_pixels
 from .layers import Network
 from .model_folder import ModelFolder
 from .seeds import torch_generator
@@ -58,6 +58,33 @@ class Features:
     def conditions(self) -> tuple[Tensor, ...]:
         """The conditions in the transformer's order."""
         return (self.dinov2,) if self.clip is None else (self.clip, self.dinov2)
+
+
+@dataclass(frozen=True, eq=False)
+class PixelFeatures:
+    """A scene with its pictures still to be encoded, as it is needed where the image towers train.
+
+    Attributes:
+        pixels: [n, C, H, W] per image encoder, in the order of the conditions.
+        mean, logvar, mask_share: as in `Features`.
+    """
+
+    pixels: tuple[Tensor, ...]
+    mean: Tensor
+    logvar: Tensor
+    mask_share: Tensor
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def select(self, rows: Tensor) -> PixelFeatures:
+        """These instances, in this order."""
+        pixels = tuple(tensor[rows] for tensor in self.pixels)
+        return PixelFeatures(pixels, self.mean[rows], self.logvar[rows], self.mask_share[rows])
+
+    def conditions(self) -> tuple[Tensor, ...]:
+        """What stands in the place of the conditions: the pixels."""
+        return self.pixels
 
 
 class SceneEncoder:
@@ -131,9 +158,8 @@ class SceneEncoder:
         Raises:
             ValueError: an encoder gave NaN or infinity, as fp16 does when it overflows.
         """
-        instances = scene_instances(data.image, data.labels, mask_pixels)
         with torch.inference_mode():
-            clip, dinov2 = self._conditions(instances, data)
+            clip, dinov2 = self._conditions(self.pixels(data, mask_pixels))
         features = Features(
             None if clip is None else clip.clone(), dinov2.clone(), *latents, torch.from_numpy(data.mask_share)
         )
@@ -142,12 +168,16 @@ class SceneEncoder:
             raise ValueError(f"{data.name}: the encoders gave NaN or infinity ({', '.join(bad)}) in {self.dtype}")
         return features
 
-    def _conditions(self, instances: list[Instance], data: SceneData) -> tuple[Tensor | None, Tensor]:
+    def pixels(self, data: SceneData, mask_pixels: int = 0) -> tuple[Tensor, ...]:
+        """What each image encoder sees, with masks varied: fp32 [n, C, H, W], in the order of the conditions."""
+        instances = scene_instances(data.image, data.labels, mask_pixels)
         if self.model.kind.clip is None:
-            pixels = torch.stack([self.dinov2_preprocessor(instance.rgb) for instance in instances])
-            return None, self._run("dinov2", pixels)
-        for_clip, for_dinov2 = condition_pixels(instances, data.image, self.clip_preprocessor, self.dinov2_preprocessor)
-        return self._run("clip", for_clip)[:, None], self._run("dinov2", for_dinov2)
+            return (torch.stack([self.dinov2_preprocessor(instance.rgb) for instance in instances]),)
+        return condition_pixels(instances, data.image, self.clip_preprocessor, self.dinov2_preprocessor)
+
+    def _conditions(self, pixels: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor]:
+        clip = self._run("clip", pixels[0])[:, None] if len(pixels) == 2 else None
+        return clip, self._run("dinov2", pixels[-1])
 
     def _run(self, name: str, pixels: Tensor) -> Tensor:
         network = self._network(name)

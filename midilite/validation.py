@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from . import lora
-from .cache import FeatureCache, LiveFeatures
+from .cache import FeatureSource
 from .data import Scene
 from .distributed import World, sum_over_ranks
 from .dit import DiT
@@ -90,7 +90,7 @@ def first_views(scenes: Sequence[Scene]) -> list[Scene]:
     return [replace(scene, views=scene.views[:1]) for scene in scenes]
 
 
-def load_plain(source: FeatureCache | LiveFeatures, scene: Scene, options: TrainOptions) -> tuple[Features, Tensor]:
+def load_plain(source: FeatureSource, scene: Scene, options: TrainOptions) -> tuple[Features, Tensor]:
     """(features, rows): the first view as it is, without augmentation.
 
     Of more than `max_num_instances` instances the best visible ones are taken; ones below `min_mask_share` are left
@@ -145,12 +145,19 @@ class Validation:
         features: where the encoded scenes come from.
         scenes: the validation scenes.
         options: of the run.
+        networks: all that has the adapter, when that is more than the transformer.
     """
 
     def __init__(
-        self, transformer: DiT, features: FeatureCache | LiveFeatures, scenes: list[Scene], options: TrainOptions
+        self,
+        transformer: DiT,
+        features: FeatureSource,
+        scenes: list[Scene],
+        options: TrainOptions,
+        networks: nn.Module | None = None,
     ) -> None:
         self.transformer, self.features, self.scenes, self.options = transformer, features, scenes, options
+        self.networks = networks or transformer
         self.base: float | None = None
 
     def after_step(self, trainer: Trainer, done: int, metrics: dict[str, float]) -> dict[str, float | None]:
@@ -165,7 +172,7 @@ class Validation:
             with trainer.ema.applied():
                 values["val_loss_ema"] = _mean(self.measure(trainer.world, trainer.device))
         if self.base is None:
-            with lora.temporary_weights(self.transformer, {}):
+            with lora.temporary_weights(self.networks, {}):
                 self.base = values["val_loss_base"] = _mean(self.measure(trainer.world, trainer.device))
         if trainer.world.is_main:
             say(f"step {done}: validation loss {values['val_loss']:.4f} (base {self.base:.4f})")
@@ -174,7 +181,7 @@ class Validation:
     def measure(self, world: World, device: torch.device) -> list[float]:
         """Mean over all instances of all scenes, for each of SIGMAS."""
         table = torch.zeros(len(self.scenes), len(SIGMAS) + 1, dtype=torch.float64)
-        with undisturbed(self.transformer, device):
+        with undisturbed(self.networks, device):
             for number, counts in my_turns(len(self.scenes), world):
                 losses = self._scene_losses(self.scenes[number])
                 if counts:
