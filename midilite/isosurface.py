@@ -49,6 +49,7 @@ SMOOTHINGS = ("none", "box3")
 _BOX_DEPTH = 6  # depth of the first pass, which only looks for the bounding box
 _MAX_FOLLOW = 64  # rounds of following the surface before all that is left is evaluated
 _BLOCK = {"cpu": 1 << 14, "cuda": 1 << 22}  # cells tested at a time: what fits a CPU's cache or a GPU's memory
+_SAMPLE = 1 << 16  # cells that tell the usual slope
 _NODES = 1 << 25  # nodes listed at a time, likewise
 
 SDF = Callable[[Tensor], Tensor]
@@ -236,20 +237,41 @@ class _Search:
     def _bound(self, values: Tensor, known: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
         """What values rule out, as `grid_ops` wants it. [n, n, n], [n, n, n], [3] -> [n, n, n], [3].
 
+        At a node counts the usual slope near the surface, or the steepest one in the cells around it if that is more.
         The bound is infinite at nodes not known: if the cells around one could hold surface as far as coarser levels
         tell, all their corners would be known.
         """
-        self._update_slope(values, known, cell)
-        return (values * values).masked_fill_(~known, torch.inf), (self.margin * self.slope * cell) ** 2
-
-    def _update_slope(self, values: Tensor, known: Tensor, cell: Tensor) -> None:
-        """Take the steepest of the 28 slopes between corners of every evaluated cell into account."""
         cells = marked(~cells_with(~known))
-        distance = (self.apart * cell).norm(dim=1)
-        for block in cells.split(_BLOCK.get(self.device.type, _BLOCK["cuda"])) if len(cells) else ():
-            corners = values.view(-1)[nodes_of_cells(block, values.shape[0])]
-            rise = (corners[self.pairs[1]] - corners[self.pairs[0]]).abs_().amax(1)
-            self.slope = self.slope.maximum((rise / distance).max())
+        slopes = self._slopes(values, cells, cell)
+        slope = self.slope.expand_as(values).contiguous()
+        steep = (slopes > self.slope).nonzero()[:, 0]
+        corners = nodes_of_cells(cells[steep], values.shape[0])
+        slope.view(-1).scatter_reduce_(0, corners.view(-1), slopes[steep].repeat(8), "amax")
+        bound = (values / slope.clamp_(min=1e-30)).square_().masked_fill_(~known, torch.inf)
+        return bound, (self.margin * cell) ** 2
+
+    def _slopes(self, values: Tensor, cells: Tensor, cell: Tensor) -> Tensor:
+        """The steepest of the 28 slopes between corners of cells, [M] -> [M]. Updates the usual slope.
+
+        The usual slope is what all but a hundredth of the cells near the surface stay below. For a distance that is 1,
+        as the steepest is; a network has places, most of them far out, where it is several times that.
+        """
+        distance = (self.apart * cell).norm(dim=1)[:, None]
+        slopes, near = values.new_empty(len(cells)), torch.empty(len(cells), dtype=torch.bool, device=self.device)
+        size = _BLOCK.get(self.device.type, _BLOCK["cuda"])
+        for first in range(0, len(cells), size):
+            block = slice(first, first + size)
+            corners = values.view(-1)[nodes_of_cells(cells[block], values.shape[0])]
+            rise = (corners[self.pairs[1]] - corners[self.pairs[0]]).abs_()
+            slopes[block] = rise.div_(distance).amax(0)
+            near[block] = corners.abs_().amin(0) <= slopes[block] * cell.norm()
+        if len(cells):
+            step = 1 + len(cells) // _SAMPLE
+            some, near = slopes[::step], near[::step]
+            place = (len(some) - 1 - near.sum() // 100).view(1)
+            usual = some.where(near, -1.0).sort()[0].index_select(0, place)[0]
+            self.slope = self.slope.maximum(torch.where(near.any(), usual, some.max()))
+        return slopes
 
     def _follow(self, grid: _Grid, level: int, values: Tensor, known: Tensor, smoothing: str) -> tuple[Tensor, Tensor]:
         """Evaluate wherever a cell that the surface crosses has a corner not yet known, until none has.
