@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from . import lora
 from .adapters import network_group
-from .cache import FeatureSource, Prepared, Progress
+from .cache import FeatureCache, FeatureSource, Prepared, Progress
 from .data import Scene, read_scene_quietly
 from .dit import DiT
 from .encoders import CLIPVision
@@ -132,6 +132,7 @@ class TowerTask(LoRATask):
         for tower in towers.values():
             tower.gradient_checkpointing = options.gradient_checkpointing
         self._train_adapters(network_group(transformer, **towers))
+        self.reads_ahead = isinstance(features, FeatureCache)  # pixels are cut out on the CPU
         # whole paths: a name that is meant for one network may be there in another
         self.config = dataclasses.replace(self.config, target_modules=tuple(self.modules))
         self.metadata = {**self.metadata, "image_towers": list(towers)}
