@@ -4,15 +4,19 @@ The shipped model is used: at its widths a GPU's matrix products do take their f
 """
 
 import dataclasses
+import json
 
 import pytest
 import torch
-from conftest import relative_error
+from conftest import GOLDEN, relative_error
 from test_lora_kinds import KINDS
 
+import midilite
 from midilite import lora
 from midilite.adapters import AdapterFile, apply_adapter, read_adapter, write_adapter
 from midilite.model_folder import ModelFolder
+from midilite.train import train_lora
+from midilite.train_options import TrainOptions
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="there is no CUDA GPU; test_lora_kinds.py is the same on a CPU"
@@ -106,3 +110,22 @@ def test_100_cycles_of_loading_and_unloading_leave_the_bases_bits(tmp_path, dtyp
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key].view(torch.uint8), after[key].view(torch.uint8)) for key in before)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_towers_train_on_a_gpu_as_on_a_cpu(prepared, tmp_path, precision):
+    """Losses of six steps with pixels read ahead and blocks recomputed; the file loads into a pipeline there."""
+    folders = {}
+    for device in ("cpu", "cuda"):
+        options = TrainOptions(
+            pretrained_model=str(GOLDEN / "midi_tiny" / "checkpoint"), data_dir=str(prepared), device=device,
+            output_dir=str(tmp_path / device), cache_dir=str(tmp_path / "cache"), num_tokens=16, lora_rank=4,
+            learning_rate=1e-3, max_train_steps=6, batch_size=2, train_towers=True, mixed_precision=precision,
+            gradient_checkpointing=device == "cuda",
+        )  # fmt: skip
+        folders[device] = train_lora(options)
+    lines = {d: [json.loads(line)["loss"] for line in open(tmp_path / d / "metrics.jsonl")] for d in folders}
+    assert lines["cuda"] == pytest.approx(lines["cpu"], rel=1e-4 if precision == "no" else 2e-2)
+    pipe = midilite.load_pipeline(GOLDEN / "midi_tiny" / "checkpoint", device="cuda")
+    pipe.load_adapter(folders["cuda"])
+    assert all(lora.slots(network) for network in pipe.networks.values())
