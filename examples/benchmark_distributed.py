@@ -59,8 +59,8 @@ from midilite.run_log import say  # noqa: E402
 from midilite.train import DTYPES  # noqa: E402
 
 NAMES = (
-    "one", "per process", "total", "balanced per process", "balanced total", "sharded", "small gpus", "same losses",
-    "denoising", "whole scenes",
+    "one", "per process", "total", "balanced per process", "balanced total", "denoising", "whole scenes", "same losses",
+    "sharded", "small gpus",
 )  # fmt: skip
 
 
@@ -146,8 +146,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--output", type=Path, default=Path("outputs/benchmark_distributed.jsonl"), help="file of results, written anew"
     )
     add("--passes", type=int, default=8, help="scenes per process and step, each a pass; a multiple of the processes")
-    add("--scenes", type=int, default=32, help="scenes of the epoch that is timed")
-    add("--instances", type=int, nargs="+", default=list(range(1, 8)), help="sizes of these scenes, equally likely")
+    add("--scenes", type=int, default=48, help="scenes of the epoch that is timed")
+    add("--instances", type=int, nargs="+", default=[1, 2, 4, 7], help="sizes of these scenes, equally likely")
     add("--num_tokens", type=int, help="latent tokens per instance (default: the model's)")
     add("--mixed_precision", choices=tuple(DTYPES), help="default: bf16 on GPUs, no on a CPU")
     add("--option", nargs="+", default=[], metavar="NAME=VALUE", help="more options of training, such as compile=true")
@@ -155,7 +155,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--loss_steps", type=int, default=10, help="of `same losses`")
     add("--fp32_tokens", type=int, default=512, help="tokens per instance of `same losses`")
     add("--scene_instances", type=int, nargs="+", default=[1, 4, 7], help="sizes of the scenes of `denoising`")
-    add("--whole_instances", type=int, nargs="+", default=[1, 4, 7], help="sizes of `whole scenes`")
+    add("--whole_instances", type=int, nargs="+", default=[4], help="sizes of `whole scenes`")
     add("--steps", type=int, default=8, help="timed steps of `denoising`")
     add("--fp32_steps", type=int, default=4, help="steps of its loop that is compared with fp32")
     add("--limit_seconds", type=float, default=120, help="longest that a case may take; 0 has no limit")

@@ -37,14 +37,14 @@ class Machine:
     Attributes:
         size: of the networks and their inputs.
         precision: as the option `mixed_precision`.
-        seen: kinds of attention products that this process has computed already (the first time takes longer).
+        kept: objects that several cases use.
     """
 
     world: World
     device: torch.device
     size: Size
     precision: str
-    seen: set[tuple] = field(default_factory=set)
+    kept: dict[str, Any] = field(default_factory=dict)
     _features: dict[int, KeptFeatures] = field(default_factory=dict)
 
     @property
@@ -68,6 +68,11 @@ class Machine:
         if self.on_gpu:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+    def release(self) -> None:
+        """Forget what cases kept, and free its memory."""
+        self.kept.clear()
+        self.tidy()
 
     def tidy(self) -> None:
         """Free what nothing refers to, and forget the peak of memory."""

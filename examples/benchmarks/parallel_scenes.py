@@ -58,6 +58,7 @@ def ways(instances: int, world: World) -> list[str]:
 @torch.inference_mode()
 def denoising(machine: Machine, counts: Sequence[int], steps: int, compared_steps: int) -> dict[str, Any]:
     """Seconds per guided step of scenes of these sizes by every way of sharing, and the distances of the latents."""
+    machine.release()
     model = random_transformer(machine.size.dit, machine.device, machine.device, machine.dtype).eval()
     rows, kept = {}, {}
     for count in counts:
@@ -130,6 +131,7 @@ def whole_scenes(machine: Machine, counts: Sequence[int]) -> dict[str, Any]:
     """Picture and mask to a GLB file's bytes in all steps, by one process and by all; random weights, ball decoder."""
     if importlib.util.find_spec("trimesh") is None:
         raise RuntimeError("meshes need trimesh, which is not installed here")
+    machine.release()
     pipeline = random_pipeline(machine.size, machine.device, machine.dtype)
     rows = {}
     for count in counts:

@@ -1,8 +1,9 @@
 """Training on several GPUs against one: pace, communication, balancing, a sharded base, and the same losses.
 
 A step trains scenes of mixed sizes, each by a pass of its own; the options `passes` says how many one process has.
-The first time that attention meets a shape takes up to a second (its kernel is chosen), so that steps with new shapes
-are run before any is timed. All cases train the same scenes.
+The first time of every composition of a batch takes seconds (kernels are chosen, passes are recorded), so that new ones
+are run before anything is timed. All cases train the same scenes, from the same start; those whose base is whole share
+one task.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import resource
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from midilite.config import DiTConfig
 from midilite.distributed import World, sum_over_ranks
@@ -26,6 +27,7 @@ from midilite.objective import SceneBatch
 from midilite.options import from_mapping
 from midilite.seeds import torch_generator
 from midilite.sharding import local_bytes, shard_base
+from midilite.train import DTYPES, speed_up
 from midilite.train_options import TrainOptions
 from midilite.trainer import Trainer
 
@@ -52,7 +54,7 @@ class Workload:
     sizes: tuple[int, ...]
     tokens: int
     options: dict[str, Any]
-    watched: int = 2
+    watched: int = 1
 
     def make_scenes(self) -> list[Any]:
         """Scenes of these sizes in a random order."""
@@ -106,27 +108,53 @@ class Clock:
             dist.all_reduce = original
 
 
-def new_shapes(batch: SceneBatch, machine: Machine, tokens: int) -> bool:
-    """Whether attention meets shapes in this batch that it did not meet before; they count as met from now on."""
-    groups = [size for scene in batch.scenes for size in scene.groups]
-    runs = {("group", size, len(list(run))) for size, run in groupby(groups)}
-    shapes = {(machine.precision, tokens, *kind) for kind in {("sample", batch.num_instances), *runs}}
-    found = not shapes <= machine.seen
-    machine.seen |= shapes
-    return found
+@dataclasses.dataclass
+class Prepared:
+    """A task that several cases train from the same start, with what was made ready for it.
+
+    Attributes:
+        start: the adapter's first weights.
+        seen: compositions of batches that it has met; the first time of each takes longer.
+    """
+
+    task: LoRATask
+    start: list[Tensor]
+    seen: set[tuple] = dataclasses.field(default_factory=set)
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Put the adapter back to its start."""
+        for parameter, value in zip(self.task.parameters.values(), self.start, strict=True):
+            parameter.copy_(value)
+            parameter.grad = None
+
+    def new(self, batch: SceneBatch) -> bool:
+        """Whether a batch is composed as none before it."""
+        key = tuple(size for scene in batch.scenes for size in scene.groups)
+        found = key not in self.seen
+        self.seen.add(key)
+        return found
 
 
-def warm_up(trainer: Trainer, machine: Machine, least: int = 2) -> int:
-    """Run the first steps, and all that bring new shapes to any rank; returns how many."""
-    plan, world, ran = trainer.plan, trainer.world, 0
-    tokens = trainer.task.features.num_tokens
+def warm_up(trainer: Trainer, prepared: Prepared) -> int:
+    """Run every composition of a batch that is new, and a step; returns how many passes or steps were new.
+
+    With a sharded base all ranks run every pass together, so that whole steps are repeated there.
+    """
+    plan, world, task, ran = trainer.plan, trainer.world, trainer.task, 0
     for step in range(plan.steps_per_epoch):
-        batches = [trainer.task.draw(scenes, step) for scenes in plan.batches(step, world.rank)]
-        new = [new_shapes(batch, machine, tokens) for batch in batches]
-        flag = torch.tensor(float(any(new) or step < least), device=machine.device)
-        if sum_over_ranks(flag, world).item():
+        new = [batch for batch in (task.draw(s, step) for s in plan.batches(step, world.rank)) if prepared.new(batch)]
+        if not trainer.options.shard_base:
+            for batch in new:
+                task.loss(batch, 1)[0].backward()
+            ran += len(new)
+        elif sum_over_ranks(torch.tensor(float(len(new)), device=trainer.device), world).item():
             trainer.step(step)
             ran += 1
+    trainer.optimizer.zero_grad()
+    trainer.step(0)
+    trainer.optimizer.state.clear()
+    prepared.reset()
     return ran
 
 
@@ -160,8 +188,8 @@ def measure(trainer: Trainer, machine: Machine, watched: int) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------ cases
 
 
-def make_trainer(machine: Machine, work: Workload, world: World, **changes: Any) -> Trainer:
-    """A trainer of random scenes; `changes` are options."""
+def make_options(machine: Machine, work: Workload, **changes: Any) -> TrainOptions:
+    """Options of a training; `changes` win."""
     values = {
         "lora_rank": 16,
         "mixed_precision": machine.precision,
@@ -171,37 +199,66 @@ def make_trainer(machine: Machine, work: Workload, world: World, **changes: Any)
         **work.options,
         **changes,
     }
-    options = from_mapping(TrainOptions, values, "the benchmark's options")
+    return from_mapping(TrainOptions, values, "the benchmark's options")
+
+
+def prepare(machine: Machine, work: Workload, options: TrainOptions, world: World) -> Prepared:
+    """A task of random scenes, as train.py would make it."""
+    machine.release()
     home = torch.device("cpu") if options.shard_base else machine.device
-    dtype = machine.dtype if options.mixed_precision == machine.precision else torch.float32
+    dtype = DTYPES[options.mixed_precision]
     model = random_transformer(machine.size.dit, home, machine.device, dtype)
     task = LoRATask(model, work.make_scenes(), machine.features(work.tokens), options)
     if options.shard_base:
         shard_base(model, task.parameters.values(), world, machine.device)
+    task.reads_ahead = True  # as with a cache on the disk
+    speed_up(task, options, machine.device)
     machine.tidy()
-    return Trainer(task, options, world, machine.device)
+    return Prepared(task, [p.detach().clone() for p in task.parameters.values()])
+
+
+def prepared_once(machine: Machine, work: Workload, options: TrainOptions) -> Prepared:
+    """The same task for all cases whose base is whole."""
+    if "training" not in machine.kept:
+        machine.kept["training"] = prepare(machine, work, options, machine.world)
+    machine.kept["training"].reset()
+    return machine.kept["training"]
 
 
 def alone(machine: Machine, work: Workload) -> dict[str, Any]:
     """One process. The others warm up at the same time, for the cases to come, and wait."""
-    trainer = make_trainer(machine, work, World())
-    warm = warm_up(trainer, machine)
-    machine.world.barrier()
-    result = measure(trainer, machine, 0) if machine.world.is_main else {}
-    machine.world.barrier()
-    return {"processes": 1, "passes": work.passes, "warm_up_steps": warm, **result, **sizes(trainer, machine)}
+    options = make_options(machine, work)
+    prepared = prepared_once(machine, work, options)
+    with closing(Trainer(prepared.task, options, World(), machine.device)) as trainer:
+        warm = warm_up(trainer, prepared)
+        machine.world.barrier()
+        result = measure(trainer, machine, 0) if machine.world.is_main else {}
+        machine.world.barrier()
+        return {"processes": 1, "passes": work.passes, "warm_ups": warm, **result, **sizes(trainer, machine)}
 
 
 def together(machine: Machine, work: Workload, divide: bool = False, **changes: Any) -> dict[str, Any]:
     """All processes, each with that many passes, or with its part of them when `divide`."""
-    passes = work.passes // machine.world.size if divide else work.passes
-    trainer = make_trainer(machine, work, machine.world, gradient_accumulation_steps=passes, **changes)
-    warm = warm_up(trainer, machine)
-    machine.world.barrier()
-    result = measure(trainer, machine, work.watched)
-    return {
-        "processes": machine.world.size, "passes": passes, "warm_up_steps": warm, **result, **sizes(trainer, machine)
-    }  # fmt: skip
+    world, passes = machine.world, work.passes // machine.world.size if divide else work.passes
+    options = make_options(machine, work, gradient_accumulation_steps=passes, **changes)
+    if options.shard_base:
+        prepared = prepare(machine, work, options, world)
+    else:
+        prepared = prepared_once(machine, work, options)
+    with closing(Trainer(prepared.task, options, world, machine.device)) as trainer:
+        warm = warm_up(trainer, prepared)
+        world.barrier()
+        result = measure(trainer, machine, work.watched)
+        return {"processes": world.size, "passes": passes, "warm_ups": warm, **result, **sizes(trainer, machine)}
+
+
+@contextmanager
+def closing(trainer: Trainer) -> Iterator[Trainer]:
+    """A trainer whose reading ahead ends with the context."""
+    try:
+        yield trainer
+    finally:
+        trainer.batches.close()
 
 
 def sizes(trainer: Trainer, machine: Machine) -> dict[str, Any]:
@@ -214,6 +271,7 @@ def sizes(trainer: Trainer, machine: Machine) -> dict[str, Any]:
 
 def small_gpus(machine: Machine, work: Workload, gib: float) -> dict[str, Any]:
     """A sharded base with little memory per GPU; and whether the whole base would have fitted."""
+    machine.release()
     with machine.limited(gib):
         whole = _fits(machine, work)
         result = together(machine, work, shard_base=True, gradient_checkpointing=True)
@@ -226,7 +284,10 @@ def _fits(machine: Machine, work: Workload) -> str:
         return "not tried: a CPU has no limit here"
     largest = dataclasses.replace(work, sizes=(max(work.sizes),), scenes=1, passes=1)
     try:
-        make_trainer(machine, largest, World(), gradient_checkpointing=True).step(0)
+        options = make_options(machine, largest, gradient_checkpointing=True)
+        task = prepare(machine, largest, options, World()).task
+        with closing(Trainer(task, options, World(), machine.device)) as trainer:
+            trainer.step(0)
         found = f"fits, {machine.memory()['peak_reserved_gib']:.2f} GiB reserved"
     except torch.OutOfMemoryError:
         found = "out of memory"
@@ -239,10 +300,9 @@ def same_losses(machine: Machine, work: Workload) -> dict[str, Any]:
     losses: dict[str, list[float]] = {}
     for name, world in (("one", World()), ("all", machine.world)):
         passes = work.passes // world.size
-        trainer = make_trainer(machine, work, world, gradient_accumulation_steps=passes, mixed_precision="no")
-        losses[name] = [trainer.step(step)["loss"] for step in range(trainer.plan.steps_per_epoch)]
-        del trainer
-        machine.tidy()
+        options = make_options(machine, work, gradient_accumulation_steps=passes, mixed_precision="no")
+        with closing(Trainer(prepare(machine, work, options, world).task, options, world, machine.device)) as trainer:
+            losses[name] = [trainer.step(step)["loss"] for step in range(trainer.plan.steps_per_epoch)]
     return {"tokens": work.tokens, "sizes": list(work.sizes), **compare_losses(losses["one"], losses["all"])}
 
 
