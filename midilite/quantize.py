@@ -60,14 +60,10 @@ def quantize_base(transformer: DiT, kind: str, device: str | torch.device | None
         raise ValueError(f"a base can be quantised to {' or '.join(KINDS)}, not to {kind!r}")
     device = torch.device(device) if device is not None else transformer.proj_in.weight.device
     _check_device(kind, device)
-    for path, linear in transformer.blocks.named_modules():
-        if isinstance(linear, Linear) and linear.quantized:
-            raise ValueError(f"blocks.{path}: is {linear.quantized} already; load the model again to quantise it anew")
-        if isinstance(linear, Linear) and linear.home:
-            raise ValueError("the blocks are offloaded: quantise the base first, then offload it")
+    _check_base(transformer)
     transformer.known_fingerprint = base_fingerprint(transformer)
-    for parent, name, linear in _linears(transformer.blocks):
-        setattr(parent, name, QuantizedLinear(linear, kind, device))
+    for parent, name in _places(transformer.blocks):  # nothing here may hold a linear: its weight is to be freed
+        setattr(parent, name, QuantizedLinear(getattr(parent, name), kind, device))
     transformer.to(device)
     if device.type == "cuda":
         torch.cuda.empty_cache()  # of the wide weights
@@ -106,10 +102,18 @@ def _check_device(kind: str, device: torch.device) -> None:
         raise ValueError(f"fp8 runs on CUDA GPUs (and emulated on the CPU), not on {device.type}; use int8")
 
 
-def _linears(blocks: nn.Module) -> list[tuple[nn.Module, str, Linear]]:
-    """(parent, name in it, linear) of all linears."""
+def _check_base(transformer: DiT) -> None:
+    for path, linear in transformer.blocks.named_modules():
+        if isinstance(linear, Linear) and linear.quantized:
+            raise ValueError(f"blocks.{path}: is {linear.quantized} already; load the model again to quantise it anew")
+        if isinstance(linear, Linear) and linear.home:
+            raise ValueError("the blocks are offloaded: quantise the base first, then offload it")
+
+
+def _places(blocks: nn.Module) -> list[tuple[nn.Module, str]]:
+    """(parent, name in it) of all linears."""
     return [
-        (parent, name, child)
+        (parent, name)
         for parent in blocks.modules()
         for name, child in parent.named_children()
         if isinstance(child, Linear)

@@ -10,6 +10,7 @@ import shutil
 import pytest
 import torch
 from conftest import GOLDEN, golden_dit, relative_error
+from test_infer import golden_run
 from test_lora_kinds import KINDS, run, scramble
 
 import midilite
@@ -235,6 +236,16 @@ def test_a_pipeline_gives_the_same_latents():
         conditions = pipe.encode_images(*images)
         latents.append(pipe.sample(conditions, 2, 3.0, num_tokens=16))
     assert torch.equal(*latents)
+
+
+def test_the_inference_command_takes_both_flags(tmp_path):
+    """Offloading changes no byte of the scene; eight bits do, and offloading them again nothing."""
+    flags = ([], ["--offload_blocks"], ["--quantize_base", "int8"], ["--quantize_base", "int8", "--offload_blocks"])
+    scenes = []
+    for i, more in enumerate(flags):
+        assert golden_run(tmp_path / f"{i}.ply", "--no-preview", *more) == 0
+        scenes.append((tmp_path / f"{i}.ply").read_bytes())
+    assert scenes[0] == scenes[1] and scenes[2] == scenes[3] and scenes[0] != scenes[2]
 
 
 RUNS = {

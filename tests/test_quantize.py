@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch._functorch.compilers import nop
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 
 import midilite
-from midilite import lora
+from midilite import lora, quantize
 from midilite.adapters import AdapterFile, apply_adapter, base_fingerprint, describe
 from midilite.checkpoint import save_weights
 from midilite.compiling import compile_blocks
@@ -329,6 +330,21 @@ def test_sizes_are_those_of_eight_bits(midi_dit):
     assert sum(p.numel() for p in midi_dit.parameters()) == parameters
     assert sum(p.nbytes for p in midi_dit.parameters()) == before - 3 * inside
     assert transformer_flops(midi_dit, *arguments) == work
+
+
+def test_wide_weights_are_freed_one_after_the_other(midi_dit, monkeypatch):
+    """Past bug: a list of what to replace kept all of them alive, so that the peak was half again the wide base."""
+    originals = [weakref.ref(m.weight) for m in midi_dit.blocks.modules() if isinstance(m, Linear)]
+    alive = []
+
+    def watched(weight, kind):
+        alive.append(sum(ref() is not None for ref in originals))
+        return quantize_rows(weight, kind)
+
+    monkeypatch.setattr(quantize, "quantize_rows", watched)
+    quantize_base(midi_dit, "int8")
+    assert alive == list(range(len(originals), 0, -1))
+    assert not any(ref() is not None for ref in originals)
 
 
 def test_bases_are_loaded_in_the_form_that_the_options_ask_for():
