@@ -53,11 +53,11 @@ class Worker:
             raise RuntimeError(f"the worker ended with exit code {self.process.wait()}; its message is above")
         return json.loads(line)
 
-    def seconds(self, work: str) -> float:
-        """Of one step."""
+    def run(self, work: str) -> dict[str, float]:
+        """One step: `seconds` on the wall's clock, and `used` by the cores."""
         self.process.stdin.write(work + "\n")
         self.process.stdin.flush()
-        return self._answer()["seconds"]
+        return self._answer()
 
     def close(self) -> None:
         """End the process."""
@@ -68,21 +68,22 @@ class Worker:
 def compare(bench: Bench, row: Row, work: str) -> None:
     """Time a piece of work, by turns with the other checkout."""
     checkouts = {"now": HERE.parents[2], **({"before": bench.against.absolute()} if bench.against else {})}
-    workers = {name: Worker(path) for name, path in checkouts.items()}
+    workers: dict[str, Worker] = {}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
     try:
-        for worker in workers.values():
-            worker.seconds(work)
-        found: dict[str, list[float]] = {name: [] for name in workers}
+        for name, path in checkouts.items():
+            workers[name] = Worker(path)
+            workers[name].run(work)
         for turn in range(bench.runs(15)):
-            order = list(workers) if turn % 2 else list(reversed(workers))
-            for name in order:
-                found[name].append(workers[name].seconds(work))
+            for name in list(workers) if turn % 2 else list(reversed(workers)):
+                found[name].append(workers[name].run(work))
     finally:
         for worker in workers.values():
             worker.close()
-    now = found["now"]
+    now = [run["seconds"] for run in found["now"]]
     row.set_time(Timing(statistics.median(now), min(now), max(now), len(now), now[0]))
     if "before" in found:
-        before = statistics.median(found["before"])
-        row.notes |= {"before_ms": 1000 * before, "before_low_ms": 1000 * min(found["before"])}
-        row.notes["before_to_now"] = before / statistics.median(now)
+        medians = {(n, k): statistics.median(run[k] for run in runs) for n, runs in found.items() for k in runs[0]}
+        row.notes["before_ms"] = 1000 * medians["before", "seconds"]
+        row.notes["before_to_now"] = medians["before", "seconds"] / medians["now", "seconds"]
+        row.notes["before_to_now_used"] = medians["before", "used"] / medians["now", "used"]

@@ -24,7 +24,7 @@ from midilite.distributed import World
 from midilite.dit import DiT
 from midilite.lora_task import LoRATask
 from midilite.quantize import place_base
-from midilite.train import DTYPES
+from midilite.train import DTYPES, speed_up
 from midilite.train_options import PRESETS, TrainOptions
 from midilite.trainer import Trainer
 
@@ -73,6 +73,7 @@ def train(size: Size, device: torch.device, preset: str) -> dict[str, Any]:
     instances = [options.max_num_instances] * options.batch_size
     task = LoRATask(transformer, scenes_of(instances), features, options)
     task.reads_ahead = True
+    speed_up(task, options, device)
     shake_adapter(transformer)
     trainer, seconds, metrics = Trainer(task, options, World(), device), 0.0, {}
     for step in range(STEPS):
