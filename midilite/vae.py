@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import VAEConfig
@@ -79,8 +80,23 @@ class SelfAttention(nn.Module):
         return self.to_out[0](attention(*split_interleaved(self.qkv(x), self.heads, 3)))
 
 
+class PointLinear(Linear):
+    """A linear that reads embedded points, which are 51 or 54 numbers wide.
+
+    A product of half-precision matrices whose rows are no multiple of 16 bytes runs on slow kernels of a GPU, so there
+    both sides are filled up with zeros.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in_features] -> [..., out_features]."""
+        if x.element_size() > 2 or self.adapter is not None:
+            return super().forward(x)
+        fill = (0, -self.in_features % 8)
+        return F.linear(F.pad(x, fill), F.pad(self.weight, fill), self.bias)
+
+
 class CrossAttention(nn.Module):
-    """Attention of queries to a context that is normalised first (`norm_cross`)."""
+    """What is learned of attention to a context, which is normalised first (`norm_cross`)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -93,10 +109,6 @@ class CrossAttention(nn.Module):
     def project(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a context. [B, S, D] -> two tensors [B, S, H, K]."""
         return split_interleaved(self.kv(self.norm_cross(context)), self.heads, 2)
-
-    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
-        """[B, Q, D] -> [B, Q, D]."""
-        return self.to_out[0](attention(split_heads(self.to_q(x), self.heads), *keys_values))
 
 
 class SelfBlock(nn.Module):
@@ -121,10 +133,18 @@ class CrossBlock(nn.Module):
         self.norm2, self.attn2 = LayerNorm(width), CrossAttention(width, heads)
         self.norm3, self.ff = LayerNorm(width), FeedForward(width)
 
+    def ask(self, x: Tensor) -> Tensor:
+        """The queries of x. [B, Q, D] -> [B, Q, H, K]."""
+        return split_heads(self.attn2.to_q(self.norm2(x)), self.attn2.heads)
+
+    def answer(self, x: Tensor, attended: Tensor) -> Tensor:
+        """x and what its queries found, both [B, Q, D] -> [B, Q, D]."""
+        x = x + self.attn2.to_out[0](attended)
+        return x + self.ff(self.norm3(x))
+
     def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
         """[B, Q, D] with the projected context -> [B, Q, D]."""
-        x = x + self.attn2(self.norm2(x), keys_values)
-        return x + self.ff(self.norm3(x))
+        return self.answer(x, attention(self.ask(x), *keys_values))
 
 
 class Encoder(nn.Module):
@@ -134,7 +154,7 @@ class Encoder(nn.Module):
         super().__init__()
         width, heads = config.width_encoder, config.num_attention_heads
         self.num_frequencies = config.embed_frequency
-        self.proj_in = Linear(6 + 6 * config.embed_frequency, width)
+        self.proj_in = PointLinear(6 + 6 * config.embed_frequency, width)
         self_blocks = [SelfBlock(width, heads) for _ in range(config.num_layers_encoder)]
         self.blocks = nn.ModuleList([CrossBlock(width, heads), *self_blocks])
         self.norm_out = LayerNorm(width)
@@ -159,7 +179,7 @@ class Decoder(nn.Module):
         super().__init__()
         width, heads = config.width_decoder, config.num_attention_heads
         self.num_frequencies = config.embed_frequency
-        self.proj_query = Linear(3 + 6 * config.embed_frequency, width)
+        self.proj_query = PointLinear(3 + 6 * config.embed_frequency, width)
         self_blocks = [SelfBlock(width, heads) for _ in range(config.num_layers_decoder)]
         self.blocks = nn.ModuleList([*self_blocks, CrossBlock(width, heads)])
         self.norm_out = LayerNorm(width)
@@ -172,11 +192,24 @@ class Decoder(nn.Module):
             x = block(x)
         return last.attn2.project(x)
 
+    def before_attention(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Points [B, Q, 3] -> their features x [B, Q, D] and queries [B, Q, H, K]."""
+        x = self.proj_query(embed_points(points, self.num_frequencies).to(self.proj_query.weight.dtype))
+        return x, self.blocks[-1].ask(x)
+
+    def after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Features and what their queries found, both [B, Q, D] -> signed distances [B, Q, 1]."""
+        x = self.norm_out(self.blocks[-1].answer(x, attended))
+        return -self.proj_out(x)  # the network was trained on the field that is positive inside
+
+    # The two halves of a query, which compiling.py replaces; attention between them has kernels of its own.
+    stages = (before_attention, after_attention)
+
     def query(self, keys_values: tuple[Tensor, Tensor], points: Tensor) -> Tensor:
         """Signed distances [B, Q, 1] at points [B, Q, 3]."""
-        features = embed_points(points, self.num_frequencies).to(self.proj_query.weight.dtype)
-        x = self.blocks[-1](self.proj_query(features), keys_values)
-        return -self.proj_out(self.norm_out(x))  # the network was trained on the field that is positive inside
+        before, after = self.stages
+        x, q = before(self, points)
+        return after(self, x, attention(q, *keys_values))
 
 
 class VAE(Network):
