@@ -12,8 +12,7 @@ Four trainings of two processes each run at the same time, all by torchrun and w
 
 On GPUs a rank that is left alone waits inside a collective operation, where no signal reaches Python, until torchrun
 kills it, 30 s after it asked it to end. What follows `--` are options of train.py. With `--deterministic` (the default)
-a GPU computes each step with kernels that give the same bits in every run; the usual ones for attention's backward pass
-don't.
+they train with that option: on a GPU the usual kernels of attention's backward pass differ from run to run.
 The last line of standard output is JSON. Exit code: 0 when everything is as it should be, else 1.
 """
 
@@ -32,36 +31,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = map(str, Path(__file__).resolve().parents[:2])  # run from a checkout without installing
-
 RUNS = ("whole", "again", "killed", "ended")
 KILLED_RANK = {"killed": 1, "ended": 0}
 CHECKPOINT_EVERY = 5
 ADAPTER = "lora-final/adapter_model.safetensors"
 DEFAULTS = ["--pretrained_model", "tiny", "--data_dir", "demo", "--batch_size", "2", "--learning_rate", "1e-3"]
-
-
-def worker(arguments: list[str], deterministic: bool) -> int:
-    """One process of a training; returns train.py's exit code."""
-    import torch
-    import train
-
-    from midilite.trainer import Trainer
-
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS wants to be told, too
-        torch.utils.deterministic.fill_uninitialized_memory = False
-        plain = Trainer.step
-
-        def step(trainer: Trainer, number: int) -> dict[str, float]:
-            torch.use_deterministic_algorithms(True)
-            try:
-                return plain(trainer, number)
-            finally:
-                torch.use_deterministic_algorithms(False)
-
-        Trainer.step = step
-    return train.main(arguments)
 
 
 class Training:
@@ -73,16 +47,16 @@ class Training:
         self.found: dict[str, Any] = {}
         options = [*DEFAULTS, "--max_train_steps", str(settings.steps), "--checkpointing_steps", str(CHECKPOINT_EVERY)]
         options += ["--keep_checkpoints", "2", "--save_every_n_epochs", "0", "--preview_every", "0"]
+        options += ["--deterministic" if settings.deterministic else "--no-deterministic"]
         options += [*settings.train, "--output_dir", str(self.folder)]
         options += ["--device", settings.device] if settings.device else []
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        command += ["--max-restarts", "1" if name == "killed" else "0", __file__, "--worker"]
-        command += [] if settings.deterministic else ["--no-deterministic"]
+        command += ["--max-restarts", "1" if name == "killed" else "0", str(Path(__file__).parent / "train.py")]
         environment = {"OMP_NUM_THREADS": "1", **os.environ}
         self.started = time.monotonic()
         self.log = open(self.log_path, "w")
         self.process = subprocess.Popen(
-            [*command, "--", *options], stdout=self.log, stderr=self.log, env=environment, start_new_session=True
+            [*command, *options], stdout=self.log, stderr=self.log, env=environment, start_new_session=True
         )
         self.killed_at: float | None = None
         self.left: list[int] = []
@@ -183,7 +157,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("outputs/benchmark_restart"), help="folder, emptied first")
     parser.add_argument("--limit_seconds", type=float, default=200, help="longest that a training may take")
     parser.add_argument("--deterministic", action=argparse.BooleanOptionalAction, default=True, help="see above")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     settings = parser.parse_args(mine)
     settings.train = rest
     settings.kill_at = settings.kill_at or CHECKPOINT_EVERY * (settings.steps // (2 * CHECKPOINT_EVERY)) + 2
@@ -193,8 +166,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     settings = parse(arguments)
-    if settings.worker:
-        return worker(settings.train, settings.deterministic)
     shutil.rmtree(settings.work, ignore_errors=True)
     settings.work.mkdir(parents=True)
     runs = {name: Training(name, settings) for name in settings.runs}
@@ -214,6 +185,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from midilite.interrupt import run_command
-
-    run_command(main)
+    sys.exit(main())
