@@ -37,6 +37,9 @@ def test_both_studies_run_and_a_repeated_command_trains_nothing_anew(tmp_path, c
     monkeypatch.setattr(work, "train_lora", None)  # it would fail
     assert study.main(arguments) == 0
     assert json.loads((tmp_path / "report" / "study.json").read_text()) == document
+    assert study.main([*arguments, "--workers", "2"]) == 0  # measured in other processes, and not trained there either
+    again = json.loads((tmp_path / "report" / "study.json").read_text())
+    assert (again["kinds"], again["mixes"]) == (kinds, mixes)
     capsys.readouterr()
     assert study.main([*arguments, "--batch_size", "1"]) == 1
     assert "was trained with other settings" in capsys.readouterr().err
