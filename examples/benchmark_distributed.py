@@ -150,7 +150,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--instances", type=int, nargs="+", default=[1, 2, 4, 7], help="sizes of these scenes, equally likely")
     add("--num_tokens", type=int, help="latent tokens per instance (default: the model's)")
     add("--mixed_precision", choices=tuple(DTYPES), help="default: bf16 on GPUs, no on a CPU")
-    add("--option", nargs="+", default=[], metavar="NAME=VALUE", help="more options of training, such as compile=true")
+    add(
+        "--option",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="more options of training, such as recompute=selective",
+    )
+    add("--compile", action="store_true", help="compile the transformer's blocks (a minute or two in the first case)")
     add("--memory_limit_gib", type=float, default=6.0, help="of `small gpus`")
     add("--loss_steps", type=int, default=10, help="of `same losses`")
     add("--fp32_tokens", type=int, default=512, help="tokens per instance of `same losses`")
@@ -162,7 +169,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--budget_seconds", type=float, help="leave out cases for which no time is left")
     settings = parser.parse_args(arguments)
     try:
-        settings.option = {"gradient_checkpointing": True, **_options(settings.option)}
+        settings.option = {
+            "gradient_checkpointing": True, "compile": settings.compile, **_options(settings.option)
+        }  # fmt: skip
     except ValueError as error:
         parser.error(str(error))
     return settings
@@ -186,7 +195,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     on_gpu = device.type == "cuda"
     size = SIZES[settings.model or ("published" if on_gpu else "tiny")]()
-    machine = Machine(world, device, size, settings.mixed_precision or ("bf16" if on_gpu else "no"))
+    precision = settings.mixed_precision or ("bf16" if on_gpu else "no")
+    machine = Machine(world, device, size, precision, settings.compile)
     results = Results(settings.output, world)
     limit = settings.limit_seconds or None
     left_out = run_cases(make_cases(settings, machine), results, machine, limit, settings.budget_seconds)

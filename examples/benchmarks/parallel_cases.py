@@ -37,6 +37,7 @@ class Machine:
     Attributes:
         size: of the networks and their inputs.
         precision: as the option `mixed_precision`.
+        compiled: whether transformers are compiled.
         kept: objects that several cases use.
     """
 
@@ -44,6 +45,7 @@ class Machine:
     device: torch.device
     size: Size
     precision: str
+    compiled: bool = False
     kept: dict[str, Any] = field(default_factory=dict)
     _features: dict[int, KeptFeatures] = field(default_factory=dict)
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from midilite.compiling import compile_blocks
 from midilite.config import SchedulerConfig
 from midilite.distributed import World
 from midilite.dit import DiT
@@ -60,6 +61,8 @@ def denoising(machine: Machine, counts: Sequence[int], steps: int, compared_step
     """Seconds per guided step of scenes of these sizes by every way of sharing, and the distances of the latents."""
     machine.release()
     model = random_transformer(machine.size.dit, machine.device, machine.device, machine.dtype).eval()
+    if machine.compiled:
+        compile_blocks(model)
     rows, kept = {}, {}
     for count in counts:
         rows[count], kept[count] = _one_size(machine, model, count, steps, compared_steps)
@@ -133,6 +136,8 @@ def whole_scenes(machine: Machine, counts: Sequence[int]) -> dict[str, Any]:
         raise RuntimeError("meshes need trimesh, which is not installed here")
     machine.release()
     pipeline = random_pipeline(machine.size, machine.device, machine.dtype)
+    if machine.compiled:
+        compile_blocks(pipeline.transformer)
     rows = {}
     for count in counts:
         row: dict[str, Any] = {}
