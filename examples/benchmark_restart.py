@@ -35,7 +35,7 @@ RUNS = ("whole", "again", "killed", "ended")
 KILLED_RANK = {"killed": 1, "ended": 0}
 CHECKPOINT_EVERY = 5
 ADAPTER = "lora-final/adapter_model.safetensors"
-DEFAULTS = ["--pretrained_model", "tiny", "--data_dir", "demo", "--batch_size", "2", "--learning_rate", "1e-3"]
+DEFAULTS = ["--pretrained_model", "tiny", "--data_dir", "demo", "--batch_size", "1", "--learning_rate", "1e-3"]
 
 
 class Training:
