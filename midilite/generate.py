@@ -21,12 +21,16 @@ from torch import Tensor
 
 from .dit import Conditions, DiT
 from .flow import RectifiedFlowScheduler, denoise, guide
+from .graphs import captured
 from .isosurface import NoSurfaceError, extract_surface
 from .seeds import torch_generator
 from .vae import VAE
 
 if TYPE_CHECKING:
     import trimesh
+
+
+_RECORDED_TOKENS, _RECORDED_STEPS = 4096, 8  # when a CUDA graph of a step pays (see examples/benchmark.md)
 
 
 class NoSurfaceWarning(UserWarning):
@@ -100,7 +104,12 @@ def sample_scene(
     device = transformer.proj_in.weight.device
     there = [condition.to(device) for condition in conditions]
     model_fn = guided_velocity(transformer, there, guidance_scale, multi_instance, project_ahead)
-    return walk(model_fn, scheduler, noise.to(device), num_inference_steps, on_step)
+    noise = noise.to(device)
+    # weights that come and go can't be recorded; for many tokens the GPU is busy without, and recording takes two steps
+    fixed = project_ahead and not getattr(transformer, "offload", None) and not torch.is_grad_enabled()
+    if fixed and noise.shape[0] * noise.shape[1] <= _RECORDED_TOKENS and num_inference_steps >= _RECORDED_STEPS:
+        model_fn = captured(model_fn, noise, noise.new_zeros(1))
+    return walk(model_fn, scheduler, noise, num_inference_steps, on_step)
 
 
 def walk(

@@ -63,14 +63,22 @@ class Linear(nn.Module):
         y = F.linear(x, self.weight, self.bias)
         return y if self.adapter is None else self.adapter(x, y, self)
 
+    def after_gelu(self, x: Tensor) -> Tensor:
+        """This linear of GELU(x) (erf); one method, because a quantised linear can make use of what x is."""
+        return self(F.gelu(x))
+
     @property
     def device(self) -> torch.device:
         """Where this linear computes."""
         return self.home or self.weight.device
 
-    def dense(self, rows: slice = slice(None), dtype: torch.dtype = torch.float32) -> Tensor:
-        """The weight of some rows as plain numbers on `device`, without gradient; for all but the product itself."""
-        return self.weight[rows].detach().to(self.device, dtype)
+    def dense(self, rows: slice = slice(None)) -> Tensor:
+        """The weight of some rows in fp32 on `device`, without gradient; for all but products with it."""
+        return self.weight[rows].detach().to(self.device, torch.float32)
+
+    def product(self, x: Tensor, rows: slice) -> Tensor:
+        """x times the weight of some rows alone: no bias, no adapter. [..., in_features] -> [..., rows]."""
+        return F.linear(x, self.weight[rows].to(x.dtype))
 
     def slices(self, path: str) -> Iterator[tuple[str, slice]]:
         """The reference module name and the output rows of each part, for this module at `path`."""
@@ -214,7 +222,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        return self.net["2"](F.gelu(self.net["0"]["proj"](x)))
+        return self.net["2"].after_gelu(self.net["0"]["proj"](x))
 
 
 def output_projection(width: int) -> nn.ModuleList:

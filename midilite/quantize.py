@@ -3,7 +3,8 @@
     int8   weights only. W ~ q s with q in -127..127 and one scale per output row, put together again right before each
            product. Any device. Saves memory, not time
     fp8    W ~ q s with q in e4m3, and every token's activations rounded to e4m3 with a scale of their own; the product
-           of the two runs on the fp8 units of Ada, Hopper and later GPUs. Elsewhere only the CPU has it, emulated
+           of the two runs on the fp8 units of Ada, Hopper and later GPUs, and comes out in bf16 whatever went in. The
+           CPU emulates it, for tests
 
 Only the linears inside the blocks are touched: they are 97% of the published transformer, and what comes before and
 after the blocks is small and sensitive. An adapter sees the same inputs as ever and stays in fp32, so a fresh one
@@ -40,6 +41,7 @@ KINDS = ("int8", "fp8")
 E4M3 = torch.float8_e4m3fn
 _LARGEST = {"int8": 127.0, "fp8": 448.0}
 _TINY = 1e-12  # activations smaller than this need no resolution of their own
+_GELU_DIP = 0.17  # GELU's lowest value is -0.16997
 _MULTIPLE = 16  # torch._scaled_mm takes matrices whose sides are multiples of it
 
 
@@ -143,13 +145,24 @@ class QuantizedLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
-        y = _Product.apply(x, self.weight, self.scale, self.bias)
+        return self._multiply(x, None)
+
+    def after_gelu(self, x: Tensor) -> Tensor:
+        """See `Linear.after_gelu`. |GELU(x)| is at most x or 0.17: known without computing GELU once more for that."""
+        largest = x.amax(dim=-1, keepdim=True).clamp(min=_GELU_DIP) if self.quantized == "fp8" else None
+        return self._multiply(F.gelu(x), largest)
+
+    def _multiply(self, x: Tensor, largest: Tensor | None) -> Tensor:
+        y = _Product.apply(x, self.weight, self.scale, self.bias, largest)
         return y if self.adapter is None else self.adapter(x, y, self)
 
-    def dense(self, rows: slice = slice(None), dtype: torch.dtype = torch.float32) -> Tensor:
+    def dense(self, rows: slice = slice(None)) -> Tensor:
         """See `Linear.dense`: what the eight bits mean, which is not quite the original weight."""
-        weight, scale = self.weight[rows].to(self.device), self.scale[rows].to(self.device)
-        return wide(weight, scale.float()).to(dtype)
+        return wide(self.weight[rows].to(self.device), self.scale[rows].to(self.device, torch.float32))
+
+    def product(self, x: Tensor, rows: slice) -> Tensor:
+        """See `Linear.product`."""
+        return _Product.apply(x, self.weight[rows], self.scale[rows], None, None)
 
     def _tensors(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
         raise ValueError(
@@ -175,13 +188,16 @@ def quantize_rows(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     return (numbers.round().to(torch.int8) if kind == "int8" else numbers.to(E4M3)), scale
 
 
-def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_tokens(x: Tensor, largest: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Activations [M, in] in e4m3, and the fp32 scale [M, 1] of each row. Plain operations, which compilers fuse.
+
+    `largest` [M, 1] is a bound on the entries of each row; by default the largest entry.
 
     No clamp is needed: rounding carries a row's largest entry to 448 at most. A row with NaN or infinity gives NaN.
     """
-    largest = torch.linalg.vector_norm(x, float("inf"), dim=-1, keepdim=True).float()
-    scale = largest.clamp(min=_TINY) / _LARGEST["fp8"]
+    if largest is None:
+        largest = torch.linalg.vector_norm(x, float("inf"), dim=-1, keepdim=True)
+    scale = largest.float().clamp(min=_TINY) / _LARGEST["fp8"]
     return (x / scale).to(E4M3).contiguous(), scale
 
 
@@ -194,26 +210,28 @@ class _Product(torch.autograd.Function):
     """x W^T + b with an eight-bit W; keeps the eight bits for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, largest: Tensor | None
+    ) -> Tensor:
         ctx.save_for_backward(weight, scale)
         if weight.dtype == torch.int8:
             return F.linear(x, wide(weight, scale).to(x.dtype), bias)
-        return _fp8_linear(x, weight, scale, bias)
+        return _fp8_linear(x, weight, scale, bias, largest)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, scale = ctx.saved_tensors
         if not ctx.needs_input_grad[0]:
-            return None, None, None, None
+            return None, None, None, None, None
         # Transposed, although that changes no number: torch.compile would recognise the forward pass's expression and
         # keep its result, the wide weight, until now.
-        return grad @ wide(weight.t(), scale.to(grad.dtype).t()).t(), None, None, None
+        return grad @ wide(weight.t(), scale.to(grad.dtype).t()).t(), None, None, None, None
 
 
-def _fp8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+def _fp8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, largest: Tensor | None = None) -> Tensor:
     """The product of e4m3 numbers with fp32 sums, on the GPU with its fast ones (about 14 bits)."""
     flat = x.reshape(-1, x.shape[-1])
-    tokens, token_scale = quantize_tokens(flat)
+    tokens, token_scale = quantize_tokens(flat, None if largest is None else largest.reshape(-1, 1))
     if x.device.type == "cuda" and not (weight.shape[0] % _MULTIPLE or weight.shape[1] % _MULTIPLE):
         y = torch._scaled_mm(
             tokens,

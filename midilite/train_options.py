@@ -90,6 +90,9 @@ class TrainOptions:
         "full", "what that recomputes: whole blocks, or (selective) all but attention", RECOMPUTATIONS, alters_run=False
     )
     compile: bool = option(False, "compile the transformer's blocks: faster steps after a minute or two")
+    deterministic: bool = option(
+        True, "on a GPU, the same bits at every run; without it a step is a little faster", alters_run=False
+    )
     cuda_graphs: bool = option(
         True, "on a GPU, record the passes of a step and replay them, where that can be done", alters_run=False
     )

@@ -12,8 +12,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -98,6 +99,28 @@ class Progress:
     skipped_in_a_row: int = 0
     best: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def reproducible(wanted: bool) -> Iterator[None]:
+    """Within this context CUDA's kernels give the same bits at every run.
+
+    By default the gradients of attention are summed in whatever order the GPU's units finish. torch's switch is for
+    the whole process; it is turned only here, because kernels outside of training need not have such a form.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    if not wanted or before:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else torch refuses; cuBLAS reads it when it starts
+    filling = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = False  # no kernel here reads what it did not write
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = filling
 
 
 def find_start(options: TrainOptions, world: World) -> Path | None:
@@ -239,8 +262,9 @@ class Trainer:
         total = int(sum_over_ranks(count, self.world))
         sums = torch.zeros(2, dtype=torch.float64)  # weighted loss (already a share), unweighted loss
         for scenes, batch in batches:
-            loss, losses = self.task.loss(batch, total)
-            self.scaler.scale(loss).backward()
+            with reproducible(options.deterministic and self.device.type == "cuda"):
+                loss, losses = self.task.loss(batch, total)
+                self.scaler.scale(loss).backward()
             parts = torch.stack([loss.detach().double(), losses.detach().double().sum() / total]).cpu()
             if not parts.isfinite().all():
                 names = ", ".join(map(getattr(self.task, "scene_name", str), scenes))
