@@ -58,7 +58,7 @@ def make_task(options):
     features = train.open_features(folder, options, CPU, 16)
     scenes = find_scenes(options.data_dir)
     features.prepare(scenes)
-    return train.make_task(folder.load_transformer(), folder, scenes, features, options, CPU)
+    return train.make_task(train.load_base(folder, options, CPU), folder, scenes, features, options, CPU)
 
 
 def scramble(task, size=0.05):
@@ -121,6 +121,27 @@ def test_gradients_are_the_slopes_of_the_loss(options, kind, checkpointed):
     zeroed = SceneBatch(tuple(dataclasses.replace(scene, dropped=True) for scene in kept.scenes))
     task.loss(zeroed, 4)[0].backward()
     assert all(p.grad is None for key, p in task.parameters.items() if key.startswith("image_encoder"))
+
+
+@pytest.mark.parametrize(
+    "base, limit",
+    [
+        ({"gradient_checkpointing": True, "offload_blocks": True}, 1e-6),
+        ({"gradient_checkpointing": True, "recompute": "selective"}, 1e-6),
+        ({"quantize_base": "int8"}, 0.15),
+    ],
+)
+def test_gradients_reach_the_towers_through_every_form_of_the_base(options, base, limit):
+    """Eight bits change the base by a percent, so gradients by some."""
+    found = {}
+    for name, changes in (("plain", {}), ("other", base)):
+        task = make_task(dataclasses.replace(options, **changes, condition_dropout=0.0))
+        scramble(task)
+        batch = task.draw([0], 0)
+        task.loss(batch, batch.num_instances)[0].backward()
+        towers = [p.grad.flatten() for key, p in task.parameters.items() if key.startswith("image_encoder")]
+        found[name] = torch.cat(towers)
+    assert relative_error(found["other"], found["plain"]) <= limit and found["plain"].any()
 
 
 def in_fp64(scene):
