@@ -135,7 +135,7 @@ class Adapter(nn.Module):
         """DoRA's change of part i; with dropout the base's part of it sees the dropped input too, as in peft."""
         rows, ratio = self.rows[i], self._ratio(i, linear)
         if dropped is not None:
-            base = F.linear(dropped, linear.dense(rows, dropped.dtype))
+            base = linear.product(dropped, rows)
         else:
             base = y[..., rows] if linear.bias is None else y[..., rows] - linear.bias[rows].to(y.dtype)
         return (ratio - 1).to(change.dtype) * base.to(change.dtype) + ratio.to(change.dtype) * change

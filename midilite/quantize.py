@@ -149,7 +149,7 @@ class QuantizedLinear(Linear):
 
     def after_gelu(self, x: Tensor) -> Tensor:
         """See `Linear.after_gelu`. |GELU(x)| is at most x or 0.17: known without computing GELU once more for that."""
-        largest = x.amax(dim=-1, keepdim=True).clamp(min=_GELU_DIP) if self.quantized == "fp8" else None
+        largest = x.detach().amax(dim=-1, keepdim=True).clamp(min=_GELU_DIP) if self.quantized == "fp8" else None
         return self._multiply(F.gelu(x), largest)
 
     def _multiply(self, x: Tensor, largest: Tensor | None) -> Tensor:
