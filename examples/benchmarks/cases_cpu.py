@@ -83,7 +83,7 @@ def compare(bench: Bench, row: Row, work: str) -> None:
     now = [run["seconds"] for run in found["now"]]
     row.set_time(Timing(statistics.median(now), min(now), max(now), len(now), now[0]))
     if "before" in found:
-        medians = {(n, k): statistics.median(run[k] for run in runs) for n, runs in found.items() for k in runs[0]}
-        row.notes["before_ms"] = 1000 * medians["before", "seconds"]
-        row.notes["before_to_now"] = medians["before", "seconds"] / medians["now", "seconds"]
-        row.notes["before_to_now_used"] = medians["before", "used"] / medians["now", "used"]
+        before = statistics.median(run["seconds"] for run in found["before"])
+        row.notes |= {"before_ms": 1000 * before, "before_to_now": before / statistics.median(now)}
+        least = {name: min(run["used"] for run in runs) for name, runs in found.items()}
+        row.notes["before_to_now_least_used"] = least["before"] / least["now"]

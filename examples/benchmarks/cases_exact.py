@@ -17,7 +17,8 @@ from torch import Tensor
 from midilite import lora
 from midilite.compiling import compile_blocks, uncompile_blocks
 from midilite.dit import DiT
-from midilite.graphs import captured
+from midilite.graphs import LossGraphs, captured
+from midilite.trainer import reproducible
 
 from .bench import Bench, Case, describe, tidy
 from .cases_inference import relative_error
@@ -36,6 +37,7 @@ GRADIENTS = (
     "compiled",
     "compiled checkpointed",
     "compiled selective",
+    "graph",
     "offload checkpointed",
 )
 
@@ -135,12 +137,16 @@ def gradients(bench: Bench, row: Row, precision: str) -> None:
 
 def adapter_gradient(transformer: DiT, velocity: Callable[[], Tensor]) -> Tensor:
     """The gradient of the mean square of a velocity to all adapter weights, flat."""
+    with reproducible(transformer.device.type == "cuda"):  # as in training, whose programs are used again so
+        return _gradient(transformer, lambda: velocity().square().mean())
+
+
+def _gradient(transformer: DiT, loss: Callable[[], Tensor]) -> Tensor:
     transformer.train()
     parameters = list(lora.adapter_parameters(transformer).values())
-    found = torch.autograd.grad(velocity().square().mean(), parameters, allow_unused=True)
-    return torch.cat(
-        [torch.zeros_like(p).flatten() if g is None else g.flatten() for g, p in zip(found, parameters, strict=True)]
-    )
+    found = torch.autograd.grad(loss(), parameters, allow_unused=True)
+    pairs = zip(found, parameters, strict=True)
+    return torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for g, p in pairs])
 
 
 def _fast_gradient(transformer: DiT, name: str, inputs: Inputs) -> Tensor:
@@ -148,13 +154,26 @@ def _fast_gradient(transformer: DiT, name: str, inputs: Inputs) -> Tensor:
     mode = next((m for m in ("checkpointed", "selective") if m in name), "plain")
     transformer.gradient_checkpointing = MODES[mode]["gradient_checkpointing"]
     transformer.recompute = MODES[mode].get("recompute", transformer.recompute)
-    timesteps = latents.new_full((len(latents),), 500.0)
+    given = [latents, latents.new_full((len(latents),), 500.0), *conditions]
     try:
-        return adapter_gradient(
-            transformer, lambda: transformer(latents, timesteps, *conditions, groups=list(SCENES)).float()
-        )
+        if name == "graph":
+            return _recorded_gradient(transformer, given)
+        return adapter_gradient(transformer, lambda: transformer(*given, groups=list(SCENES)).float())
     finally:
         transformer.gradient_checkpointing = False
+
+
+def _recorded_gradient(transformer: DiT, given: list[Tensor]) -> Tensor:
+    """By a CUDA graph, as the trainer replays it."""
+
+    def loss_fn(groups: Sequence[int], inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        losses = transformer(*inputs, groups=groups).float().square().mean(dim=(1, 2))
+        return losses.mean(), losses.detach()
+
+    graphs = LossGraphs(loss_fn, list(lora.adapter_parameters(transformer).values()))
+    with reproducible(True):
+        graphs(SCENES, given)  # records
+        return _gradient(transformer, lambda: graphs(SCENES, given)[0])
 
 
 def _once(bench: Bench, precision: str, work: Callable[[DiT], Tensor]) -> Tensor:

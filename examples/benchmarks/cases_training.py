@@ -1,11 +1,13 @@
 """Rows of training: one optimizer step of a LoRA of rank 16, through the trainer, by how much is recomputed.
 
 A row is the time of everything that a step of training does: its batch is drawn and moved to the GPU beside the step
-before it, from encoded scenes that lie in memory; then passes, clipping and AdamW.
+before it, from encoded scenes that lie in memory; then passes, clipping and AdamW. Gradients of attention are summed in
+a fixed order, as is the default; what an eager step takes without that is a note.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count
@@ -101,6 +103,11 @@ def step(bench: Bench, row: Row, sizes: Sequence[int], mode: str, kind: str) -> 
     row.set_work(transformer_flops(*arguments), bench.roof)
     if kind != "eager":
         row.notes["first_step_seconds"] = timing.first
+    elif bench.on_gpu:  # compiled code would have to be compiled once more
+        trainer.options = dataclasses.replace(trainer.options, deterministic=False)
+        free = timed(steps_of(trainer), bench.device, bench.runs(3), warm_up=1)
+        trainer.options = dataclasses.replace(trainer.options, deterministic=True)
+        row.notes["not_deterministic_ms"] = 1000 * free.median
 
 
 def _base(bench: Bench, kind: str) -> DiT:
