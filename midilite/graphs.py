@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 ModelFn = Callable[[Tensor, Tensor], Tensor]
-_WARM_UPS = 1  # libraries choose kernels and allocate workspaces in the first pass, which a graph can't record
 
 
 def captured(model_fn: ModelFn, latents: Tensor, timestep: Tensor) -> ModelFn:
@@ -29,9 +28,13 @@ def captured(model_fn: ModelFn, latents: Tensor, timestep: Tensor) -> ModelFn:
     if latents.device.type != "cuda":
         return model_fn
     x, t = latents.clone(), timestep.clone()
-    _aside(lambda: model_fn(x, t), latents.device)
+    here, aside = torch.cuda.current_stream(latents.device), torch.cuda.Stream(latents.device)
+    aside.wait_stream(here)
+    with torch.cuda.stream(aside):
+        model_fn(x, t)  # libraries choose kernels and allocate workspaces at first, which a graph can't record
+    here.wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # NCCL's thread looks at its events meanwhile
         velocity = model_fn(x, t)
 
     def replay(latents: Tensor, timestep: Tensor) -> Tensor:
@@ -43,32 +46,24 @@ def captured(model_fn: ModelFn, latents: Tensor, timestep: Tensor) -> ModelFn:
     return replay
 
 
-def _aside(work: Callable[[], Any], device: torch.device) -> None:
-    """Do some work on a stream of its own, as has to be done before it is recorded."""
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(_WARM_UPS):
-            work()
-    torch.cuda.current_stream(device).wait_stream(stream)
-
-
 LossFn = Callable[[Sequence[int], Sequence[Tensor]], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class _Recording:
-    graph: torch.cuda.CUDAGraph
+class _Results:
+    """Of one pass; those of a recording are written anew by every replay."""
+
     loss: Tensor
     losses: Tensor
     reached: list[bool]  # which parameters the loss depends on
 
 
 class LossGraphs:
-    """A training loss with its gradients, recorded once for each composition of a batch.
+    """A training loss with its gradients, recorded for each composition of a batch that comes up a second time.
 
     All recordings share their memory, their inputs and the gradients they write, since only one is in use at a time:
-    the result of a call has to be passed backward before the next call.
+    the result of a call has to be passed backward before the next call. Where memory is too short for recordings beside
+    passes of another composition, they are given up for the rest of the run.
 
     Args:
         loss_fn: (groups, inputs) -> (loss, loss of each instance [n]), without random numbers and branches on values.
@@ -80,64 +75,73 @@ class LossGraphs:
         self.loss_fn, self.parameters, self.most = loss_fn, list(parameters), most
         self.gradients = [torch.zeros_like(p) for p in self.parameters]
         self.disabled: str | None = None  # why nothing is recorded any more
+        self._seen: set[tuple] = set()
         self._inputs: dict[tuple, list[Tensor]] = {}
-        self._recordings: dict[tuple, _Recording] = {}
-        self._pool = torch.cuda.graph_pool_handle()
+        self._recordings: dict[tuple, tuple[torch.cuda.CUDAGraph, _Results]] = {}
+        self._pool: Any = None
 
     def __call__(self, groups: Sequence[int], inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """As `loss_fn`, with gradients ready when the loss is passed backward."""
+        try:
+            results = self._run(groups, inputs)
+        except torch.OutOfMemoryError:
+            if not self._recordings:
+                raise
+            self.disabled = "there is not enough memory to record passes as CUDA graphs"
+            self._recordings.clear()
+            self._inputs.clear()
+            torch.cuda.empty_cache()
+            results = self._pass(groups, inputs)
+        gradients = [g if reached else None for g, reached in zip(self.gradients, results.reached, strict=True)]
+        return _Computed.apply(results, gradients, *self.parameters)
+
+    def _run(self, groups: Sequence[int], inputs: Sequence[Tensor]) -> _Results:
         shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in inputs)
         key = (tuple(groups), shapes)
-        if key not in self._recordings and (self.disabled or len(self._recordings) >= self.most):
-            return self.loss_fn(groups, inputs)
+        worth_it = key in self._seen and not self.disabled and len(self._recordings) < self.most
+        if key not in self._recordings and not worth_it:
+            self._seen.add(key)
+            return self._pass(groups, inputs)
         own = self._inputs.setdefault(shapes, [tensor.clone() for tensor in inputs])
         for mine, given in zip(own, inputs, strict=True):
             mine.copy_(given)
         if key not in self._recordings:
-            try:
-                self._recordings[key] = self._record(groups, own)
-            except torch.OutOfMemoryError:
-                self.disabled = "there is not enough memory to record passes as CUDA graphs"
-                self._recordings.clear()
-                torch.cuda.empty_cache()
-                return self.loss_fn(groups, inputs)
-        recording = self._recordings[key]
-        gradients = [g if reached else None for g, reached in zip(self.gradients, recording.reached, strict=True)]
-        return _Replay.apply(recording, gradients, *self.parameters)
+            self._recordings[key] = self._record(groups, own)
+        graph, results = self._recordings[key]
+        graph.replay()
+        return results
 
-    def _record(self, groups: Sequence[int], own: list[Tensor]) -> _Recording:
-        device = own[0].device
-        _aside(lambda: self._pass(groups, own), device)
-        torch.cuda.synchronize(device)
-        torch.cuda.empty_cache()  # what the passes above took is taken once more for the recording
+    def _record(self, groups: Sequence[int], own: list[Tensor]) -> tuple[torch.cuda.CUDAGraph, _Results]:
+        torch.cuda.synchronize(own[0].device)
+        torch.cuda.empty_cache()  # what the pass before took, the recording takes once more
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         # other threads, such as one that reads the next batch, may go on using CUDA meanwhile
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            loss, losses, reached = self._pass(groups, own)
-        return _Recording(graph, loss, losses, reached)
+            results = self._pass(groups, own)
+        return graph, results
 
-    def _pass(self, groups: Sequence[int], own: list[Tensor]) -> tuple[Tensor, Tensor, list[bool]]:
+    def _pass(self, groups: Sequence[int], inputs: Sequence[Tensor]) -> _Results:
+        """Forward and backward; leaves the gradients in `self.gradients`."""
         with torch.enable_grad():
-            loss, losses = self.loss_fn(groups, own)
+            loss, losses = self.loss_fn(groups, inputs)
             found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        reached = [gradient is not None for gradient in found]
         pairs = [(mine, new) for mine, new in zip(self.gradients, found, strict=True) if new is not None]
         torch._foreach_copy_([mine for mine, _ in pairs], [new for _, new in pairs])
-        return loss.detach(), losses.detach(), reached
+        return _Results(loss.detach(), losses.detach(), [gradient is not None for gradient in found])
 
 
-class _Replay(torch.autograd.Function):
-    """Forward runs everything, backward hands out the gradients that the recording left."""
+class _Computed(torch.autograd.Function):
+    """A loss whose gradients are there already: the backward pass hands them out."""
 
     @staticmethod
     def forward(
-        ctx: Any, recording: _Recording, gradients: list[Tensor | None], *parameters: Tensor
+        ctx: Any, results: _Results, gradients: list[Tensor | None], *parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
-        recording.graph.replay()
         ctx.gradients = gradients
-        losses = recording.losses.clone()
+        losses = results.losses.clone()
         ctx.mark_non_differentiable(losses)
-        return recording.loss.clone(), losses
+        return results.loss.clone(), losses
 
     @staticmethod
     def backward(ctx: Any, of_loss: Tensor, of_losses: Tensor) -> tuple[Tensor | None, ...]:

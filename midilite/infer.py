@@ -46,6 +46,7 @@ class InferOptions:
     mixed_precision: str | None = option(None, "no, bf16 or fp16 (default: bf16 on a GPU)", ("no", "bf16", "fp16"))
     quantize_base: str | None = option(None, "keep the transformer in eight bits (default: don't)", ("int8", "fp8"))
     offload_blocks: bool = option(False, "keep its blocks in host memory and copy each to the GPU when it runs")
+    compile: bool = option(False, "compile the model: pays for many scenes in one process, and takes a minute first")
     device: str | None = option(None, "cpu, cuda or cuda:N (default: a GPU when there is one)")
     preview: bool = option(True, "write the preview picture")
 
@@ -76,8 +77,16 @@ def run(options: InferOptions) -> Result:
     dtype = {None: None, "no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.mixed_precision]
     started = time.monotonic()
     world, device = start(options.device, PATIENCE)
-    blocks, small = options.mi_attention_blocks, (options.quantize_base, options.offload_blocks)
-    pipe = load_pipeline(options.pretrained_model, device, dtype, blocks, world, *small)
+    pipe = load_pipeline(
+        options.pretrained_model,
+        device,
+        dtype,
+        options.mi_attention_blocks,
+        world,
+        quantize=options.quantize_base,
+        offload=options.offload_blocks,
+        compile=options.compile,
+    )
     load_adapters(pipe, options.lora_path or (), options.lora_scale, options.lora_alpha)
     if world.is_main:
         partners = f" and {world.size - 1} more of their kind" if world.size > 1 else ""
