@@ -172,7 +172,7 @@ def _recorded_gradient(transformer: DiT, given: list[Tensor]) -> Tensor:
 
     graphs = LossGraphs(loss_fn, list(lora.adapter_parameters(transformer).values()))
     with reproducible(True):
-        graphs(SCENES, given)  # records
+        graphs(SCENES, given)  # at first as it is; what comes again is recorded
         return _gradient(transformer, lambda: graphs(SCENES, given)[0])
 
 
