@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import trimesh
 
 
-_RECORDED_TOKENS, _RECORDED_STEPS = 4096, 8  # when a CUDA graph of a step pays (see examples/benchmark.md)
+_RECORDED_TOKENS, _RECORDED_STEPS = 8192, 8  # when a CUDA graph of a pass pays (see examples/benchmark.md)
 
 
 class NoSurfaceWarning(UserWarning):
@@ -105,11 +105,26 @@ def sample_scene(
     there = [condition.to(device) for condition in conditions]
     model_fn = guided_velocity(transformer, there, guidance_scale, multi_instance, project_ahead)
     noise = noise.to(device)
-    # weights that come and go can't be recorded; for many tokens the GPU is busy without, and recording takes two steps
-    fixed = project_ahead and not getattr(transformer, "offload", None) and not torch.is_grad_enabled()
-    if fixed and noise.shape[0] * noise.shape[1] <= _RECORDED_TOKENS and num_inference_steps >= _RECORDED_STEPS:
-        model_fn = captured(model_fn, noise, noise.new_zeros(1))
+    if project_ahead:
+        tokens = noise.shape[0] * noise.shape[1] * (2 if guidance_scale > 1 else 1)
+        model_fn = recorded(model_fn, transformer, noise, tokens, num_inference_steps)
     return walk(model_fn, scheduler, noise, num_inference_steps, on_step)
+
+
+def recorded(
+    model_fn: Callable[[Tensor, Tensor], Tensor], transformer: DiT, noise: Tensor, tokens: int, num_inference_steps: int
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """A model function as a CUDA graph where that pays: for many tokens the GPU is busy without, for few steps the
+    recording takes longer (two of them). Weights that come and go can't be recorded.
+
+    Args:
+        noise: on the transformer's device, of the shape that the function takes.
+        tokens: that one call sends through the transformer.
+    """
+    fixed = not getattr(transformer, "offload", None) and not torch.is_grad_enabled()
+    if fixed and tokens <= _RECORDED_TOKENS and num_inference_steps >= _RECORDED_STEPS:
+        return captured(model_fn, noise, noise.new_zeros(1))
+    return model_fn
 
 
 def walk(

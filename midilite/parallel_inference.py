@@ -32,7 +32,7 @@ from torch import Tensor
 from .distributed import World, gather_tensors
 from .dit import DiT
 from .flow import RectifiedFlowScheduler, guide
-from .generate import Shape, decode_shape, guided_velocity, make_meshes, sample_scene, walk
+from .generate import Shape, decode_shape, guided_velocity, make_meshes, recorded, sample_scene, walk
 from .layers import attention
 from .vae import VAE
 
@@ -94,7 +94,14 @@ def sample_together(
     device = transformer.proj_in.weight.device
     conditions, noise = [condition.to(device) for condition in conditions], noise.to(device)
     if chosen == "guidance":
-        model_fn = _velocity_by_halves(transformer, conditions, guidance_scale, world)
+        half = _half(transformer, conditions, world)
+        if world.rank < 2:
+            half = recorded(half, transformer, noise, noise.shape[0] * noise.shape[1], num_inference_steps)
+
+        def model_fn(x: Tensor, timestep: Tensor) -> Tensor:
+            unconditional, conditional, *_ = gather_tensors(half(x, timestep), world)
+            return guide(unconditional, conditional, guidance_scale)
+
         return walk(model_fn, scheduler, noise, num_inference_steps, on_step)
     shares = _Shares(len(noise), world)
     rows = shares.rows
@@ -104,24 +111,15 @@ def sample_together(
     return shares.gather(x, axis=0)
 
 
-def _velocity_by_halves(
-    transformer: DiT, conditions: Sequence[Tensor], guidance_scale: float, world: World
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """The model function of one rank: 0 computes the unconditional half, 1 the other, more of them none."""
+def _half(transformer: DiT, conditions: Sequence[Tensor], world: World) -> Callable[[Tensor, Tensor], Tensor]:
+    """The velocity that one rank computes: 0 the unconditional one, 1 the other, more of them none."""
+    if world.rank > 1:
+        return lambda x, timestep: torch.zeros_like(x, dtype=transformer.dtype)
     count = conditions[0].shape[0]
     without = world.rank == 0
     told = [condition[:0] if without else condition for condition in conditions]
     known = transformer.project_conditions(*told, unconditional=count * without)
-
-    def model_fn(x: Tensor, timestep: Tensor) -> Tensor:
-        if world.rank < 2:
-            velocity = transformer(x, timestep, known, groups=[count])
-        else:
-            velocity = torch.zeros_like(x, dtype=transformer.dtype)
-        unconditional, conditional, *_ = gather_tensors(velocity, world)
-        return guide(unconditional, conditional, guidance_scale)
-
-    return model_fn
+    return lambda x, timestep: transformer(x, timestep, known, groups=[count])
 
 
 class _Shares:
