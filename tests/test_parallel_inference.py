@@ -61,10 +61,21 @@ def sample_in_every_way() -> dict:
         pipe.load_adapter(MIDI / "lora" / "lora_weights.pth", lora_alpha=8)
         for split in parallel_inference.SPLITS:
             check(f"adapter, {split}", split)
+        found["triposg"] = triposg_by_halves(world)
         assert not any("attend" in vars(block) for block in pipe.transformer.blocks), "blocks are as they were"
         found["shapes"] = decoded(pipe, golden["pipe.latents6"], world)
     distributed.stop()
     return found
+
+
+def triposg_by_halves(world) -> list:
+    """One condition, one instance, no multi-instance blocks."""
+    pipe = midilite.load_pipeline(GOLDEN / "triposg_tiny" / "checkpoint", "cpu", world=world)
+    golden = load_file(GOLDEN / "triposg_tiny" / "golden.safetensors")
+    conditions = pipe.encode_images(GOLDEN / "triposg_tiny" / "object_rgb.png")
+    latents = pipe.sample(conditions, 6, 7.0, latents=golden["pipe.latents0"])
+    error = relative_error(latents, golden["pipe.latents6"])
+    return [0.0, error, hashlib.sha256(latents.numpy().tobytes()).hexdigest()]
 
 
 def decoded(pipe, latents, world) -> bool:
@@ -89,7 +100,7 @@ def pipe_warning():
 def test_latents_are_those_of_one_process_and_of_the_reference(forks, tmp_path, size):
     """fp32: 1e-5 against one process (products of other sizes round differently), 1e-4 against the record, as alone."""
     found = results(forks, tmp_path / "log", "sample_in_every_way", size)
-    assert found[0]["shapes"] and len(found[0]) == 10
+    assert found[0]["shapes"] and len(found[0]) == 11
     for name in found[0].keys() - {"shapes"}:
         error, of_record, _ = found[0][name]
         assert error < 1e-5 and of_record < 1e-4, (name, error, of_record)
