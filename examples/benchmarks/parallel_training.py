@@ -29,7 +29,7 @@ from midilite.seeds import torch_generator
 from midilite.sharding import local_bytes, shard_base
 from midilite.train import DTYPES, speed_up
 from midilite.train_options import TrainOptions
-from midilite.trainer import Trainer
+from midilite.trainer import Trainer, reproducible
 
 from .parallel_cases import Machine
 from .random_scenes import scenes_of
@@ -145,8 +145,9 @@ def warm_up(trainer: Trainer, prepared: Prepared) -> int:
     for step in range(plan.steps_per_epoch):
         new = [batch for batch in (task.draw(s, step) for s in plan.batches(step, world.rank)) if prepared.new(batch)]
         if not trainer.options.shard_base:
-            for batch in new:
-                task.loss(batch, 1)[0].backward()
+            with reproducible(trainer.options.deterministic and trainer.device.type == "cuda"):  # as in a step
+                for batch in new:
+                    task.loss(batch, 1)[0].backward()
             ran += len(new)
         elif sum_over_ranks(torch.tensor(float(len(new)), device=trainer.device), world).item():
             trainer.step(step)
