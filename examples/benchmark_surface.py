@@ -1,11 +1,12 @@
 """How long surface extraction takes: our marching cubes on a grid, and coarse-to-fine against dense evaluation.
 
-    python examples/benchmark_surface.py [--device cuda] [--depths 6 7 8] [--repeats 7]
+    python examples/benchmark_surface.py [--device cuda] [--depths 6 7 8] [--repeats 7] [--decoder]
 
 The shapes are a ball and a chair with thin legs. The first table times the triangulation alone (next to scikit-image's,
 where that is installed; it is no dependency of midilite). The second counts the points at which the function is
 evaluated, both passes together, and shows what all the rest costs, since the function itself is cheap here. The last
-line is JSON.
+line is JSON. With --decoder a third table has latents to mesh with a VAE of the published size in bf16: random weights
+have no surface, so its decoder is computed at every point, and the chair takes the place of what it says.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a check
 
 import torch  # noqa: E402
 
-from midilite.isosurface import SDF, extract_surface, marching  # noqa: E402
+from midilite.compiling import compile_decoder, uncompile_decoder  # noqa: E402
+from midilite.config import VAEConfig  # noqa: E402
+from midilite.isosurface import SDF, Surface, extract_surface, marching  # noqa: E402
+from midilite.vae import VAE  # noqa: E402
 
 
 def ball(points: torch.Tensor) -> torch.Tensor:
@@ -94,6 +98,59 @@ def time_extraction(name: str, sdf: SDF, depth: int, repeats: int, device: str) 
     return row
 
 
+class MeshCase:
+    """Latents to the surface of a chair with a VAE of random weights, which is computed at every queried point.
+
+    Attributes:
+        points: at which the decoder was asked in the last call, both passes together.
+        dense_points: what two passes over whole grids would ask.
+    """
+
+    def __init__(self, vae: VAE, tokens: int, depth: int, zero: float = 0.0) -> None:
+        device, self.vae, self.depth = vae.quant.weight.device, vae, depth
+        generator = torch.Generator(device).manual_seed(0)
+        shape = (tokens, vae.config.latent_channels)
+        self.latents = torch.randn(shape, generator=generator, device=device).to(vae.dtype)
+        self.zero = torch.tensor(zero, device=device)  # the device can't know, so nothing is optimised away
+        self.points, self.dense_points = 0, 2 * (2**depth + 1) ** 3
+
+    @torch.inference_mode()
+    def __call__(self) -> Surface:
+        """Both passes and the surface, on the VAE's device."""
+        field, self.points = self.vae.field(self.latents), 0
+
+        def sdf(points: torch.Tensor) -> torch.Tensor:
+            self.points += len(points)
+            return chair(points) + self.zero * field(points)
+
+        return extract_surface(sdf, depth=self.depth, device=self.latents.device)
+
+
+def full_size_mesh_case(
+    device: torch.device | str, dtype: torch.dtype, depth: int = 8, config: VAEConfig | None = None, tokens: int = 2048
+) -> tuple[MeshCase, dict[str, int]]:
+    """What latents to mesh costs at the published size (or that of `config`): the work, run once, and its counts."""
+    with torch.device(device):
+        vae = VAE(config or VAEConfig()).to(dtype).eval().requires_grad_(False)
+    case = MeshCase(vae, tokens, depth)
+    triangles = len(case().faces)
+    return case, {"points": case.points, "dense_points": case.dense_points, "triangles": triangles}
+
+
+def time_decoder(compiled: bool, depth: int, repeats: int, device: str) -> dict:
+    """One row of the third table; TFLOP/s counts the queries alone."""
+    case, counts = full_size_mesh_case(device, torch.bfloat16, depth)
+    (compile_decoder if compiled else uncompile_decoder)(case.vae)
+    width, inner = case.vae.config.width_decoder, 3 + 6 * case.vae.config.embed_frequency
+    flops = 2 * width * (inner + 10 * width + 2 * len(case.latents) + 1)
+    row: dict = {"queries": "compiled" if compiled else "eager", "nodes": 2**depth + 1, **counts}
+    context = torch.inference_mode()(lambda: case.vae.decode_context(case.latents[None]))
+    row["context_ms"] = milliseconds(context, repeats, device)
+    row["mesh_ms"] = milliseconds(case, repeats, device)
+    row["tflops"] = 1e-9 * case.points * flops / row["mesh_ms"]
+    return row
+
+
 def print_table(rows: list[dict]) -> None:
     """Columns as wide as their heads."""
     print("  ".join(f"{key:>18}" for key in rows[0]))
@@ -109,6 +166,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--depths", type=int, nargs="+", default=[6, 7, 8])
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--decoder", action="store_true", help="also a VAE of the published size (a GPU, please)")
     args = parser.parse_args()
     shapes = {"ball": ball, "chair": chair}
     tables = {}
@@ -119,6 +177,13 @@ def main() -> None:
             for depth in args.depths
         ]
         print_table(tables[title])
+    if args.decoder:
+        tables["decoder"] = [
+            time_decoder(compiled, depth, args.repeats, args.device)
+            for depth in args.depths
+            for compiled in (False, True)
+        ]
+        print_table(tables["decoder"])
     machine = torch.cuda.get_device_name() if args.device != "cpu" else f"CPU, {torch.get_num_threads()} threads"
     print(json.dumps({"machine": machine, "torch": torch.__version__, **tables}))
 
