@@ -4,9 +4,9 @@ The process reads one JSON request from standard input and prints its JSON answe
 torch's: CUDA itself takes about half a GiB. What torch reserves stays below the rest, or the row runs out of memory
 and says so.
 
-    train   three optimizer steps of the published size with the preset's options, scenes as large and as many as it
+    train   four optimizer steps of the published size with the preset's options, scenes as large and as many as it
             says, from random features; the time is the last step's
-    infer   a scene of four instances with all parts of the pipeline in memory: encoding, three denoising steps, and
+    infer   a scene of four instances with all parts of the pipeline in memory: encoding, four denoising steps, and
             one mesh; the time is that of a denoising step. The base has the form that it has in training
 """
 
@@ -34,7 +34,7 @@ from .random_scenes import KeptFeatures, scenes_of
 from .timing import GIB, gpu_memory, host_memory, wait
 
 CONTEXT = 0.5  # GiB
-STEPS = 3
+STEPS = 4  # of training: run, recorded, replayed twice
 SMALLER: dict[str, dict[str, Any]] = {  # than any preset: what can be done, slowly
     "4gb": {**PRESETS["6gb"], "offload_blocks": True, "max_num_instances": 2},
 }
