@@ -10,7 +10,6 @@ import shutil
 import pytest
 import torch
 from conftest import GOLDEN, golden_dit, relative_error
-from test_infer import golden_run
 from test_lora_kinds import KINDS, run, scramble
 
 import midilite
@@ -240,6 +239,8 @@ def test_a_pipeline_gives_the_same_latents():
 
 def test_the_inference_command_takes_both_flags(tmp_path):
     """Offloading changes no byte of the scene; eight bits do, and offloading them again nothing."""
+    from test_infer import golden_run  # needs trimesh, and the tests on a GPU shall not
+
     flags = ([], ["--offload_blocks"], ["--quantize_base", "int8"], ["--quantize_base", "int8", "--offload_blocks"])
     scenes = []
     for i, more in enumerate(flags):
