@@ -23,7 +23,7 @@ waiting (for a process that has more to do), the rest is sending. What `sharded`
 
 Every case is written to `--output` when it is done; one that fails, or takes longer than `--limit_seconds`, ends the
 processes, and torchrun's restarts go on with the next (benchmarks/parallel_cases.py). The table goes to standard error;
-the last line of standard output is JSON. `benchmark_restart.py` measures what happens when a rank is killed.
+the last line of standard output is JSON; `--markdown FILE` prints a file of results as tables. `benchmark_restart.py` measures what happens when a rank is killed.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ sys.path[:0] = map(str, Path(__file__).resolve().parents[:2])  # run from a chec
 import torch  # noqa: E402
 from benchmarks.models import SIZES  # noqa: E402
 from benchmarks.parallel_cases import Case, Machine, Results, run_cases  # noqa: E402
+from benchmarks.parallel_report import compare, markdown, table  # noqa: E402
 from benchmarks.parallel_scenes import denoising, whole_scenes  # noqa: E402
 from benchmarks.parallel_training import (  # noqa: E402
     Workload,
     alone,
-    compare_losses,
     same_losses,
     small_gpus,
     together,
@@ -89,52 +89,6 @@ def make_cases(settings: argparse.Namespace, machine: Machine) -> list[Case]:
     return [Case(name, *runs[name]) for name in NAMES if name in settings.cases]
 
 
-# ------------------------------------------------------------------------------------------------------- reporting
-
-
-def compare(results: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The numbers that the cases are there for, as far as these were run."""
-    by = {result["case"]: result for result in results}
-    ratios = {
-        "speedup_per_process": ("per process", "one", "scenes_per_second"),
-        "speedup_total": ("total", "one", "scenes_per_second"),
-        "speedup_balanced_per_process": ("balanced per process", "one", "scenes_per_second"),
-        "speedup_balanced_total": ("balanced total", "one", "scenes_per_second"),
-        "gain_of_balancing_per_process": ("balanced per process", "per process", "scenes_per_second"),
-        "gain_of_balancing_total": ("balanced total", "total", "scenes_per_second"),
-        "sharded_base_memory": ("sharded", "per process", "base_mib"),
-        "sharded_step_time": ("sharded", "per process", "seconds_per_step"),
-    }
-    found = {name: by[a][key] / by[b][key] for name, (a, b, key) in ratios.items() if a in by and b in by}
-    if "one" in by and "total" in by:
-        losses = compare_losses(by["one"]["losses"], by["total"]["losses"])
-        found["largest_difference_of_losses"] = losses["largest_difference"]
-    if "same losses" in by:
-        found["largest_difference_of_losses_fp32"] = by["same losses"]["largest_difference"]
-    return found
-
-
-def table(results: Sequence[dict[str, Any]], comparison: dict[str, float], failed: dict[str, str]) -> str:
-    """For people."""
-    lines = [
-        f"{'case':22}{'ranks':>6}{'s/step':>9}{'scenes/s':>10}{'waiting':>9}{'sending':>9}{'base MiB':>10}{'GiB':>7}"
-    ]
-    for r in results:
-        if "seconds_per_step" in r:
-            shares = "".join(f"{100 * r[k]:8.1f}%" if k in r else " " * 9 for k in ("waiting_share", "sending_share"))
-            memory = f"{r['peak_reserved_gib']:7.2f}" if "peak_reserved_gib" in r else ""
-            lines.append(
-                f"{r['case']:22}{r['processes']:>6}{r['seconds_per_step']:9.3f}{r['scenes_per_second']:10.2f}{shares}"
-                f"{r['base_mib']:10.1f}{memory}"
-            )
-        for count, row in r.get("scenes", {}).items() if isinstance(r.get("scenes"), dict) else ():
-            lines.append(f"{r['case']}, {count} instances: {json.dumps(row, default=float)}")
-        if "without_sharding" in r:
-            lines.append(f"{r['case']}: {r['limit_gib']} GiB each; without sharding: {r['without_sharding']}")
-    lines += [f"{name}: {value:.3g}" for name, value in comparison.items()]
-    return "\n".join([*lines, *(f"FAILED {name}: {error}" for name, error in failed.items())])
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
@@ -167,6 +121,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--fp32_steps", type=int, default=4, help="steps of its loop that is compared with fp32")
     add("--limit_seconds", type=float, default=120, help="longest that a case may take; 0 has no limit")
     add("--budget_seconds", type=float, help="leave out cases for which no time is left")
+    add("--markdown", type=Path, metavar="FILE", help="print a file of results as tables, and stop")
     settings = parser.parse_args(arguments)
     try:
         settings.option = {
@@ -189,6 +144,10 @@ def _options(words: Sequence[str]) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 2 for unusable options, else 0 (another would have torchrun restart)."""
     settings = parse(arguments)
+    if settings.markdown:
+        lines = [json.loads(line) for line in settings.markdown.read_text(encoding="utf-8").splitlines()]
+        print(markdown([line for line in lines if "case" in line and "error" not in line]))
+        return 0
     world, device = start(settings.device, timedelta(minutes=5))
     if settings.passes % world.size:
         say(f"error: passes {settings.passes} is no multiple of the {world.size} processes")
