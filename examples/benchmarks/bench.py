@@ -114,9 +114,7 @@ def measure(case: Case, bench: Bench) -> Row:
         failed = False
     except Exception as error:  # a row of a benchmark: the reason is its result
         row.error, failed = describe(error), True
-    if row.peak_allocated_gib is None:
-        for name, value in gpu_memory(bench.device).items():
-            setattr(row, name, value)
+    row.set_memory(gpu_memory(bench.device))
     if failed:
         bench.release()  # after the exception and its frames are gone
     row.notes["row_seconds"] = time.monotonic() - started

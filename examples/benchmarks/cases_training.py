@@ -29,7 +29,7 @@ from .bench import Bench, Case, tidy
 from .models import random_transformer, shake_adapter
 from .random_scenes import KeptFeatures, scenes_of
 from .report import Row
-from .timing import timed
+from .timing import gpu_memory, timed
 
 MODES = {
     "plain": {"gradient_checkpointing": False},
@@ -100,6 +100,7 @@ def step(bench: Bench, row: Row, sizes: Sequence[int], mode: str, kind: str) -> 
     tidy(bench.device)
     timing = timed(steps_of(trainer), bench.device, bench.runs(5), warm_up=3)
     row.set_time(timing)
+    row.set_memory(gpu_memory(bench.device))
     arguments = (task.transformer, list(sizes), bench.size.tokens, bench.size.condition_tokens)
     row.set_work(transformer_flops(*arguments), bench.roof)
     if kind != "eager":

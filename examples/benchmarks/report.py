@@ -45,6 +45,12 @@ class Row:
         self.median_ms, self.low_ms, self.high_ms = (1000 * s for s in (timing.median, timing.low, timing.high))
         self.runs = timing.runs
 
+    def set_memory(self, found: Mapping[str, float]) -> None:
+        """Take over `timing.gpu_memory`, where that is not known yet."""
+        for name, value in found.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+
     def set_work(self, operations: float, roof: float | None) -> None:
         """Operations of one run, and the roof in operations per second."""
         self.tflop = operations / 1e12
