@@ -23,7 +23,8 @@ waiting (for a process that has more to do), the rest is sending. What `sharded`
 
 Every case is written to `--output` when it is done; one that fails, or takes longer than `--limit_seconds`, ends the
 processes, and torchrun's restarts go on with the next (benchmarks/parallel_cases.py). The table goes to standard error;
-the last line of standard output is JSON; `--markdown FILE` prints a file of results as tables. `benchmark_restart.py` measures what happens when a rank is killed.
+the last line of standard output is JSON; `--markdown FILE` prints a file of results as tables.
+`benchmark_restart.py` measures what happens when a rank is killed.
 """
 
 from __future__ import annotations
