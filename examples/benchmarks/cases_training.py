@@ -105,19 +105,16 @@ def step(bench: Bench, row: Row, sizes: Sequence[int], mode: str, kind: str) -> 
     row.set_work(transformer_flops(*arguments), bench.roof)
     if kind != "eager":
         row.notes["first_step_seconds"] = timing.first
-    if bench.on_gpu and kind in ("eager", "graph"):
+    if bench.on_gpu and kind == "eager":  # compiled programs would have to be built once more
         row.notes["not_deterministic_ms"] = 1000 * _free_median(bench, trainer)
 
 
 def _free_median(bench: Bench, trainer: Trainer) -> float:
     """Seconds of a step that may sum the gradients of attention in any order."""
-    task, options = trainer.task, trainer.options
-    recorded = task.graphs is not None
+    options = trainer.options
     trainer.options = dataclasses.replace(options, deterministic=False)
-    task.graphs = LossGraphs(task.weighted_errors, list(task.parameters.values())) if recorded else None
-    tidy(bench.device)
-    free = timed(steps_of(trainer), bench.device, bench.runs(3), warm_up=3 if recorded else 1)
-    trainer.options, task.graphs = options, None
+    free = timed(steps_of(trainer), bench.device, bench.runs(3), warm_up=1)
+    trainer.options = options
     return free.median
 
 
