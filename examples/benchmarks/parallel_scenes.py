@@ -6,7 +6,7 @@ rounding, which has a size of its own: it is shown beside, as the distance of on
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -132,7 +132,9 @@ def distance(a: Tensor, b: Tensor) -> dict[str, float]:
 @torch.inference_mode()
 def whole_scenes(machine: Machine, counts: Sequence[int]) -> dict[str, Any]:
     """Picture and mask to a GLB file's bytes in all steps, by one process and by all; random weights, ball decoder."""
-    if importlib.util.find_spec("trimesh") is None:
+    try:
+        importlib.import_module("trimesh")
+    except ImportError:
         return {"skipped": "meshes need trimesh, which is not installed here"}
     machine.release()
     pipeline = random_pipeline(machine.size, machine.device, machine.dtype)
