@@ -18,7 +18,7 @@ import functools
 import torch
 from torch import Tensor
 
-_SLAB = 8  # planes whose doubt is found at a time on a CPU, so that they stay in its cache; a GPU takes all
+_SLAB = {"cpu": 1 << 19, "cuda": 1 << 24}  # nodes whose doubt is found at a time: a CPU's cache, a GPU's memory
 
 
 def smooth_box3(values: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ def nodes_in_doubt(bound: Tensor, reach: Tensor) -> Tensor:
     The sign at all other nodes is that of the node which rules them out.
     """
     n = bound.shape[0]
-    planes = _SLAB if bound.device.type == "cpu" else n
+    planes = max(1, _SLAB.get(bound.device.type, _SLAB["cuda"]) // (2 * n - 1) ** 2)
     doubt = torch.empty((2 * n - 1,) * 3, dtype=torch.bool, device=bound.device)
     for first in range(0, n, planes):
         before = max(first - 1, 0)  # neighbours on both sides have a say

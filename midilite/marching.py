@@ -35,7 +35,7 @@ from torch import Tensor
 from .grid_ops import marked
 
 MIN_FRACTION = 1e-3  # of a cell edge; in float32 on [-1, 1] still 30 times the rounding of a coordinate at depth 8
-_BLOCK = 1 << 18  # cells connected at a time, to bound memory
+_BLOCK = {"cpu": 1 << 18, "cuda": 1 << 21}  # cells connected at a time, to bound memory
 _OUTSIDE = 1e30  # value beyond the grid's border
 
 Bound = float | Sequence[float] | Tensor
@@ -229,7 +229,8 @@ def marching(values: Tensor, origin: Bound = 0.0, spacing: Bound = 1.0, level: f
     vertex_of_edge = torch.empty(3 * len(codes), dtype=torch.int32, device=values.device)
     vertex_of_edge[owner * 3 + axis] = torch.arange(len(row), dtype=torch.int32, device=values.device)
     all_faces, all_centres, number = [], [], len(row)
-    for part, case in zip(cells.split(_BLOCK), cases.split(_BLOCK), strict=True):
+    block = _BLOCK.get(values.device.type, _BLOCK["cuda"])
+    for part, case in zip(cells.split(block), cases.split(block), strict=True):
         configuration = _configurations(values, _unravel(part, shape), case, level, tables)
         faces, centres = _connect(part, configuration, vertex_of_edge, shape, vertices, number, tables)
         all_faces.append(faces)

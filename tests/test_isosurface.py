@@ -18,6 +18,7 @@ from scipy.spatial import cKDTree
 from skimage.measure import marching_cubes
 
 from midilite.isosurface import NoSurfaceError, Surface, extract_surface, marching, smooth_box3
+from midilite.marching import _BLOCK as BLOCK
 from midilite.marching import MIN_FRACTION
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
@@ -167,7 +168,7 @@ def test_noise_that_touches_the_border_is_closed(share, device):
 def test_blocks_of_cells_make_one_mesh(monkeypatch):
     """Large grids are connected block by block; the numbers of the vertices in polygons' middles go on."""
     whole = marching(noise(16))
-    monkeypatch.setattr("midilite.marching._BLOCK", 100)
+    monkeypatch.setitem(BLOCK, "cpu", 100)
     blocks = marching(noise(16))
     assert torch.equal(whole.faces, blocks.faces) and torch.equal(whole.vertices, blocks.vertices)
 
@@ -370,6 +371,17 @@ def test_bounds_per_axis_and_chunks():
     surface = extract_surface(counted, ((-1, -2, -4), (1, 2, 4)), depth=6, chunk=1000)
     assert counted.largest <= 1000
     assert volume(surface) == pytest.approx(4 / 3 * math.pi * 0.125 * 8, rel=1e-2)
+
+
+def test_a_few_steep_places_do_not_cost_points():
+    """The usual slope near the surface decides, not the steepest anywhere: a network has such places far out."""
+
+    def steep_far_out(p: torch.Tensor) -> torch.Tensor:
+        return torus(p) + 2 * (p.norm(dim=1) - 1.5).clamp(min=0)  # three times as steep
+
+    plain, steep = Counted(torus), Counted(steep_far_out)
+    expected, found = (extract_surface(f, depth=6) for f in (plain, steep))
+    assert torch.equal(found.faces, expected.faces) and steep.points < 1.1 * plain.points
 
 
 def test_same_bytes_twice():
