@@ -24,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a check
 
 import torch  # noqa: E402
 
-from midilite.compiling import compile_decoder, uncompile_decoder  # noqa: E402
 from midilite.config import VAEConfig  # noqa: E402
 from midilite.isosurface import SDF, Surface, extract_surface, marching  # noqa: E402
 from midilite.vae import VAE  # noqa: E402
@@ -137,13 +136,12 @@ def full_size_mesh_case(
     return case, {"points": case.points, "dense_points": case.dense_points, "triangles": triangles}
 
 
-def time_decoder(compiled: bool, depth: int, repeats: int, device: str) -> dict:
+def time_decoder(depth: int, repeats: int, device: str) -> dict:
     """One row of the third table; TFLOP/s counts the queries alone."""
     case, counts = full_size_mesh_case(device, torch.bfloat16, depth)
-    (compile_decoder if compiled else uncompile_decoder)(case.vae)
     width, inner = case.vae.config.width_decoder, 3 + 6 * case.vae.config.embed_frequency
     flops = 2 * width * (inner + 10 * width + 2 * len(case.latents) + 1)
-    row: dict = {"queries": "compiled" if compiled else "eager", "nodes": 2**depth + 1, **counts}
+    row: dict = {"nodes": 2**depth + 1, **counts}
     context = torch.inference_mode()(lambda: case.vae.decode_context(case.latents[None]))
     row["context_ms"] = milliseconds(context, repeats, device)
     row["mesh_ms"] = milliseconds(case, repeats, device)
@@ -178,11 +176,7 @@ def main() -> None:
         ]
         print_table(tables[title])
     if args.decoder:
-        tables["decoder"] = [
-            time_decoder(compiled, depth, args.repeats, args.device)
-            for depth in args.depths
-            for compiled in (False, True)
-        ]
+        tables["decoder"] = [time_decoder(depth, args.repeats, args.device) for depth in args.depths]
         print_table(tables["decoder"])
     machine = torch.cuda.get_device_name() if args.device != "cpu" else f"CPU, {torch.get_num_threads()} threads"
     print(json.dumps({"machine": machine, "torch": torch.__version__, **tables}))

@@ -11,6 +11,7 @@ no such thing as a half-loaded network.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from .files import atomic_write, read_json, write_json
 from .layers import Network, compare_tables
+from .transfer import copy_all
 
 DIFFUSERS_STEM = "diffusion_pytorch_model"  # file names of the transformer and the VAE
 TRANSFORMERS_STEM = "model"  # file names of the image towers
@@ -128,16 +130,28 @@ def load_weights(
         raise ValueError(f"{where}: does not fit the {kind} of its config.json:\n  " + "\n  ".join(problems))
     network.to(dtype).to_empty(device=device).eval().requires_grad_(False)
     state = network.state_dict()
-    for file in files:
-        with open_safetensors(file) as handle:
-            for key, entry in table.items():
-                if entry.file == file:
-                    tensor = _read(handle, entry)
-                    if key in adapt and entry.shape != expected[key]:
-                        tensor = adapt[key](tensor, expected[key])
-                        if tensor.shape != expected[key]:
-                            raise ValueError(f"{file}: {key} has shape {entry.shape}, expected {expected[key]}")
-                    state[key].copy_(tensor)
+    with contextlib.ExitStack() as stack:
+        handles = {file: stack.enter_context(open_safetensors(file)) for file in files}
+
+        def reader(key: str, entry: Entry) -> Callable[[], Tensor]:
+            return lambda: _adapted(_read(handles[entry.file], entry), key, entry, expected[key], adapt)
+
+        copy_all([(state[key], reader(key, entry)) for key, entry in table.items()], torch.device(device))
+
+
+def _adapted(
+    tensor: Tensor,
+    key: str,
+    entry: Entry,
+    expected: tuple[int, ...],
+    adapt: Mapping[str, Callable[[Tensor, tuple[int, ...]], Tensor]],
+) -> Tensor:
+    """A file's tensor in the network's shape."""
+    if key in adapt and entry.shape != expected:
+        tensor = adapt[key](tensor, expected)
+        if tensor.shape != expected:
+            raise ValueError(f"{entry.file}: {key} has shape {entry.shape}, expected {expected}")
+    return tensor
 
 
 def _read(handle: Any, entry: Entry) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import lora
 from .adapters import apply_adapter, network_group, read_adapter
-from .compiling import compile_blocks, compile_decoder
+from .compiling import compile_blocks
 from .distributed import World
 from .dit import DiT
 from .encoders import CLIPVision, DINOv2
@@ -110,8 +110,7 @@ def load_pipeline(
         world: this process among those that make scenes together; default: it is alone.
         quantize: "int8" or "fp8" keeps the transformer in eight bits, which changes its results a little (quantize.py).
         offload: keep the transformer's blocks in host memory and copy each to the GPU when it runs (offload.py).
-        compile: compile the transformer's blocks and the decoder, which takes a minute before the first scene
-            (compiling.py).
+        compile: compile the transformer's blocks, which takes a minute before the first scene (compiling.py).
 
     Raises:
         ValueError: the folder is missing or incomplete, or a file does not fit its config; everything is named. Or the
@@ -125,14 +124,12 @@ def load_pipeline(
     clip_preprocessor, dinov2_preprocessor = model.load_preprocessors()
     transformer = model.load_transformer("cpu" if quantize or offload else device, dtype, multi_instance_blocks)
     place_base(transformer, device, quantize, offload)
-    vae = model.load_vae(device, dtype)
     if compile:
         compile_blocks(transformer)
-        compile_decoder(vae)
     return Pipeline(
         kind=model.kind,
         transformer=transformer,
-        vae=vae,
+        vae=model.load_vae(device, dtype),
         scheduler=model.load_scheduler(),
         clip=model.load_clip(device, dtype),
         dinov2=model.load_dinov2(device, dtype),

@@ -42,6 +42,7 @@ E4M3 = torch.float8_e4m3fn
 _LARGEST = {"int8": 127.0, "fp8": 448.0}
 _TINY = 1e-12  # activations smaller than this need no resolution of their own
 _GELU_DIP = 0.17  # GELU's lowest value is -0.16997
+_LEAST_ROWS = 64  # for fewer, torch._scaled_mm with a bias was seen to be off by more than rounding (H100, torch 2.11)
 _MULTIPLE = 16  # torch._scaled_mm takes matrices whose sides are multiples of it
 
 
@@ -229,10 +230,11 @@ class _Product(torch.autograd.Function):
 
 
 def _fp8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, largest: Tensor | None = None) -> Tensor:
-    """The product of e4m3 numbers with fp32 sums, on the GPU with its fast ones (about 14 bits)."""
+    """The product of e4m3 numbers with fp32 sums, on the GPU with its fast ones (about 14 bits) unless it is small."""
     flat = x.reshape(-1, x.shape[-1])
     tokens, token_scale = quantize_tokens(flat, None if largest is None else largest.reshape(-1, 1))
-    if x.device.type == "cuda" and not (weight.shape[0] % _MULTIPLE or weight.shape[1] % _MULTIPLE):
+    fits = not (weight.shape[0] % _MULTIPLE or weight.shape[1] % _MULTIPLE) and len(flat) >= _LEAST_ROWS
+    if x.device.type == "cuda" and fits:
         y = torch._scaled_mm(
             tokens,
             weight.t(),

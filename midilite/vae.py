@@ -96,7 +96,7 @@ class PointLinear(Linear):
 
 
 class CrossAttention(nn.Module):
-    """What is learned of attention to a context, which is normalised first (`norm_cross`)."""
+    """Attention of queries to a context that is normalised first (`norm_cross`)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -109,6 +109,10 @@ class CrossAttention(nn.Module):
     def project(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a context. [B, S, D] -> two tensors [B, S, H, K]."""
         return split_interleaved(self.kv(self.norm_cross(context)), self.heads, 2)
+
+    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
+        """[B, Q, D] -> [B, Q, D]."""
+        return self.to_out[0](attention(split_heads(self.to_q(x), self.heads), *keys_values))
 
 
 class SelfBlock(nn.Module):
@@ -133,18 +137,10 @@ class CrossBlock(nn.Module):
         self.norm2, self.attn2 = LayerNorm(width), CrossAttention(width, heads)
         self.norm3, self.ff = LayerNorm(width), FeedForward(width)
 
-    def ask(self, x: Tensor) -> Tensor:
-        """The queries of x. [B, Q, D] -> [B, Q, H, K]."""
-        return split_heads(self.attn2.to_q(self.norm2(x)), self.attn2.heads)
-
-    def answer(self, x: Tensor, attended: Tensor) -> Tensor:
-        """x and what its queries found, both [B, Q, D] -> [B, Q, D]."""
-        x = x + self.attn2.to_out[0](attended)
-        return x + self.ff(self.norm3(x))
-
     def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
         """[B, Q, D] with the projected context -> [B, Q, D]."""
-        return self.answer(x, attention(self.ask(x), *keys_values))
+        x = x + self.attn2(self.norm2(x), keys_values)
+        return x + self.ff(self.norm3(x))
 
 
 class Encoder(nn.Module):
@@ -192,24 +188,11 @@ class Decoder(nn.Module):
             x = block(x)
         return last.attn2.project(x)
 
-    def before_attention(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Points [B, Q, 3] -> their features x [B, Q, D] and queries [B, Q, H, K]."""
-        x = self.proj_query(embed_points(points, self.num_frequencies).to(self.proj_query.weight.dtype))
-        return x, self.blocks[-1].ask(x)
-
-    def after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
-        """Features and what their queries found, both [B, Q, D] -> signed distances [B, Q, 1]."""
-        x = self.norm_out(self.blocks[-1].answer(x, attended))
-        return -self.proj_out(x)  # the network was trained on the field that is positive inside
-
-    # The two halves of a query, which compiling.py replaces; attention between them has kernels of its own.
-    stages = (before_attention, after_attention)
-
     def query(self, keys_values: tuple[Tensor, Tensor], points: Tensor) -> Tensor:
         """Signed distances [B, Q, 1] at points [B, Q, 3]."""
-        before, after = self.stages
-        x, q = before(self, points)
-        return after(self, x, attention(q, *keys_values))
+        x = self.proj_query(embed_points(points, self.num_frequencies).to(self.proj_query.weight.dtype))
+        x = self.norm_out(self.blocks[-1](x, keys_values))
+        return -self.proj_out(x)  # the network was trained on the field that is positive inside
 
 
 class VAE(Network):

@@ -16,7 +16,7 @@ from typing import Self
 import torch
 from benchmark_surface import MeshCase
 
-from midilite.compiling import compile_blocks, compile_decoder, uncompile_decoder
+from midilite.compiling import compile_blocks
 from midilite.generate import Shape, build_scene, decode_shape
 from midilite.model_folder import save_model_folder
 from midilite.pipeline import Pipeline, load_pipeline
@@ -33,28 +33,21 @@ INSTANCES = 4
 def cases() -> Iterator[Case]:
     """The rows."""
     for shape in ("chair", "ball"):
-        for kind in ("compiled", "eager"):
-            first = 20 if (shape, kind) == ("chair", "compiled") else 0
-            yield Case(f"mesh {shape} {kind}", partial(mesh, shape=shape, kind=kind), 4 + first)
+        yield Case(f"mesh {shape}", partial(mesh, shape=shape), 4)
     yield Case("scene", scene, 30)
     yield Case("load", load, 60)
 
 
-def mesh(bench: Bench, row: Row, shape: str, kind: str) -> None:
+def mesh(bench: Bench, row: Row, shape: str) -> None:
     """Latents to a mesh: the decoder's context, both passes over the grid, and the surface.
 
     A ball is in the decoder's weights (see `models.py`); of a chair the decoder is asked at every point, and the
     answer is replaced by the chair's own distance.
     """
-    if kind == "compiled":
-        bench.need_gpu("a compiled decoder")
     vae = bench.shared("mesh", lambda: random_vae(bench.size, bench.device, bench.dtype))
     run = _ball(bench, vae) if shape == "ball" else MeshCase(vae, bench.size.tokens, bench.size.depth)
-    uncompile_decoder(vae)
-    with _Points(vae) as points:  # hooks are nothing for compiled code
+    with _Points(vae) as points:
         found = run()
-    if kind == "compiled" and not bench.quick:
-        compile_decoder(vae)
     row.set_time(timed(run, bench.device, bench.runs(9)))
     row.set_work(decoding_operations(vae, bench.size.tokens, points.count), bench.roof)
     row.notes |= {"points": points.count, "triangles": len(found.faces)}
@@ -96,7 +89,6 @@ def scene(bench: Bench, row: Row) -> None:
     pipeline = bench.shared("scene", lambda: random_pipeline(bench.size, bench.device, bench.dtype))
     if bench.on_gpu and not bench.quick:
         compile_blocks(pipeline.transformer)
-        compile_decoder(pipeline.vae)
     row.notes["first_seconds"] = clock(lambda: picture_to_glb(pipeline, bench, 2), bench.device)
     tidy(bench.device)
     totals, parts = [], {}

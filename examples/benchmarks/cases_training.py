@@ -37,8 +37,12 @@ MODES = {
     "checkpointed": {"gradient_checkpointing": True, "recompute": "full"},
 }
 QUANTISED = ("fp8", "int8")
-# scenes, ways and recomputation: "compiled" and "eager" launch every kernel, "graph" is compiled and replayed
+# scenes, ways and recomputation: "compiled" and "eager" launch every kernel, "graph" is compiled and replayed, and
+# "free" does that with gradients summed in any order (deterministic=False)
 ROWS = (
+    ((4,), "free", ("plain", "selective", "checkpointed")),
+    ((5, 3), "free", ("plain",)),
+    ((1,), "free", ("checkpointed",)),
     ((4,), "graph", ("plain", "selective", "checkpointed")),
     ((4,), "compiled", ("plain", "selective", "checkpointed")),
     ((4,), "eager", ("plain", "selective", "checkpointed")),
@@ -56,7 +60,7 @@ def cases() -> Iterator[Case]:
     for sizes, kind, modes in ROWS:
         for mode in modes:
             name = f"train {'+'.join(map(str, sizes))} {mode} {kind}"
-            compiling = 70 if kind == "graph" and sizes != (5, 3) and mode == modes[0] else 0
+            compiling = 70 if kind in ("graph", "free") and sizes != (5, 3) and mode == modes[0] else 0
             yield Case(name, partial(step, sizes=sizes, mode=mode, kind=kind), 5 + compiling)
     for base in QUANTISED:
         run = partial(step, sizes=(4,), mode="checkpointed", kind=base)
@@ -85,14 +89,16 @@ def make_trainer(bench: Bench, transformer: DiT, sizes: Sequence[int], **changes
 
 def step(bench: Bench, row: Row, sizes: Sequence[int], mode: str, kind: str) -> None:
     """Measure one training step."""
-    if kind in ("compiled", "graph"):
+    if kind in ("compiled", "graph", "free"):
         bench.need_gpu(f"a {kind} training step")
     base = kind if kind in QUANTISED else "plain"
     trainer = bench.shared(f"train {sizes} {base}", lambda: make_trainer(bench, _base(bench, base), sizes))
     task = trainer.task
     task.transformer.gradient_checkpointing = MODES[mode]["gradient_checkpointing"]
     task.transformer.recompute = MODES[mode].get("recompute", task.transformer.recompute)
-    task.graphs = LossGraphs(task.weighted_errors, list(task.parameters.values())) if kind == "graph" else None
+    recorded = kind in ("graph", "free")
+    task.graphs = LossGraphs(task.weighted_errors, list(task.parameters.values())) if recorded else None
+    trainer.options = dataclasses.replace(trainer.options, deterministic=kind != "free")
     if kind in ("eager", "int8") or bench.quick or not bench.on_gpu:  # int8 is for memory: not worth the time
         uncompile_blocks(task.transformer)
     else:

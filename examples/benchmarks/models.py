@@ -72,7 +72,8 @@ class Size:
 def published() -> Size:
     """MIDI-3D's."""
     dinov2 = DINOv2Config(num_channels=MIDI.dinov2_channels)
-    return Size("published", DiTConfig(), VAEConfig(), CLIPVisionConfig(), dinov2, tokens=2048, depth=8, steps=50)
+    clip = CLIPVisionConfig(1024, 4096, 768, num_hidden_layers=24, num_attention_heads=16, patch_size=14)  # ViT-L/14
+    return Size("published", DiTConfig(), VAEConfig(), clip, dinov2, tokens=2048, depth=8, steps=50)
 
 
 def tiny() -> Size:

@@ -1,0 +1,54 @@
+"""Many tensors to a device at the pace of the disk or the bus, with little host memory.
+
+A tensor of a memory-mapped file is read when its pages are touched, and CUDA touches them one by one in a single
+thread, far below what the disk or the bus can do. Here several threads read, each into a small piece of pinned memory
+from which the GPU copies by itself. On a CPU there is nothing to gain: the tensors are copied as they come.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+_THREADS, _PIECE = 4, 2**24  # pieces of 16 MiB
+
+
+def copy_all(pairs: Iterable[tuple[Tensor, Callable[[], Tensor]]], device: torch.device) -> None:
+    """Copy into each target what its function returns (of the same shape, any type). Raises what a function raises."""
+    if device.type != "cuda":
+        for target, read in pairs:
+            target.copy_(read())
+        return
+    own = threading.local()
+
+    def move(target: Tensor, read: Callable[[], Tensor]) -> None:
+        if not hasattr(own, "piece"):
+            own.piece, own.stream = torch.empty(_PIECE, dtype=torch.uint8, pin_memory=True), torch.cuda.Stream(device)
+        _copy_in_pieces(target, read(), own.piece, own.stream)
+
+    torch.cuda.synchronize(device)  # the targets' memory may still be in use on another stream
+    with ThreadPoolExecutor(_THREADS, "transfer") as threads:
+        futures = [threads.submit(move, *pair) for pair in pairs]
+        for future in futures:
+            future.result()
+
+
+@torch.no_grad()
+def _copy_in_pieces(target: Tensor, source: Tensor, piece: Tensor, stream: torch.cuda.Stream) -> None:
+    """`piece` holds bytes; the copy is complete on return."""
+    with torch.cuda.stream(stream):
+        if not (target.is_contiguous() and source.is_contiguous()) or source.numel() == 0:
+            target.copy_(source)
+        else:
+            step = len(piece) // source.element_size()
+            pairs = zip(target.view(-1).split(step), source.view(-1).split(step), strict=True)
+            for into, part in pairs:
+                stream.synchronize()  # the piece is free again
+                staged = piece[: part.nbytes].view(part.dtype)
+                staged.copy_(part)
+                into.copy_(staged, non_blocking=True)
+        stream.synchronize()
