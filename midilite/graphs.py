@@ -79,6 +79,7 @@ class LossGraphs:
         self._inputs: dict[tuple, list[Tensor]] = {}
         self._recordings: dict[tuple, tuple[torch.cuda.CUDAGraph, _Results]] = {}
         self._pool: Any = None
+        self._anchor = torch.zeros((), requires_grad=True)  # what makes autograd call the backward pass
 
     def __call__(self, groups: Sequence[int], inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """As `loss_fn`, with gradients ready when the loss is passed backward."""
@@ -92,8 +93,8 @@ class LossGraphs:
             self._inputs.clear()
             torch.cuda.empty_cache()
             results = self._pass(groups, inputs)
-        gradients = [g if reached else None for g, reached in zip(self.gradients, results.reached, strict=True)]
-        return _Computed.apply(results, gradients, *self.parameters)
+        reached = zip(self.parameters, self.gradients, results.reached, strict=True)
+        return _Computed.apply(self._anchor, results, [(p, g) for p, g, does in reached if does])
 
     def _run(self, groups: Sequence[int], inputs: Sequence[Tensor]) -> _Results:
         shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in inputs)
@@ -132,17 +133,24 @@ class LossGraphs:
 
 
 class _Computed(torch.autograd.Function):
-    """A loss whose gradients are there already: the backward pass hands them out."""
+    """A loss whose gradients are there already: the backward pass adds them to the parameters' own.
+
+    The parameters are no inputs. Autograd would make a node for each, bound to the stream of now, and a recording can't
+    have anything to do with those as long as some earlier loss keeps them alive (as with gradient accumulation).
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, results: _Results, gradients: list[Tensor | None], *parameters: Tensor
+        ctx: Any, anchor: Tensor, results: _Results, pairs: list[tuple[nn.Parameter, Tensor]]
     ) -> tuple[Tensor, Tensor]:
-        ctx.gradients = gradients
+        ctx.pairs = pairs
         losses = results.losses.clone()
         ctx.mark_non_differentiable(losses)
         return results.loss.clone(), losses
 
     @staticmethod
-    def backward(ctx: Any, of_loss: Tensor, of_losses: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(None if g is None else g * of_loss for g in ctx.gradients)
+    def backward(ctx: Any, of_loss: Tensor, of_losses: Tensor) -> tuple[None, None, None]:
+        for parameter, gradient in ctx.pairs:
+            change = gradient * of_loss
+            parameter.grad = change if parameter.grad is None else parameter.grad + change
+        return None, None, None

@@ -26,6 +26,20 @@ def test_gradients_are_those_of_the_loss_times_what_comes_back():
     assert torch.equal(losses, (x * used).detach()) and not losses.requires_grad
 
 
+def test_gradients_of_several_passes_add_up_and_leave_no_node_behind():
+    """A loss that is still alive must not hold the parameters' nodes: a recording on another stream would fail."""
+    (used, idle), loss_fn = make()
+    graphs = LossGraphs(loss_fn, [used, idle], most=0)
+    inputs = [torch.randn(3), torch.randn(3)]
+    losses = [graphs((1,), [x])[0] for x in inputs[:1]]
+    losses[0].backward()
+    losses.append(graphs((1,), inputs[1:])[0])
+    losses[1].backward()
+    assert torch.equal(used.grad, inputs[0] + inputs[1])
+    nodes = [losses[0].grad_fn, *(node for node, _ in losses[0].grad_fn.next_functions if node is not None)]
+    assert not any(getattr(node, "variable", None) is used for node in nodes)
+
+
 def test_without_memory_for_recordings_the_pass_is_repeated_without_them():
     (used, idle), plain = make()
     failures = [torch.OutOfMemoryError("CUDA out of memory")]

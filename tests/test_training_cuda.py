@@ -27,6 +27,7 @@ KINDS = {
     "graphs": {},
     "graphs, recomputing": {"gradient_checkpointing": True},
     "graphs, keeping attention": {"gradient_checkpointing": True, "recompute": "selective"},
+    "graphs, accumulating": {"batch_size": 1, "gradient_accumulation_steps": 3},
     "graphs, fp32": {"mixed_precision": "no"},
     "compiled": {"compile": True},
 }
