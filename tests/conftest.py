@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from processes import Forks
 from safetensors.torch import load_file
 
 from midilite import config, dit, vae
+from midilite.train_options import TrainOptions
 
 torch.set_num_threads(1)  # tensors here are tiny: threads would only wait for each other
 
@@ -94,12 +96,23 @@ def forks():
 
 
 @pytest.fixture
-def flags(prepared):
-    """Arguments of examples/train.py for a small run on the golden model: flags(output_dir, *more)."""
-    common = {
-        "pretrained_model": GOLDEN / "midi_tiny" / "checkpoint", "data_dir": prepared,
-        "cache_dir": prepared.parent / "cache", "device": "cpu", "num_tokens": 16, "lora_rank": 4,
+def small_run(prepared) -> dict[str, Any]:
+    """Options of a small training run on the golden model."""
+    return {
+        "pretrained_model": str(GOLDEN / "midi_tiny" / "checkpoint"), "data_dir": str(prepared),
+        "cache_dir": str(prepared.parent / "cache"), "device": "cpu", "num_tokens": 16, "lora_rank": 4,
         "learning_rate": 1e-3, "checkpointing_steps": 0, "save_every_n_epochs": 0,
     }  # fmt: skip
-    fixed = [str(word) for name, value in common.items() for word in (f"--{name}", value)]
+
+
+@pytest.fixture
+def options(small_run, tmp_path) -> TrainOptions:
+    """The same as `TrainOptions`, of six steps; test files that want others replace some of it."""
+    return TrainOptions(**small_run, output_dir=str(tmp_path / "run"), max_train_steps=6)
+
+
+@pytest.fixture
+def flags(small_run):
+    """The same as arguments of examples/train.py: flags(output_dir, *more)."""
+    fixed = [str(word) for name, value in small_run.items() for word in (f"--{name}", value)]
     return lambda output_dir, *more: [*fixed, "--output_dir", str(output_dir), *map(str, more)]

@@ -30,23 +30,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def options(prepared, tmp_path) -> TrainOptions:
-    return TrainOptions(
-        pretrained_model=str(GOLDEN / "midi_tiny" / "checkpoint"),
-        data_dir=str(prepared),
-        output_dir=str(tmp_path / "run"),
-        cache_dir=str(prepared.parent / "cache"),
-        device="cpu",
-        num_tokens=16,
-        lora_rank=4,
-        learning_rate=5e-3,
-        checkpointing_steps=0,
-        save_every_n_epochs=0,
-        max_train_steps=6,
-        batch_size=2,
-        condition_dropout=0.3,
-        train_towers=True,
-    )
+def options(options) -> TrainOptions:
+    return dataclasses.replace(options, learning_rate=5e-3, batch_size=2, condition_dropout=0.3, train_towers=True)
 
 
 def of_kind(options, kind):

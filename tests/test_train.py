@@ -23,23 +23,6 @@ MODEL = GOLDEN / "midi_tiny" / "checkpoint"
 ADAPTER = "adapter_model.safetensors"
 
 
-@pytest.fixture
-def options(prepared, tmp_path) -> TrainOptions:
-    return TrainOptions(
-        pretrained_model=str(MODEL),
-        data_dir=str(prepared),
-        output_dir=str(tmp_path / "run"),
-        cache_dir=str(prepared.parent / "cache"),
-        device="cpu",
-        num_tokens=16,
-        lora_rank=4,
-        learning_rate=1e-3,
-        checkpointing_steps=0,
-        save_every_n_epochs=0,
-        max_train_steps=6,
-    )
-
-
 def run(options: TrainOptions, **changes) -> bytes:
     """The adapter file that a run writes."""
     return (train.train_lora(dataclasses.replace(options, **changes)) / ADAPTER).read_bytes()

@@ -14,7 +14,6 @@ from midilite.adapters import apply_adapter, read_adapter
 from midilite.data import find_scenes
 from midilite.distributed import World
 from midilite.model_folder import ModelFolder
-from midilite.train_options import TrainOptions
 from midilite.trainer import Trainer
 
 MODEL = GOLDEN / "midi_tiny" / "checkpoint"
@@ -34,23 +33,6 @@ KINDS = {
         "lora_rank": 3,
     },
 }
-
-
-@pytest.fixture
-def options(prepared, tmp_path) -> TrainOptions:
-    return TrainOptions(
-        pretrained_model=str(MODEL),
-        data_dir=str(prepared),
-        output_dir=str(tmp_path / "run"),
-        cache_dir=str(prepared.parent / "cache"),
-        device="cpu",
-        num_tokens=16,
-        lora_rank=4,
-        learning_rate=1e-3,
-        checkpointing_steps=0,
-        save_every_n_epochs=0,
-        max_train_steps=6,
-    )
 
 
 def make_task(options):

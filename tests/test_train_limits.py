@@ -24,19 +24,8 @@ MODEL = GOLDEN / "midi_tiny" / "checkpoint"
 
 
 @pytest.fixture
-def options(prepared, tmp_path) -> TrainOptions:
-    return TrainOptions(
-        pretrained_model=str(MODEL),
-        data_dir=str(prepared),
-        output_dir=str(tmp_path / "run"),
-        cache_dir=str(prepared.parent / "cache"),
-        device="cpu",
-        num_tokens=16,
-        lora_rank=4,
-        checkpointing_steps=0,
-        save_every_n_epochs=0,
-        max_train_steps=4,
-    )
+def options(options) -> TrainOptions:
+    return dataclasses.replace(options, learning_rate=1e-4, max_train_steps=4)
 
 
 class Toy:

@@ -27,19 +27,10 @@ EVERYTHING = {"validate_every": 2, "eval_every": 3, "preview_every": 4, "best_me
 
 
 @pytest.fixture
-def options(prepared, tmp_path) -> TrainOptions:
-    return TrainOptions(
-        pretrained_model=str(MODEL),
-        data_dir=str(prepared),
-        output_dir=str(tmp_path / "run"),
-        cache_dir=str(prepared.parent / "cache"),
-        device="cpu",
-        num_tokens=16,
-        lora_rank=4,
-        learning_rate=1e-3,
-        checkpointing_steps=0,
-        save_every_n_epochs=0,
-        max_train_steps=6,
+def options(options) -> TrainOptions:
+    """Scenes are kept aside, and generated ones cost little."""
+    return dataclasses.replace(
+        options,
         val_fraction=0.4,
         validate_every=0,
         eval_scenes=1,
