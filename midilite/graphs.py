@@ -150,7 +150,12 @@ class _Computed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, of_loss: Tensor, of_losses: Tensor) -> tuple[None, None, None]:
-        for parameter, gradient in ctx.pairs:
-            change = gradient * of_loss
-            parameter.grad = change if parameter.grad is None else parameter.grad + change
+        # a kernel for each of hundreds of small weights would take longer to launch than a short pass to replay
+        changes = torch._foreach_mul([gradient for _, gradient in ctx.pairs], of_loss)
+        added = [(p.grad, new) for (p, _), new in zip(ctx.pairs, changes, strict=True) if p.grad is not None]
+        if added:
+            torch._foreach_add_([old for old, _ in added], [new for _, new in added])
+        for (parameter, _), change in zip(ctx.pairs, changes, strict=True):
+            if parameter.grad is None:
+                parameter.grad = change
         return None, None, None
