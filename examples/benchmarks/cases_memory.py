@@ -65,12 +65,12 @@ def limited(bench: Bench, row: Row, preset: str, work: str) -> None:
     limit = float(preset.removesuffix("gb"))
     request = {"work": work, "preset": preset, "limit_gib": limit, "size": bench.size.name, "device": str(bench.device)}
     answer = workers.ask(request)
+    row.peak_allocated_gib = answer.pop("peak_allocated_gib", None)  # of that process, also when it failed
+    row.peak_reserved_gib = answer.pop("peak_reserved_gib", None)
     if "error" in answer:
         row.notes |= {key: value for key, value in answer.items() if key != "error"}
         row.error = answer["error"]
         return
     seconds = answer.pop("seconds")
     row.median_ms, row.runs = 1000 * seconds, answer.pop("runs")
-    row.peak_allocated_gib = answer.pop("peak_allocated_gib", None)
-    row.peak_reserved_gib = answer.pop("peak_reserved_gib", None)
     row.notes |= answer
