@@ -5,7 +5,6 @@ Under torchrun all processes make the scene together (parallel_inference.py), an
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .options import option
+from .run_log import say
 from .scene_export import check_suffix, export_scene
 
 if TYPE_CHECKING:
@@ -90,15 +90,15 @@ def run(options: InferOptions) -> Result:
     load_adapters(pipe, options.lora_path or (), options.lora_scale, options.lora_alpha)
     if world.is_main:
         partners = f" and {world.size - 1} more of their kind" if world.size > 1 else ""
-        _say(f"loaded {options.pretrained_model} on {pipe.device}{partners} in {time.monotonic() - started:.1f} s")
+        say(f"loaded {options.pretrained_model} on {pipe.device}{partners} in {time.monotonic() - started:.1f} s")
     result, problems = _generate(pipe, options)
     if world.is_main:
         for problem in problems:
-            _say(f"warning: {problem}")
+            say(f"warning: {problem}")
         export_scene(result.scene, options.output)
         if options.preview:
             write_preview(result, Path(options.output).with_suffix(".png"))
-        _say(f"{options.output}: {len(result.scene.geometry)} objects, {time.monotonic() - started:.1f} s in all")
+        say(f"{options.output}: {len(result.scene.geometry)} objects, {time.monotonic() - started:.1f} s in all")
     stop()
     return result
 
@@ -139,7 +139,7 @@ def load_adapters(pipe: Pipeline, paths: Sequence[str], scales: Sequence[float],
         scale = scales[i if len(scales) > 1 else 0]
         for note in pipe.load_adapter(path, scale, f"lora_{i}", lora_alpha):
             if pipe.world.is_main:
-                _say(f"{path}: {note}")
+                say(f"{path}: {note}")
 
 
 def write_preview(result: Result, path: Path) -> None:
@@ -152,8 +152,4 @@ def write_preview(result: Result, path: Path) -> None:
 
 def _show_step(done: int, total: int) -> None:
     if done == total or done % max(1, total // 10) == 0:
-        _say(f"denoising {done}/{total}")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+        say(f"denoising {done}/{total}")
