@@ -34,6 +34,7 @@ from typing import Any
 RUNS = ("whole", "again", "killed", "ended")
 KILLED_RANK = {"killed": 1, "ended": 0}
 CHECKPOINT_EVERY = 5
+LAST_LINES = 60  # of a log that are kept where something went wrong; torchrun takes some thirty for its summary
 ADAPTER = "lora-final/adapter_model.safetensors"
 DEFAULTS = ["--pretrained_model", "tiny", "--data_dir", "demo", "--batch_size", "1", "--learning_rate", "1e-3"]
 
@@ -100,6 +101,10 @@ class Training:
             self.log.close()
         return "exit_code" not in self.found
 
+    def last_words(self) -> str:
+        """The last lines that it logged: of several processes, so what went wrong first may stand above the end."""
+        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-LAST_LINES:])
+
     def adapter(self) -> bytes | None:
         """The file that it made."""
         path = self.folder / ADAPTER
@@ -124,12 +129,13 @@ def difference(a: Training, b: Training) -> float | None:
 
 
 def report(runs: dict[str, Training], settings: argparse.Namespace) -> dict[str, Any]:
-    """All numbers, and `problems`, which is empty when everything is as it should be."""
+    """All numbers, and `problems`, which is empty when everything is as it should be; else with the end of the log."""
     found: dict[str, Any] = {"runs": {name: run.found for name, run in runs.items()}, "problems": []}
     problems = found["problems"]
     for name, run in runs.items():
         if run.found.get("error") or (run.found["exit_code"] == 0) != (name != "ended"):
-            problems.append(f"{name}: exit code {run.found['exit_code']}, {run.found.get('error', 'see its log')}")
+            said = f"{run.found['error']}; " if "error" in run.found else ""
+            problems.append(f"{name}: exit code {run.found['exit_code']}, {said}its log ends:\n{run.last_words()}")
         elif run.found.get("seconds_until_all_ended", 0) > 60:
             problems.append(f"{name}: the other process ended only {run.found['seconds_until_all_ended']:.0f} s later")
     for name in ("again", "killed"):
@@ -177,9 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if run.process.poll() is None:
                 os.killpg(run.process.pid, signal.SIGKILL)
     found = report(runs, settings)
-    for name in runs:
-        if any(problem.startswith(name) for problem in found["problems"]):
-            print(f"--- {name}\n{runs[name].log_path.read_text()[-3000:]}", file=sys.stderr)
+    for problem in found["problems"]:
+        print(f"--- {problem}", file=sys.stderr)
     print(json.dumps({"steps": settings.steps, "deterministic": settings.deterministic, **found}))
     return 1 if found["problems"] else 0
 
