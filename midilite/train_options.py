@@ -18,7 +18,8 @@ BEST_METRICS = (
     "eval_object_chamfer", "eval_bounding_box_iou",
 )  # fmt: skip
 
-# What fits which GPU with published weights; the file and flags override each value.
+# What fits which GPU with published weights; the file and flags override each value. Measured on an H100, they reserve
+# 4.1, 6.6, 8.8, 10.5 and 13.7 GiB (examples/results/benchmark_h100.jsonl), so there is room for CUDA and a desktop.
 _SMALL = {"mixed_precision": "bf16", "gradient_checkpointing": True, "batch_size": 1}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "6gb": {**_SMALL, "quantize_base": "int8", "lora_rank": 8, "lora_alpha": 8.0, "max_num_instances": 3},
@@ -91,7 +92,7 @@ class TrainOptions:
     )
     compile: bool = option(False, "compile the transformer's blocks: faster steps after a minute or two")
     deterministic: bool = option(
-        True, "on a GPU, the same bits at every run; without it a step is a little faster", alters_run=False
+        True, "on a GPU, the same bits at every run; without it a step takes up to a third less time", alters_run=False
     )
     cuda_graphs: bool = option(
         True, "on a GPU, record the passes of a step and replay them, where that can be done", alters_run=False
