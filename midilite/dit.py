@@ -206,7 +206,9 @@ class Block(nn.Module):
         """[B, T, D] -> [B, T, D]; see the stages for `skip` and `conditions`, `group_attention` for `groups`."""
         before, after = self.stages
         x, q, k, v = before(self, x, skip)
-        return after(self, x, self.attend(q, k, v, groups), conditions)
+        attended = self.attend(q, k, v, groups)
+        del q, k, v  # without gradients nobody else holds them, and the feed-forward layer needs the memory
+        return after(self, x, attended, conditions)
 
     def _attend_conditions(self, x: Tensor, conditions: Sequence[Condition]) -> Tensor:
         """Samples without conditions come first: as many as the batch has more than the conditions."""
@@ -274,7 +276,8 @@ class DiT(Network):
             ValueError: another number of conditions, or a wrong width.
         """
         conditions = self._check_conditions(conditions)
-        return Conditions([block.project(conditions) for block in self.blocks], unconditional)
+        pairs = ([(k, v.contiguous()) for k, v in block.project(conditions)] for block in self.blocks)
+        return Conditions(list(pairs), unconditional)  # contiguous: a view would hold the product that made both
 
     def _check_conditions(self, conditions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The conditions in the weights' type."""

@@ -46,6 +46,7 @@ class InferOptions:
     mixed_precision: str | None = option(None, "no, bf16 or fp16 (default: bf16 on a GPU)", ("no", "bf16", "fp16"))
     quantize_base: str | None = option(None, "keep the transformer in eight bits (default: don't)", ("int8", "fp8"))
     offload_blocks: bool = option(False, "keep its blocks in host memory and copy each to the GPU when it runs")
+    offload_parts: bool = option(False, "for small GPUs: encoders and VAE rest in host memory, guidance by halves")
     compile: bool = option(False, "compile the transformer: pays for many scenes in one process, takes a minute first")
     device: str | None = option(None, "cpu, cuda or cuda:N (default: a GPU when there is one)")
     preview: bool = option(True, "write the preview picture")
@@ -86,6 +87,7 @@ def run(options: InferOptions) -> Result:
         quantize=options.quantize_base,
         offload=options.offload_blocks,
         compile=options.compile,
+        offload_parts=options.offload_parts,
     )
     load_adapters(pipe, options.lora_path or (), options.lora_scale, options.lora_alpha)
     if world.is_main:

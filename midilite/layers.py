@@ -64,8 +64,11 @@ class Linear(nn.Module):
         return y if self.adapter is None else self.adapter(x, y, self)
 
     def after_gelu(self, x: Tensor) -> Tensor:
-        """This linear of GELU(x) (erf); one method, because a quantised linear can make use of what x is."""
-        return self(F.gelu(x))
+        """This linear of GELU(x) (erf); one method, because a quantised linear can make use of what x is.
+
+        Without gradients `x` may be written over (see `gelu_`).
+        """
+        return self(gelu_(x))
 
     @property
     def device(self) -> torch.device:
@@ -104,6 +107,13 @@ class Linear(nn.Module):
         """Sizes and parts, for printing a model."""
         parts = f", parts={list(self.parts)}" if self.parts else ""
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}{parts}"
+
+
+def gelu_(x: Tensor) -> Tensor:
+    """GELU(x) (erf), in the place of x unless a gradient or a compiler needs that: no second buffer as wide."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return F.gelu(x)
+    return torch.ops.aten.gelu_(x)
 
 
 class Network(nn.Module):

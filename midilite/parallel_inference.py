@@ -32,7 +32,16 @@ from torch import Tensor
 from .distributed import World, gather_tensors
 from .dit import DiT
 from .flow import RectifiedFlowScheduler, guide
-from .generate import Shape, decode_shape, guided_velocity, make_meshes, recorded, sample_scene, walk
+from .generate import (
+    Shape,
+    decode_shape,
+    guided_velocity,
+    make_meshes,
+    prepare_conditions,
+    recorded,
+    sample_scene,
+    walk,
+)
 from .layers import attention
 from .vae import VAE
 
@@ -63,6 +72,7 @@ def sample_together(
     guidance_scale: float = 7.0,
     on_step: Callable[[int, int], None] | None = None,
     split: str | None = None,
+    low_memory: bool = False,
 ) -> Tensor:
     """Denoise the latents of a scene on all ranks; with one process this is `generate.sample_scene`.
 
@@ -73,6 +83,7 @@ def sample_together(
         guidance_scale: at most 1 leaves the unconditional half out.
         on_step: called with (steps done, steps) after every step, on every rank.
         split: one of `SPLITS`; default `best_split`.
+        low_memory: see `generate.sample_scene`.
 
     Returns:
         [n, T, C] in fp32 on the transformer's device, the same on all ranks.
@@ -89,13 +100,14 @@ def sample_together(
     chosen = split or best_split(len(noise), world.size, guided)
     if world.size == 1 or chosen is None:
         return sample_scene(
-            transformer, scheduler, conditions, noise, num_inference_steps, guidance_scale, on_step=on_step
-        )
+            transformer, scheduler, conditions, noise, num_inference_steps, guidance_scale, True, on_step,
+            low_memory=low_memory,
+        )  # fmt: skip
     device = transformer.proj_in.weight.device
     conditions, noise = [condition.to(device) for condition in conditions], noise.to(device)
     if chosen == "guidance":
-        half = _half(transformer, conditions, world)
-        if world.rank < 2:
+        half = _half(transformer, conditions, world, project_ahead=not low_memory)
+        if world.rank < 2 and not low_memory:
             half = recorded(half, transformer, noise, noise.shape[0] * noise.shape[1], num_inference_steps)
 
         def model_fn(x: Tensor, timestep: Tensor) -> Tensor:
@@ -105,20 +117,25 @@ def sample_together(
         return walk(model_fn, scheduler, noise, num_inference_steps, on_step)
     shares = _Shares(len(noise), world)
     rows = shares.rows
-    model_fn = guided_velocity(transformer, [condition[rows] for condition in conditions], guidance_scale)
+    mine = [condition[rows] for condition in conditions]
+    model_fn = guided_velocity(
+        transformer, mine, guidance_scale, project_ahead=not low_memory, split_guidance=low_memory
+    )
     with _attending(transformer, shares):
         x = walk(model_fn, scheduler, noise[rows], num_inference_steps, on_step)
     return shares.gather(x, axis=0)
 
 
-def _half(transformer: DiT, conditions: Sequence[Tensor], world: World) -> Callable[[Tensor, Tensor], Tensor]:
+def _half(
+    transformer: DiT, conditions: Sequence[Tensor], world: World, project_ahead: bool
+) -> Callable[[Tensor, Tensor], Tensor]:
     """The velocity that one rank computes: 0 the unconditional one, 1 the other, more of them none."""
     if world.rank > 1:
         return lambda x, timestep: torch.zeros_like(x, dtype=transformer.dtype)
     count = conditions[0].shape[0]
     without = world.rank == 0
     told = [condition[:0] if without else condition for condition in conditions]
-    known = transformer.project_conditions(*told, unconditional=count * without)
+    known = prepare_conditions(transformer, told, count * without, project_ahead)
     return lambda x, timestep: transformer(x, timestep, known, groups=[count])
 
 

@@ -41,6 +41,7 @@ from .images import (
 from .model_folder import KINDS, Kind, ModelFolder, SamplingDefaults, default_num_tokens, save_model_folder
 from .parallel_inference import decode_together, sample_together
 from .quantize import place_base
+from .resting import rest, working
 from .vae import VAE
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def load_pipeline(
     quantize: str | None = None,
     offload: bool = False,
     compile: bool = False,
+    offload_parts: bool = False,
 ) -> Pipeline:
     """Load a MIDI-3D or TripoSG checkpoint folder.
 
@@ -111,6 +113,7 @@ def load_pipeline(
         quantize: "int8" or "fp8" keeps the transformer in eight bits, which changes its results a little (quantize.py).
         offload: keep the transformer's blocks in host memory and copy each to the GPU when it runs (offload.py).
         compile: compile the transformer's blocks, which takes a minute before the first scene (compiling.py).
+        offload_parts: for small GPUs, see `Pipeline.offload_parts`.
 
     Raises:
         ValueError: the folder is missing or incomplete, or a file does not fit its config; everything is named. Or the
@@ -126,18 +129,22 @@ def load_pipeline(
     place_base(transformer, device, quantize, offload)
     if compile:
         compile_blocks(transformer)
-    return Pipeline(
+    home = "cpu" if offload_parts else device
+    pipe = Pipeline(
         kind=model.kind,
         transformer=transformer,
-        vae=model.load_vae(device, dtype),
+        vae=model.load_vae(home, dtype),
         scheduler=model.load_scheduler(),
-        clip=model.load_clip(device, dtype),
-        dinov2=model.load_dinov2(device, dtype),
+        clip=model.load_clip(home, dtype),
+        dinov2=model.load_dinov2(home, dtype),
         clip_preprocessor=clip_preprocessor,
         dinov2_preprocessor=dinov2_preprocessor,
         sampling=model.sampling,
         world=world,
     )
+    if offload_parts:
+        pipe.offload_parts()
+    return pipe
 
 
 class Pipeline:
@@ -163,6 +170,18 @@ class Pipeline:
         self.kind, self.transformer, self.vae, self.scheduler = kind, transformer, vae, scheduler
         self.clip, self.dinov2 = clip, dinov2
         self.clip_preprocessor, self.dinov2_preprocessor = clip_preprocessor, dinov2_preprocessor
+        self.low_memory = False  # how to denoise, see generate.sample_scene
+
+    def offload_parts(self) -> None:
+        """Use as little of the transformer's device as can be without changing results by more than rounding.
+
+        From now on the image towers and the VAE rest in host memory and are on the device only while they work; the
+        halves of guidance are denoised one after the other, and conditions are not kept projected for all blocks.
+        """
+        self.low_memory = True
+        for part in (self.clip, self.dinov2, self.vae):
+            if part is not None:
+                rest(part, self.device)
 
     @property
     def device(self) -> torch.device:
@@ -238,8 +257,9 @@ class Pipeline:
         return ImageConditions(clip, self._run(self.dinov2, for_dinov2), label_values(labels), image, labels)
 
     def _run(self, tower: torch.nn.Module, pixels: Tensor) -> Tensor:
-        weight = next(tower.parameters())
-        return tower(pixels.to(weight.device, weight.dtype))
+        with working(tower):
+            weight = next(tower.parameters())
+            return tower(pixels.to(weight.device, weight.dtype))
 
     @torch.inference_mode()
     def sample(
@@ -269,6 +289,7 @@ class Pipeline:
             num_inference_steps or self.sampling.num_inference_steps,
             self.sampling.guidance_scale if guidance_scale is None else guidance_scale,
             on_step=on_step,
+            low_memory=self.low_memory,
         )
 
     @property
@@ -286,7 +307,8 @@ class Pipeline:
             ValueError: no instance has a surface.
         """
         latents, depth = latents.to(self.device), depth or self.sampling.grid_depth
-        meshes = decode_together(self.vae, latents, labels, self.world, depth, smoothing)
+        with working(self.vae):
+            meshes = decode_together(self.vae, latents, labels, self.world, depth, smoothing)
         if not any(mesh is not None for mesh in meshes):
             raise ValueError("no instance has a surface: the model made nothing solid of this image")
         return meshes

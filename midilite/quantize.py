@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from .adapters import base_fingerprint
 from .dit import DiT
-from .layers import Linear
+from .layers import Linear, gelu_
 from .offload import offload_blocks
 
 KINDS = ("int8", "fp8")
@@ -151,7 +151,7 @@ class QuantizedLinear(Linear):
     def after_gelu(self, x: Tensor) -> Tensor:
         """See `Linear.after_gelu`. |GELU(x)| is at most x or 0.17: known without computing GELU once more for that."""
         largest = x.detach().amax(dim=-1, keepdim=True).clamp(min=_GELU_DIP) if self.quantized == "fp8" else None
-        return self._multiply(F.gelu(x), largest)
+        return self._multiply(gelu_(x), largest)
 
     def _multiply(self, x: Tensor, largest: Tensor | None) -> Tensor:
         y = _Product.apply(x, self.weight, self.scale, self.bias, largest)

@@ -22,7 +22,7 @@ render  metrics  plots
 compose  sample_folder  sources
 samples  scene_files
 prepare  front3d
-layers  augment  recompute  transfer
+layers  augment  recompute  resting  transfer
 encoders  dit  vae
 compiling  graphs
 flow  grid_ops  offload
