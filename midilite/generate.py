@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _RECORDED_TOKENS, _RECORDED_STEPS = 8192, 8  # when a CUDA graph of a pass pays (see examples/benchmark.md)
 
+_POINTS, _FEW_POINTS = 2**16, 2**14  # at which a decoder is asked for its field at a time; 1 and 1/4 GiB in 16 bits
+
 
 class NoSurfaceWarning(UserWarning):
     """An instance whose field is nowhere negative: it has no mesh and is left out of the scene."""
@@ -180,15 +182,17 @@ class Shape:
     problem: str = ""
 
 
-def decode_shape(vae: VAE, latents: Tensor, depth: int = 8, smoothing: str = "none") -> Shape:
+def decode_shape(vae: VAE, latents: Tensor, depth: int = 8, smoothing: str = "none", low_memory: bool = False) -> Shape:
     """The surface of one instance.
 
     Args:
         latents: [T, C] on the VAE's device.
         depth, smoothing: see `isosurface.extract_surface`.
+        low_memory: ask for the field at fewer points at a time, which takes a fourth of the memory.
     """
+    field, points = vae.field(latents), _FEW_POINTS if low_memory else _POINTS
     try:
-        surface = extract_surface(vae.field(latents), depth=depth, smoothing=smoothing, device=latents.device)
+        surface = extract_surface(field, depth=depth, smoothing=smoothing, device=latents.device, chunk=points)
     except NoSurfaceError as error:
         return Shape(problem=str(error))
     return Shape(surface.vertices.cpu().numpy(), surface.faces.cpu().numpy())

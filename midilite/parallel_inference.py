@@ -183,15 +183,17 @@ def _attending(transformer: DiT, shares: _Shares) -> Iterator[None]:
 
 
 def decode_together(
-    vae: VAE, latents: Tensor, labels: Sequence[int], world: World, depth: int = 8, smoothing: str = "none"
-) -> list[trimesh.Trimesh | None]:
+    vae: VAE, latents: Tensor, labels: Sequence[int], world: World, depth: int = 8, smoothing: str = "none",
+    low_memory: bool = False,
+) -> list[trimesh.Trimesh | None]:  # fmt: skip
     """`generate.decode_meshes` with the objects dealt out to all ranks, each of which gets all meshes.
 
     Args:
         latents: [n, T, C] on the VAE's device, the same on all ranks.
+        depth, smoothing, low_memory: see `generate.decode_shape`.
     """
     mine = range(world.rank, len(latents), world.size)
     shapes: dict[int, Shape] = {}
-    for part in world.gather({i: decode_shape(vae, latents[i], depth, smoothing) for i in mine}):
+    for part in world.gather({i: decode_shape(vae, latents[i], depth, smoothing, low_memory) for i in mine}):
         shapes |= part
     return make_meshes([shapes[i] for i in range(len(latents))], labels)

@@ -170,13 +170,14 @@ class Pipeline:
         self.kind, self.transformer, self.vae, self.scheduler = kind, transformer, vae, scheduler
         self.clip, self.dinov2 = clip, dinov2
         self.clip_preprocessor, self.dinov2_preprocessor = clip_preprocessor, dinov2_preprocessor
-        self.low_memory = False  # how to denoise, see generate.sample_scene
+        self.low_memory = False  # see generate.sample_scene and decode_shape
 
     def offload_parts(self) -> None:
         """Use as little of the transformer's device as can be without changing results by more than rounding.
 
         From now on the image towers and the VAE rest in host memory and are on the device only while they work; the
-        halves of guidance are denoised one after the other, and conditions are not kept projected for all blocks.
+        halves of guidance are denoised one after the other, conditions are not kept projected for all blocks, and the
+        VAE is asked for its field at fewer points at a time.
         """
         self.low_memory = True
         for part in (self.clip, self.dinov2, self.vae):
@@ -308,7 +309,7 @@ class Pipeline:
         """
         latents, depth = latents.to(self.device), depth or self.sampling.grid_depth
         with working(self.vae):
-            meshes = decode_together(self.vae, latents, labels, self.world, depth, smoothing)
+            meshes = decode_together(self.vae, latents, labels, self.world, depth, smoothing, self.low_memory)
         if not any(mesh is not None for mesh in meshes):
             raise ValueError("no instance has a surface: the model made nothing solid of this image")
         return meshes
