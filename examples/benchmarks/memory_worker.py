@@ -6,8 +6,9 @@ and says so.
 
     train   four optimizer steps of the published size with the preset's options, scenes as large and as many as it
             says, from random features; the time is the last step's
-    infer   a scene of four instances with all parts of the pipeline in memory: encoding, four denoising steps, and
-            one mesh; the time is that of a denoising step. The base has the form that it has in training
+    infer   a scene of four instances: encoding, four denoising steps, and one mesh; the time is that of a denoising
+            step. The base has the form that it has in training. For cards of up to 8 GB the other parts rest in host
+            memory and the halves of guidance take turns (`Pipeline.offload_parts`), for others all parts stay
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from .random_scenes import KeptFeatures, scenes_of
 from .timing import GIB, gpu_memory, host_memory, wait
 
 CONTEXT = 0.5  # GiB
+PARTS_REST = 8.0  # GB: on cards of that size or less
 STEPS = 4  # of training: run, recorded, replayed twice
 SMALLER: dict[str, dict[str, Any]] = {  # than any preset: what can be done, slowly
     "4gb": {**PRESETS["6gb"], "offload_blocks": True, "max_num_instances": 2},
@@ -93,6 +95,9 @@ def infer(size: Size, device: torch.device, preset: str) -> dict[str, Any]:
     transformer = random_base(size, device, options)
     pipeline = random_pipeline(size, device, DTYPES[options.mixed_precision], transformer)
     pipeline.sampling = type(pipeline.sampling)(STEPS, 7.0, size.depth)
+    parts_rest = float(preset.removesuffix("gb")) <= PARTS_REST
+    if parts_rest:
+        pipeline.offload_parts()
     times = []
     with torch.inference_mode():
         conditions = pipeline.encode_images(*random_picture(4))
@@ -103,7 +108,7 @@ def infer(size: Size, device: torch.device, preset: str) -> dict[str, Any]:
 
         latents = pipeline.sample(conditions, num_tokens=size.tokens, on_step=on_step)
         (mesh,) = pipeline.decode_meshes(latents[:1], conditions.labels[:1])
-    form = {"base": options.quantize_base, "offload": options.offload_blocks}
+    form = {"base": options.quantize_base, "offload": options.offload_blocks, "parts_rest": parts_rest}
     return {"seconds": times[-1] - times[-2], "runs": 1, "instances": 4, **form, "triangles": len(mesh.faces)}
 
 
