@@ -102,8 +102,8 @@ def test_the_text_says_what_the_rows_say():
     assert f"at {rates['disk cold']:.2f} GiB/s" in text
 
 
-def test_estimates_of_the_presets_are_near_what_they_took():
-    """The estimate knows neither fragments nor recorded passes: it lies below, by as much as the README says."""
+def test_estimates_of_the_presets_are_just_above_what_they_took():
+    """As far as the README says; an estimate that is too low promises what does not fit."""
     size = SIZES["published"]()
     with torch.device("meta"):
         transformer = DiT(size.dit)
@@ -112,5 +112,6 @@ def test_estimates_of_the_presets_are_near_what_they_took():
     trained = sum(p.numel() for p in lora.adapter_parameters(transformer).values())
     found = estimate_presets(TrainOptions(), size.dit, base, trained, size.tokens, size.condition_tokens)
     rows = {name: BY_NAME["H100"][f"memory {name} train"] for name in PRESETS}
-    more = sorted(round(100 * (row["peak_reserved_gib"] / found[name] - 1)) for name, row in rows.items())
-    assert f"took {more[0]} to {more[-1]}% more" in " ".join(README.read_text(encoding="utf-8").split())
+    less = sorted(round(100 * (1 - row["peak_reserved_gib"] / found[name])) for name, row in rows.items())
+    assert less[0] >= 0
+    assert f"took {less[0]} to {less[-1]}% less" in " ".join(README.read_text(encoding="utf-8").split())
