@@ -58,7 +58,8 @@ def test_a_guided_step_needs_less():
     transformer = golden_dit("midi_tiny")
     config, count = transformer.config, 3
     conditions = torch.randn(count, 1, config.cross_attention_dim), torch.randn(count, 7, config.cross_attention_2_dim)
-    known = transformer.project_conditions(*conditions, unconditional=count)
+    with torch.no_grad():
+        known = transformer.project_conditions(*conditions, unconditional=count)
     with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         transformer(torch.randn(2 * count, 12, config.in_channels), torch.tensor([500.0]), known, groups=[count, count])
     arguments = (transformer, [count, count], 12, (1, 7), False)
