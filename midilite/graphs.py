@@ -103,7 +103,9 @@ class LossGraphs:
         if key not in self._recordings and not worth_it:
             self._seen.add(key)
             return self._pass(groups, inputs)
-        own = self._inputs.setdefault(shapes, [tensor.clone() for tensor in inputs])
+        if shapes not in self._inputs:
+            self._inputs[shapes] = [torch.empty_like(tensor) for tensor in inputs]
+        own = self._inputs[shapes]
         for mine, given in zip(own, inputs, strict=True):
             mine.copy_(given)
         if key not in self._recordings:

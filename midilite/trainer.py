@@ -270,7 +270,7 @@ class Trainer:
                 names = ", ".join(map(getattr(self.task, "scene_name", str), scenes))
                 say(f"rank {self.world.rank}, step {step + 1}: the loss of these scenes is not finite: {names}")
             sums += parts
-            del loss, losses
+            del loss, losses  # nothing of a pass may live on while the next is recorded (graphs.py)
         if options.shard_base:
             self._keep_pace(step, len(batches))
         sums = torch.cat([sums, sums.new_tensor(self.stop.votes())])
