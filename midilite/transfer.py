@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,13 +32,26 @@ def copy_all(pairs: Iterable[tuple[Tensor, Callable[[], Tensor]]], device: torch
         _copy_in_pieces(target, read(), own.piece, own.stream)
 
     torch.cuda.synchronize(device)  # the targets' memory may still be in use on another stream
+    in_threads(move, pairs)
+
+
+def in_threads(work: Callable[..., None], arguments: Iterable[tuple]) -> None:
+    """Call `work` with each of the arguments, in a few threads. Raises the first error of the calls.
+
+    What is made under inference mode can only be written under it, and a new thread starts without: it takes over the
+    caller's.
+    """
+    inference = torch.is_inference_mode_enabled()
+
+    def call(*given: Any) -> None:
+        with torch.inference_mode(inference), torch.no_grad():
+            work(*given)
+
     with ThreadPoolExecutor(_THREADS, "transfer") as threads:
-        futures = [threads.submit(move, *pair) for pair in pairs]
-        for future in futures:
+        for future in [threads.submit(call, *given) for given in arguments]:
             future.result()
 
 
-@torch.no_grad()
 def _copy_in_pieces(target: Tensor, source: Tensor, piece: Tensor, stream: torch.cuda.Stream) -> None:
     """`piece` holds bytes; the copy is complete on return."""
     with torch.cuda.stream(stream):
