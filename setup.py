@@ -40,6 +40,7 @@ setup(
             "scikit-image>=0.24",
             "scipy>=1.12",
             "tensorboard>=2.16",
+            "triton; platform_system == 'Linux'",  # torch's builds for GPUs bring it along; here it interprets kernels
         ],
         "tensorboard": ["tensorboard>=2.16"],
         "hub": ["huggingface_hub>=0.30"],

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts, noop_context_fn
 
+from .fixed_order import fixed_order_attention
+
 # torch has one attention product per backend; which of them a build has depends on its version and device.
 _PRODUCTS = (
     "_scaled_dot_product_cudnn_attention",
@@ -23,6 +25,7 @@ _PRODUCTS = (
     "_scaled_dot_product_flash_attention_for_cpu",
 )
 _KEPT = {getattr(torch.ops.aten, name).default for name in _PRODUCTS if hasattr(torch.ops.aten, name)}
+_KEPT.add(fixed_order_attention._opoverload)
 
 
 def _keep_attention(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from .distributed import World, restarted, sum_gradients, sum_over_ranks
 from .ema import EMA
 from .files import read_json
+from .fixed_order import fixed_order
 from .interrupt import Interrupted, StopRequest
 from .options import changed_keys
 from .prefetch import Prefetcher
@@ -105,11 +106,20 @@ class Progress:
 def reproducible(wanted: bool) -> Iterator[None]:
     """Within this context CUDA's kernels give the same bits at every run.
 
-    By default the gradients of attention are summed in whatever order the GPU's units finish. torch's switch is for
-    the whole process; it is turned only here, because kernels outside of training need not have such a form.
+    By default the gradients of attention are summed in whatever order the GPU's units finish: `fixed_order` has an
+    operator of its own for them where it can. torch's switch is for the whole process; it is turned only here, because
+    kernels outside of training need not have such a form.
     """
-    before = torch.are_deterministic_algorithms_enabled()
-    if not wanted or before:
+    if not wanted:
+        yield
+        return
+    with fixed_order(torch.device("cuda")), _deterministic_kernels():
+        yield
+
+
+@contextlib.contextmanager
+def _deterministic_kernels() -> Iterator[None]:
+    if torch.are_deterministic_algorithms_enabled():
         yield
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else torch refuses; cuBLAS reads it when it starts

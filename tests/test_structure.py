@@ -15,7 +15,8 @@ ORDER = """
 seeds  files
 config  options
 images  sdf
-normals  nearest
+normals  nearest  fixed_order_kernels
+fixed_order
 geometry  camera  raster
 render_mesh
 render  metrics  plots
@@ -62,7 +63,7 @@ evaluate
 """
 LEVELS = {name: level for level, line in enumerate(ORDER.split("\n")) for name in line.split()}
 RUN_TIME = {"torch", "safetensors", "numpy", "PIL", "yaml", "trimesh"}
-OPTIONAL = {"huggingface_hub"}
+OPTIONAL = {"huggingface_hub", "triton"}
 
 
 def modules():
