@@ -139,14 +139,16 @@ class Prepared:
 def warm_up(trainer: Trainer, prepared: Prepared) -> int:
     """Run every composition of a batch that is new, and a step; returns how many passes or steps were new.
 
-    With a sharded base all ranks run every pass together, so that whole steps are repeated there.
+    Passes are recorded when their composition comes up a second time, so that each is run three times. With a sharded
+    base, which is not recorded, all ranks run every pass together, so that whole steps are repeated there.
     """
     plan, world, task, ran = trainer.plan, trainer.world, trainer.task, 0
+    times = 3 if task.graphs is not None else 1
     for step in range(plan.steps_per_epoch):
         new = [batch for batch in (task.draw(s, step) for s in plan.batches(step, world.rank)) if prepared.new(batch)]
         if not trainer.options.shard_base:
             with reproducible(trainer.options.deterministic and trainer.device.type == "cuda"):  # as in a step
-                for batch in new:
+                for batch in new * times:
                     task.loss(batch, 1)[0].backward()
             ran += len(new)
         elif sum_over_ranks(torch.tensor(float(len(new)), device=trainer.device), world).item():
