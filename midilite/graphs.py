@@ -37,13 +37,29 @@ def captured(model_fn: ModelFn, latents: Tensor, timestep: Tensor) -> ModelFn:
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # NCCL's thread looks at its events meanwhile
         velocity = model_fn(x, t)
 
-    def replay(latents: Tensor, timestep: Tensor) -> Tensor:
-        x.copy_(latents)
-        t.copy_(timestep)
-        graph.replay()
-        return velocity.clone()  # the next replay writes over it
+    return _Replay(graph, x, t, velocity, model_fn)
 
-    return replay
+
+@dataclass(frozen=True)
+class _Replay:
+    """A recorded denoising function.
+
+    A graph knows addresses, and its pool holds what the recorded kernels allocated. What they only read, such as the
+    projected conditions, belongs to `model_fn`, which therefore must live as long as the graph.
+    """
+
+    graph: Any
+    latents: Tensor
+    timestep: Tensor
+    velocity: Tensor
+    model_fn: ModelFn
+
+    def __call__(self, latents: Tensor, timestep: Tensor) -> Tensor:
+        """[n, T, C] -> [n, T, C]."""
+        self.latents.copy_(latents)
+        self.timestep.copy_(timestep)
+        self.graph.replay()
+        return self.velocity.clone()  # the next replay writes over it
 
 
 LossFn = Callable[[Sequence[int], Sequence[Tensor]], tuple[Tensor, Tensor]]
