@@ -2,6 +2,7 @@
 
     python examples/benchmark.py --output rows.jsonl                  # one GPU, published size, random weights
     python examples/benchmark.py --rows "step 4" "train 4" mesh       # some rows, by the beginnings of their names
+    python examples/benchmark.py --profile --rows "step 4 compiled"   # and what its time goes into
     python examples/benchmark.py --list                               # which rows there are
     python examples/benchmark.py --device cpu --quick                 # everything small, in seconds
     python examples/benchmark.py --rows cpu --against ../before       # two checkouts by turns

@@ -11,7 +11,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 
-from benchmarks import bench, cases_scaling, command, models, report  # noqa: E402
+from benchmarks import bench, cases_scaling, command, kernels, models, report  # noqa: E402
 
 QUICK = ["--device", "cpu", "--quick"]
 
@@ -41,6 +41,33 @@ def test_steps_are_timed_and_counted(measured):
         assert row["tflops"] == pytest.approx(1000 * row["tflop"] / row["median_ms"], rel=2e-3)
     assert 0 < rows["step 4 int8"]["notes"]["error_int8"]["velocity"] < 0.1
     assert rows["step 4 int8"]["notes"]["error_plain"]["velocity"] < 1e-5
+
+
+def test_profiled_rows_say_what_their_time_goes_into(measured):
+    """Products and attention are most of a step whatever it runs on, and the parts don't exceed the whole by much."""
+    rows, _ = measured("--profile", "--rows", "step 4 eager", "train 1 checkpointed eager")
+    for row in rows.values():
+        parts = row["notes"]["kernels_ms"]
+        assert {"products", "attention", "gelu"} < set(parts) and list(parts.values()) == sorted(parts.values())[::-1]
+        assert parts["products"] > 0.2 * sum(parts.values()) and sum(parts.values()) < 4 * row["median_ms"]
+
+
+def test_kernels_are_told_by_their_names():
+    """Names as an H100 reports them."""
+    times = {
+        "nvjet_tst_256x128_64x4_1x2_h_bz_coopB_TNT": 3.0,
+        "void cutlass::device_kernel<at::cuda::detail::enable_3x_kernel_for_sm9x<cutlass::gemm::kernel>>": 1.0,
+        "cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_6_128x128x128_4x1x1_kernel0_0": 2.0,
+        "_keys_kernel": 0.5,
+        "triton_poi_fused_gelu_view_3": 0.25,
+        "triton_red_fused_native_layer_norm_1": 0.125,
+        "Memcpy DtoD (Device -> Device)": 0.0625,
+        "void at::native::unknown": 0.03125,
+    }
+    assert kernels.by_kind(times.items()) == {
+        "products": 4.0, "attention": 2.5, "gelu": 0.25, "norms, sums and other fused work": 0.125, "copies": 0.0625,
+        "others": 0.03125,
+    }  # fmt: skip
 
 
 def test_whole_works(measured):

@@ -13,6 +13,7 @@ import torch
 
 from midilite.run_log import say
 
+from .kernels import kernel_times
 from .models import Size
 from .report import Row
 from .timing import GIB, gpu_memory, measure_roof
@@ -31,6 +32,7 @@ class Bench:
         quick: few repetitions, no compilation: the form that CI runs.
         folder: where plots and temporary files go.
         against: another checkout, for rows that compare with it.
+        profile: whether rows say what their time goes into.
         roof: operations per second of a large product in this run.
     """
 
@@ -40,14 +42,15 @@ class Bench:
     quick: bool
     folder: Path
     against: Path | None = None
+    profile: bool = False
     roof: float | None = None
     _shared: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, device: torch.device, size: Size, quick: bool, folder: Path, against: Path | None) -> Bench:
-        """Measure the roof and get ready."""
+    def start(cls, device: torch.device, size: Size, quick: bool, folder: Path, **more: Any) -> Bench:
+        """Measure the roof and get ready; `more` are the attributes `against` and `profile`."""
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        bench = cls(device, size, dtype, quick, folder, against)
+        bench = cls(device, size, dtype, quick, folder, **more)
         bench.roof = measure_roof(device, dtype)
         return bench
 
@@ -64,6 +67,11 @@ class Bench:
     def runs(self, usual: int) -> int:
         """How often to repeat."""
         return 2 if self.quick else usual
+
+    def note_kernels(self, row: Row, work: Callable[[], object]) -> None:
+        """With `--profile`: run once more and note the milliseconds of each kind of kernel."""
+        if self.profile:
+            row.notes["kernels_ms"] = kernel_times(work, self.device)
 
     def shared(self, key: str, make: Callable[[], Any]) -> Any:
         """An object that consecutive rows use; only the last one is kept, so that no row pays for another's memory."""

@@ -75,6 +75,7 @@ def step(bench: Bench, row: Row, count: int, kind: str) -> None:
     row.set_work(step_operations(transformer, bench, count), bench.roof)
     if kind == "compiled":
         row.notes["first_step_seconds"] = timing.first
+    bench.note_kernels(row, run)
 
 
 def _transformer(bench: Bench, compiled: bool) -> DiT:
@@ -107,6 +108,7 @@ def quantised_step(bench: Bench, row: Row, count: int, kind: str) -> None:
         row.notes |= {"eager_ms": 1000 * eager.median, "first_step_seconds": clock(run, bench.device)}
         row.set_time(timed(run, bench.device, 9, queued=True))
         row.set_work(1e12 * row.tflop, bench.roof)
+    bench.note_kernels(row, run)
 
 
 @torch.inference_mode()

@@ -1,5 +1,6 @@
 """Rows that show how cost grows: with instances, tokens, the grid's depth, the adapter's rank; a plot each.
 
+Steps are replayed as CUDA graphs, so that they show what the GPU does and not how fast a CPU launches it.
 The slope is that of a straight line through the logarithms of the last three points: 1 is proportional, 2 quadratic.
 """
 
@@ -13,6 +14,7 @@ import torch
 
 from midilite.files import write_png
 from midilite.generate import decode_meshes
+from midilite.graphs import LossGraphs
 from midilite.plots import Line, line_chart
 
 from .bench import Bench, Case
@@ -83,12 +85,14 @@ def scaling_plot(found: dict[int, float], title: str, label: str):
 
 def _instances(bench: Bench, count: int) -> Timing:
     transformer = bench.shared("scaling step", lambda: random_transformer(bench.size, bench.device, bench.dtype))
-    return timed(make_step(transformer, bench, count), bench.device, bench.runs(3), warm_up=1, queued=True)
+    run = make_step(transformer, bench, count, graph=bench.on_gpu)
+    return timed(run, bench.device, bench.runs(5), warm_up=1, queued=True)
 
 
 def _tokens(bench: Bench, tokens: int) -> Timing:
     transformer = bench.shared("scaling step", lambda: random_transformer(bench.size, bench.device, bench.dtype))
-    return timed(make_step(transformer, bench, 2, tokens), bench.device, bench.runs(5), warm_up=1, queued=True)
+    run = make_step(transformer, bench, 2, tokens, graph=bench.on_gpu)
+    return timed(run, bench.device, bench.runs(5), warm_up=1, queued=True)
 
 
 def _depth(bench: Bench, depth: int) -> Timing:
@@ -106,4 +110,6 @@ def _rank(bench: Bench, rank: int) -> Timing:
     bench.release()
     transformer = random_transformer(bench.size, bench.device, bench.dtype)
     trainer = make_trainer(bench, transformer, [2], lora_rank=rank, lora_alpha=float(rank), gradient_checkpointing=True)
-    return timed(steps_of(trainer), bench.device, bench.runs(3), warm_up=1)
+    if bench.on_gpu:  # as train.py does
+        trainer.task.graphs = LossGraphs(trainer.task.weighted_errors, list(trainer.task.parameters.values()))
+    return timed(steps_of(trainer), bench.device, bench.runs(5), warm_up=3)

@@ -104,7 +104,8 @@ def step(bench: Bench, row: Row, sizes: Sequence[int], mode: str, kind: str) -> 
     else:
         compile_blocks(task.transformer)
     tidy(bench.device)
-    timing = timed(steps_of(trainer), bench.device, bench.runs(5), warm_up=3)
+    run = steps_of(trainer)
+    timing = timed(run, bench.device, bench.runs(5), warm_up=3)
     row.set_time(timing)
     row.set_memory(gpu_memory(bench.device))
     arguments = (task.transformer, list(sizes), bench.size.tokens, bench.size.condition_tokens)
@@ -113,6 +114,7 @@ def step(bench: Bench, row: Row, sizes: Sequence[int], mode: str, kind: str) -> 
         row.notes["first_step_seconds"] = timing.first
     if bench.on_gpu and kind == "eager":  # compiled programs would have to be built once more
         row.notes["not_deterministic_ms"] = 1000 * _free_median(bench, trainer)
+    bench.note_kernels(row, run)
 
 
 def _free_median(bench: Bench, trainer: Trainer) -> float:

@@ -45,6 +45,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--budget_seconds", type=float, help="leave out rows for which no time is left")
     parser.add_argument("--quick", action="store_true", help="two repetitions and no compilation, to test the path")
+    parser.add_argument("--profile", action="store_true", help="note what steps spend their time on, by kind of kernel")
     parser.add_argument("--against", type=Path, help="another checkout of midilite, for the rows that compare with it")
     parser.add_argument(
         "--markdown", type=Path, nargs="+", metavar="FILE", help="print files of rows as a table, and stop"
@@ -78,7 +79,8 @@ def run(settings: argparse.Namespace, chosen: Sequence[Case]) -> int:
     size = SIZES[settings.model or ("published" if device.type == "cuda" else "tiny")]()
     settings.folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    bench = Bench.start(device, size, settings.quick, settings.folder, settings.against)
+    given = {"against": settings.against, "profile": settings.profile}
+    bench = Bench.start(device, size, settings.quick, settings.folder, **given)
     facts, lines = rounded(machine(bench)), []
 
     def write(row: Row) -> None:
