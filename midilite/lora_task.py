@@ -34,6 +34,7 @@ from .objective import (
 )
 from .seeds import torch_generator
 from .train_options import TrainOptions
+from .transfer import send
 
 
 def objective_settings(options: TrainOptions) -> ObjectiveSettings:
@@ -113,10 +114,10 @@ class LoRATask:
     def loss(self, batch: SceneBatch, total_instances: int) -> tuple[Tensor, Tensor]:
         """See `trainer.Task.loss`."""
         noised, targets, timesteps, conditions = model_inputs(batch, self.transformer.device)
-        weights = instance_weights(batch.sigmas, self.options.loss_weighting, total_instances).to(noised.device)
+        weights = instance_weights(batch.sigmas, self.options.loss_weighting, total_instances)
         groups = batch.groups(self.options.enable_multi_instance_attention)
         compute = self.graphs or self.weighted_errors
-        loss, losses = compute(groups, [weights, noised, targets, timesteps, *conditions])
+        loss, losses = compute(groups, [send(weights, noised.device), noised, targets, timesteps, *conditions])
         if self.meter is not None:
             self.meter.add(batch, losses)
         return loss, losses

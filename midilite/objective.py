@@ -20,6 +20,7 @@ from .dit import DiT
 from .feature_encoder import Features, PixelFeatures
 from .flow import add_noise, loss_weight, sample_sigmas, target
 from .seeds import torch_generator
+from .transfer import send
 from .vae import sample_latents
 
 
@@ -124,7 +125,7 @@ def model_inputs(
         torch.cat(parts).to(device) for parts in zip(*((s.noised, s.target) for s in scenes), strict=True)
     )
     conditions = tuple(torch.cat(c).to(device) for c in zip(*(s.conditions for s in scenes), strict=True))
-    return noised, targets, batch.sigmas.to(device) * num_train_timesteps, conditions
+    return noised, targets, send(batch.sigmas, device) * num_train_timesteps, conditions
 
 
 def squared_errors(

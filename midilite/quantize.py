@@ -184,7 +184,7 @@ def quantize_rows(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     numbers = weight.float()
     # 2^-17 is the least that fp16 holds to 8 bits; below it a row loses resolution instead of its scale
     least = 2.0**-17 if weight.dtype == torch.float16 else 1e-30
-    scale = (numbers.abs().amax(dim=1, keepdim=True) / _LARGEST[kind]).clamp(min=least).to(weight.dtype)
+    scale = (numbers.abs().amax(dim=1, keepdim=True) * (1 / _LARGEST[kind])).clamp(min=least).to(weight.dtype)
     numbers = (numbers / scale.float()).clamp(-_LARGEST[kind], _LARGEST[kind])
     return (numbers.round().to(torch.int8) if kind == "int8" else numbers.to(E4M3)), scale
 
@@ -195,10 +195,12 @@ def quantize_tokens(x: Tensor, largest: Tensor | None = None) -> tuple[Tensor, T
     `largest` [M, 1] is a bound on the entries of each row; by default the largest entry.
 
     No clamp is needed: rounding carries a row's largest entry to 448 at most. A row with NaN or infinity gives NaN.
+    The scale is a product, not a quotient: GPUs divide by a number as they multiply by its inverse, CPUs don't, and a
+    scale that is off by one bit decides ties otherwise.
     """
     if largest is None:
         largest = torch.linalg.vector_norm(x, float("inf"), dim=-1, keepdim=True)
-    scale = largest.float().clamp(min=_TINY) / _LARGEST["fp8"]
+    scale = largest.float().clamp(min=_TINY) * (1 / _LARGEST["fp8"])
     return (x / scale).to(E4M3).contiguous(), scale
 
 

@@ -34,6 +34,7 @@ from .schedules import Plan, learning_rate_factor
 from .seeds import derive_seed
 from .train_options import TrainOptions
 from .train_state import load_checkpoint, rotate, save_checkpoint, start_folder
+from .transfer import send
 
 
 class Batch(Protocol):
@@ -270,25 +271,34 @@ class Trainer:
         batches = list(zip(self.plan.batches(step, self.world.rank), self.batches.take(step), strict=True))
         count = torch.tensor(float(sum(batch.num_instances for _, batch in batches)), device=self.device)
         total = int(sum_over_ranks(count, self.world))
-        sums = torch.zeros(2, dtype=torch.float64)  # weighted loss (already a share), unweighted loss
-        for scenes, batch in batches:
-            with reproducible(options.deterministic and self.device.type == "cuda"):
-                loss, losses = self.task.loss(batch, total)
-                self.scaler.scale(loss).backward()
-            parts = torch.stack([loss.detach().double(), losses.detach().double().sum() / total]).cpu()
-            if not parts.isfinite().all():
-                names = ", ".join(map(getattr(self.task, "scene_name", str), scenes))
-                say(f"rank {self.world.rank}, step {step + 1}: the loss of these scenes is not finite: {names}")
-            sums += parts
-            del loss, losses  # nothing of a pass may live on while the next is recorded (graphs.py)
+        own = self._run_passes([batch for _, batch in batches], total)
         if options.shard_base:
             self._keep_pace(step, len(batches))
-        sums = torch.cat([sums, sums.new_tensor(self.stop.votes())])
-        loss, plain, *votes = sum_over_ranks(sums.to(self.device), self.world).tolist()
-        self.stop.settle(votes)
+        votes = send(own.new_tensor(self.stop.votes(), device="cpu"), self.device)
+        sums = sum_over_ranks(torch.cat([own.sum(0), votes]), self.world)
         norm = self._reduce()
-        self._update(math.isfinite(loss), norm)
+        queued = self._queue_update(sums[0].isfinite() & norm.isfinite())
+        # A GPU has the whole step in its queue before the first number is asked for: it never waits for the CPU within
+        norm, *numbers = torch.cat([norm.to(own).reshape(1), sums, own[:, 0]]).tolist()
+        (loss, plain, *votes), own_losses = numbers[: len(sums)], numbers[len(sums) :]
+        self.stop.settle(votes)
+        for (scenes, _), own_loss in zip(batches, own_losses, strict=True):
+            if not math.isfinite(own_loss):
+                names = ", ".join(map(getattr(self.task, "scene_name", str), scenes))
+                say(f"rank {self.world.rank}, step {step + 1}: the loss of these scenes is not finite: {names}")
+        self._update(math.isfinite(loss), norm, queued)
         return {"loss": loss, "mse": plain, "lr": rate, "grad_norm": norm, "bad_steps": self.progress.bad_steps}
+
+    def _run_passes(self, batches: Sequence[Batch], total: int) -> Tensor:
+        """Forward and backward; the weighted and the plain loss of each pass, as shares of the step's, fp64 [n, 2]."""
+        shares = [torch.zeros(0, 2, dtype=torch.float64, device=self.device)]  # a rank may have no scenes in a step
+        for batch in batches:
+            with reproducible(self.options.deterministic and self.device.type == "cuda"):
+                loss, losses = self.task.loss(batch, total)
+                self.scaler.scale(loss).backward()
+            shares.append(torch.stack([loss.detach().double(), losses.detach().double().sum() / total])[None])
+            del loss, losses  # nothing of a pass may live on while the next is recorded (graphs.py)
+        return torch.cat(shares)
 
     def _draw(self, step: int) -> list[Batch]:
         return [self.task.draw(scenes, step) for scenes in self.plan.batches(step, self.world.rank)]
@@ -298,22 +308,39 @@ class Trainer:
         for _ in range(done, self.plan.passes(step)):
             self.task.nothing(self.task.draw(self.plan.scenes(step)[:1], step)).backward()
 
-    def _reduce(self) -> float:
-        """Sum the gradients over ranks and clip them; returns their norm before clipping, equal on all ranks."""
+    def _reduce(self) -> Tensor:
+        """Sum the gradients over ranks and clip them; returns their norm before clipping, equal on all ranks, []."""
         parameters = list(self.task.parameters.values())
         sum_gradients(parameters, self.world)
         self.scaler.unscale_(self.optimizer)
-        return torch.nn.utils.clip_grad_norm_(parameters, self.options.max_grad_norm or float("inf")).item()
+        return torch.nn.utils.clip_grad_norm_(parameters, self.options.max_grad_norm or float("inf"))
 
-    def _update(self, finite_loss: bool, norm: float) -> None:
+    def _queue_update(self, finite: Tensor) -> bool:
+        """Let the optimizer decide on the GPU whether it changes anything; returns whether it can.
+
+        It is told as GradScaler tells it; fp16 leaves that to the scaler.
+        """
+        if not self.optimizer.defaults["fused"] or self.scaler.is_enabled():
+            return False
+        self.optimizer.found_inf = finite.logical_not().float()
+        try:
+            self.optimizer.step()
+        finally:
+            del self.optimizer.found_inf
+        return True
+
+    def _update(self, finite_loss: bool, norm: float, queued: bool) -> None:
         """Apply the gradients, unless loss or gradient is not finite; all ranks see the same numbers and agree.
+
+        With `queued` the optimizer has done so already, by the same rule, and only the books are kept.
 
         fp16 overflows now and then by design: the scaler skips that step itself and lowers its scale. Such a step is
         no bad step unless its loss is not finite either, but a row of them is as hopeless as a row of bad ones.
         """
         finite = finite_loss and math.isfinite(norm)
         if finite:
-            self.scaler.step(self.optimizer)
+            if not queued:
+                self.scaler.step(self.optimizer)
             self.progress.updates += 1
             if self.ema is not None:
                 self.ema.update(self.progress.updates)

@@ -35,6 +35,11 @@ def copy_all(pairs: Iterable[tuple[Tensor, Callable[[], Tensor]]], device: torch
     in_threads(move, pairs)
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the CPU to a device. A GPU gets it in the order of its queue, and nobody waits."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def in_threads(work: Callable[..., None], arguments: Iterable[tuple]) -> None:
     """Call `work` with each of the arguments, in a few threads. Raises the first error of the calls.
 

@@ -82,7 +82,7 @@ def test_whole_works(measured):
 
 
 def test_shortcuts_are_exact(measured):
-    """All that a CPU can tell: batched, recomputed and offloaded against every shortcut off."""
+    """All that a CPU can tell: batched, recomputed, handed out and offloaded against every shortcut off."""
     rows, last = measured("--rows", "exact")
     assert not last["failed"] and len(rows) == 4
     assert all(row["notes"]["holds"] is True for row in rows.values()), rows
@@ -90,6 +90,7 @@ def test_shortcuts_are_exact(measured):
         "batched",
         "checkpointed",
         "selective",
+        "graph",
         "offload checkpointed",
     }
 

@@ -60,8 +60,17 @@ def toy_run(tmp_path, task, **changes):
     return trainer
 
 
+@pytest.fixture(params=["waiting", "queued"])
+def way(request, monkeypatch):
+    """How a step is applied: after its numbers were looked at, or as on a GPU, where the optimizer decides."""
+    if request.param == "queued":
+        adamw = torch.optim.AdamW
+        monkeypatch.setattr(torch.optim, "AdamW", lambda *given, fused, **more: adamw(*given, fused=True, **more))
+    return request.param
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_poisoned_step_is_skipped_counted_and_named(tmp_path, capsys, value):
+def test_a_poisoned_step_is_skipped_counted_and_named(tmp_path, capsys, value, way):
     trainer = toy_run(tmp_path, Toy(poisoned=(3,), value=value))
     assert trainer.progress.bad_steps == 1 and trainer.progress.updates == 7
     assert torch.isfinite(trainer.task.weight).all()
@@ -70,7 +79,7 @@ def test_a_poisoned_step_is_skipped_counted_and_named(tmp_path, capsys, value):
     assert lines[3]["loss"] is None and lines[3]["bad_steps"] == 1 and lines[4]["loss"] is not None
 
 
-def test_the_weights_after_a_skipped_step_are_those_of_a_run_without_it(tmp_path):
+def test_the_weights_after_a_skipped_step_are_those_of_a_run_without_it(tmp_path, way):
     """A skipped step leaves no trace in weights or moments: Adam's state has seen seven updates, not eight."""
     poisoned = toy_run(tmp_path / "a", Toy(poisoned=(3,)))
     clean = TrainOptions(output_dir=str(tmp_path / "b"), max_train_steps=7, learning_rate=0.1, device="cpu")
