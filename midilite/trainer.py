@@ -218,6 +218,10 @@ class Trainer:
         self.output_dir = Path(options.output_dir)
         self.log: RunLog | None = None  # while training
 
+    def close(self) -> None:
+        """End what reads ahead."""
+        self.batches.close()
+
     # ---------------------------------------------------------------------------------------------------- the loop
 
     def train(self) -> Progress:
@@ -231,7 +235,7 @@ class Trainer:
             self.resume(start)
         with (
             self.stop,
-            contextlib.closing(self.batches),
+            contextlib.closing(self),
             RunLog(self.output_dir, self.progress.step, self.world.is_main) as log,
         ):
             self.log = log

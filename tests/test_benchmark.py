@@ -60,7 +60,7 @@ def test_kernels_are_told_by_their_names():
         "cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_6_128x128x128_4x1x1_kernel0_0": 2.0,
         "_keys_kernel": 0.5,
         "triton_poi_fused_gelu_view_3": 0.25,
-        "triton_red_fused_native_layer_norm_1": 0.125,
+        "triton_red_fused__scaled_mm_cudnn_attention_native_layer_norm_1": 0.125,
         "Memcpy DtoD (Device -> Device)": 0.0625,
         "void at::native::unknown": 0.03125,
     }

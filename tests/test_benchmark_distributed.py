@@ -55,7 +55,7 @@ def test_the_benchmark_of_inference_runs_in_two_processes(forks, tmp_path):
     assert cases["whole scenes"]["scenes"]["2"]["speedup"] > 0
     command = [sys.executable, ROOT / "examples" / "benchmark_distributed.py", "--markdown", tmp_path / "log.jsonl"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert [line.count("|") for line in lines] == [9, 9, 9, 0, 7, 7, 7, 7, 0, 0] and "Picture to GLB" in lines[-1]
+    assert [line.count("|") for line in lines] == [9, 9, 9, 0, 7, 7, 7, 7, 0, 0] and "picture to GLB" in lines[-1]
 
 
 def test_a_case_that_hangs_is_ended_and_left_out_next_time(forks, tmp_path):

@@ -3,11 +3,11 @@
 Past bug of many a README: a table from one state of the code, a text from another, and no file that either came from.
 """
 
+import json
 import re
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 from midilite import lora
@@ -19,11 +19,14 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 
 from benchmarks.models import SIZES  # noqa: E402
+from benchmarks.parallel_report import compare  # noqa: E402
+from benchmarks.parallel_report import markdown as parallel_markdown  # noqa: E402
 from benchmarks.report import markdown, read_rows  # noqa: E402
 
 README, LOG = ROOT / "README.md", ROOT / "examples" / "benchmark.md"
-ROWS = {gpu: read_rows([ROOT / "examples" / "results" / f"benchmark_{gpu.lower()}.jsonl"]) for gpu in ("H100", "H200")}
-BY_NAME = {gpu: {row["row"]: row for row in rows} for gpu, rows in ROWS.items()}
+RESULTS = ROOT / "examples" / "results"
+ROWS = read_rows([RESULTS / "benchmark_h100.jsonl"])
+BY_NAME = {"H100": {row["row"]: row for row in ROWS}}
 MILLISECONDS = {"ms": 1, "s": 1000}
 
 
@@ -68,16 +71,32 @@ def test_rows_of_presets_are_of_the_presets():
         assert notes["base"] == preset.get("quantize_base", "none")
 
 
-@pytest.mark.parametrize("gpu", ROWS)
-def test_the_log_holds_the_tables_of_the_rows(gpu):
-    """As `benchmark.py --markdown` prints them."""
-    _, _, after = LOG.read_text(encoding="utf-8").partition(f"<!-- {gpu}: begin -->\n")
-    assert after.partition(f"\n<!-- {gpu}: end -->")[0] == markdown(ROWS[gpu])
+def test_the_log_holds_the_table_of_the_rows():
+    """As `benchmark.py --markdown` prints it."""
+    _, _, after = LOG.read_text(encoding="utf-8").partition("<!-- H100: begin -->\n")
+    assert after.partition("\n<!-- H100: end -->")[0] == markdown(ROWS)
+
+
+def test_the_readme_holds_what_two_gpus_did():
+    """The tables as `benchmark_distributed.py --markdown` prints them, and what the text says of them."""
+    lines = [json.loads(line) for line in (RESULTS / "benchmark_h200x2.jsonl").read_text().splitlines()]
+    cases = [line for line in lines if "case" in line]
+    text = README.read_text(encoding="utf-8")
+    for part in parallel_markdown(cases).split("\n\n"):
+        assert part in text
+    found, text = compare(cases), " ".join(text.split())
+    gains = [round(100 * (found[f"gain_of_balancing_{kind}"] - 1)) for kind in ("per_process", "total")]
+    assert "Balancing gains {}% with 8 scenes per process and {}% with 4".format(*gains) in text
+    assert found["largest_difference_of_losses"] == found["largest_difference_of_losses_fp32"] == 0
+    assert f"and {found['sharded_step_time']:.1f} times the time" in text and found["sharded_base_memory"] == 0.5
+    restart = json.loads((RESULTS / "restart_h200x2.json").read_text())
+    assert restart["killed_same_bytes"] and restart["again_same_bytes"] and not restart["problems"]
+    assert round(restart["runs"]["killed"]["seconds_until_all_ended"]) == 30
 
 
 def test_the_text_says_what_the_rows_say():
     """Shares by which goals are missed, the error of fp8, what the presets take beside the estimate."""
-    h100, h200 = BY_NAME.values()
+    h100 = BY_NAME["H100"]
     text = " ".join(README.read_text(encoding="utf-8").split())
 
     def missed(*rows: dict) -> list[int]:
@@ -85,20 +104,22 @@ def test_the_text_says_what_the_rows_say():
 
     assert "by {} and {}%".format(*missed(h100["step 4 compiled"], h100["step 7 compiled"])) in text
     assert f"fp8 base (by {missed(h100['step 4 fp8'])[0]}%)" in text
-    kept = sorted(missed(*(row for name, row in h100.items() if re.fullmatch(r"train .* graph", name))))
+    kept = sorted(
+        missed(*(row for name, row in h100.items() if re.fullmatch("train .* graph", name) and "goal" in row))
+    )
     assert f"by {kept[0]} to {kept[-1]}%" in text
-    free = {name: missed(row)[0] for name, row in h200.items() if name.endswith("free")}
-    assert {name for name, share in free.items() if share > 0} == {"train 1 checkpointed free"}
-    assert f"one instance checkpointed (by {free['train 1 checkpointed free']}%)" in text
-    reserved = (h100["train 4 checkpointed graph"], h200["train 4 checkpointed free"])
-    shares = [round(100 * (row["peak_reserved_gib"] / 5.5 - 1)) for row in reserved]
-    assert "the memory of four checkpointed (by {}%, in any order by {}%)".format(*shares) in text
+    free = {name: missed(row)[0] for name, row in h100.items() if name.endswith("free")}
+    assert {name for name, share in free.items() if share > 0} == {"train 5+3 plain free", "train 1 checkpointed free"}
+    shares = free["train 5+3 plain free"], free["train 1 checkpointed free"]
+    assert "5 + 3 instances and one instance (by {} and {}%)".format(*shares) in text
+    reserved = h100["train 4 checkpointed graph"]["peak_reserved_gib"]
+    assert f"the memory of four checkpointed (by {100 * (reserved / 5.5 - 1):.0f}%)" in text
     fp8, plain = (h100["step 4 fp8"]["notes"][f"error_{kind}"] for kind in ("fp8", "plain"))
     errors = (100 * fp8["velocity"], 100 * fp8["guided"], 100 * plain["velocity"], 100 * plain["guided"])
     found = "velocity by {:.0f}% and what guidance makes of it by {:.0f}% (bf16 alone: {:.1f} and {:.1f}%)"
     assert found.format(*errors) in text
-    rates = h200["load"]["notes"]["gib_per_second"]
-    assert f"{h200['load']['notes']['cold_ms'] / 1000:.2f} s, at {rates['load cold']:.2f} GiB/s" in text
+    rates = h100["load"]["notes"]["gib_per_second"]
+    assert f"{h100['load']['notes']['cold_ms'] / 1000:.2f} s, at {rates['load cold']:.2f} GiB/s" in text
     assert f"at {rates['disk cold']:.2f} GiB/s" in text
 
 

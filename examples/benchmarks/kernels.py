@@ -15,11 +15,11 @@ from torch.profiler import ProfilerActivity, profile
 from .timing import wait
 
 KINDS = {
+    "gelu": r"gelu|_erf",
+    "norms, sums and other fused work": r"^triton_",  # their names list all that they stand between, such as products
     "attention": r"sdpa|flash|fmha|attention|^_(keys|queries|delta)_kernel",
-    "products": r"nvjet|gemm|cutlass|cublas|splitk|scaled_mm|aten::(mm|addmm|bmm|_int_mm)$",
+    "products": r"nvjet|gemm|cutlass|cublas|splitk|aten::(mm|addmm|bmm|_int_mm)$",
     "optimizer": r"multi_tensor|adam|foreach",
-    "gelu": r"gelu|erf",
-    "norms, sums and other fused work": r"^triton_",
     "copies": r"memcpy|memset|copy|cat(_|array|$)|fill",
 }
 

@@ -75,10 +75,11 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
         rounding = row.get("distance_of_rounding", {}).get("relative")
         cells = [times.get(name, "-") for name in ("one", "guidance", "instances")]
         lines.append(_row(count, *cells, f"{apart:.1e}", "-" if rounding is None else f"{rounding:.1e}"))
+    lines.append("")
     for count, row in by.get("whole scenes", {}).get("scenes", {}).items():
         one, all_of_them = row["one"]["seconds"], row["all"]["seconds"]
-        lines += ["", f"Picture to GLB, {count} instances: {one:.2f} s on one GPU, {all_of_them:.2f} s on all."]
-    return "\n".join(lines)
+        lines.append(f"- picture to GLB, {count} instances: {one:.2f} s on one GPU, {all_of_them:.2f} s on all")
+    return "\n".join(lines).rstrip()
 
 
 def _row(*cells: object) -> str:

@@ -12,7 +12,7 @@ import dataclasses
 import resource
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ class Workload:
         scenes: of one epoch, which is what is timed.
         sizes: how many instances scenes have; equally likely.
         options: of training, over those that this file sets.
-        watched: steps that are run once more with a clock on the communication.
+        watched: steps that are run once more with a clock on the communication of all processes.
     """
 
     passes: int
@@ -54,7 +54,7 @@ class Workload:
     sizes: tuple[int, ...]
     tokens: int
     options: dict[str, Any]
-    watched: int = 1
+    watched: int = 3
 
     def make_scenes(self) -> list[Any]:
         """Scenes of these sizes in a random order."""
@@ -184,8 +184,9 @@ def measure(trainer: Trainer, machine: Machine, watched: int) -> dict[str, Any]:
     with clock.watching():
         for step in steps[:watched]:
             trainer.step(step)
-    spent = machine.now() - begin
-    return result | {"waiting_share": clock.waiting / spent, "sending_share": clock.sending / spent}
+    mine = [clock.waiting, clock.sending, machine.now() - begin]
+    waiting, sending, spent = sum_over_ranks(torch.tensor(mine, device=machine.device), trainer.world).tolist()
+    return result | {"waiting_share": waiting / spent, "sending_share": sending / spent}
 
 
 # ------------------------------------------------------------------------------------------------------------ cases
@@ -253,15 +254,6 @@ def together(machine: Machine, work: Workload, divide: bool = False, **changes: 
         world.barrier()
         result = measure(trainer, machine, work.watched)
         return {"processes": world.size, "passes": passes, "warm_ups": warm, **result, **sizes(trainer, machine)}
-
-
-@contextmanager
-def closing(trainer: Trainer) -> Iterator[Trainer]:
-    """A trainer whose reading ahead ends with the context."""
-    try:
-        yield trainer
-    finally:
-        trainer.batches.close()
 
 
 def sizes(trainer: Trainer, machine: Machine) -> dict[str, Any]:
