@@ -13,6 +13,7 @@ operator of torch it may stand in compiled and in recorded code, and in code tha
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 from collections.abc import Iterator
 from typing import Any
@@ -34,6 +35,7 @@ def fixed_order(device: torch.device) -> Iterator[None]:
         _active = before
 
 
+@functools.cache
 def _has_kernels(device: torch.device) -> bool:
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return False

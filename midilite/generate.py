@@ -125,7 +125,7 @@ def sample_scene(
     Returns:
         [n, T, C] in fp32 on the transformer's device.
     """
-    device = transformer.proj_in.weight.device
+    device = transformer.device
     there = [condition.to(device) for condition in conditions]
     project_ahead = project_ahead and not low_memory
     model_fn = guided_velocity(transformer, there, guidance_scale, multi_instance, project_ahead, low_memory)

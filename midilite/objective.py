@@ -150,7 +150,7 @@ def instance_losses(
         batch: from `draw_scene`; its tensors are moved to the transformer's device.
         multi_instance: False trains every instance as a scene of its own.
     """
-    device = transformer.proj_in.weight.device
+    device = transformer.device
     return squared_errors(
         transformer, *model_inputs(batch, device, num_train_timesteps), groups=batch.groups(multi_instance)
     )

@@ -103,7 +103,7 @@ def sample_together(
             transformer, scheduler, conditions, noise, num_inference_steps, guidance_scale, True, on_step,
             low_memory=low_memory,
         )  # fmt: skip
-    device = transformer.proj_in.weight.device
+    device = transformer.device
     conditions, noise = [condition.to(device) for condition in conditions], noise.to(device)
     if chosen == "guidance":
         half = _half(transformer, conditions, world, project_ahead=not low_memory)

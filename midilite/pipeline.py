@@ -187,7 +187,7 @@ class Pipeline:
     @property
     def device(self) -> torch.device:
         """Where the transformer is."""
-        return self.transformer.proj_in.weight.device
+        return self.transformer.device
 
     @property
     def networks(self) -> torch.nn.ModuleDict:

@@ -61,7 +61,7 @@ def quantize_base(transformer: DiT, kind: str, device: str | torch.device | None
     """
     if kind not in KINDS:
         raise ValueError(f"a base can be quantised to {' or '.join(KINDS)}, not to {kind!r}")
-    device = torch.device(device) if device is not None else transformer.proj_in.weight.device
+    device = torch.device(device) if device is not None else transformer.device
     _check_device(kind, device)
     _check_base(transformer)
     transformer.known_fingerprint = base_fingerprint(transformer)

@@ -124,7 +124,7 @@ class StudyTask:
 
     def loss(self, batch: SceneBatch, total_instances: int) -> tuple[Tensor, Tensor]:
         """See `midilite.trainer.Task.loss`."""
-        device = self.dit.proj_in.weight.device.type
+        device = self.dit.device.type
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             losses = instance_losses(self.dit, batch)
         return weighted_loss(losses, batch.sigmas, "none", total_instances), losses
@@ -142,7 +142,7 @@ def study_variant(
     folder: Path,
 ) -> dict:
     """Train one variant (None: the base) from the base's weights and measure it; the networks are changed."""
-    device = networks.dit.proj_in.weight.device
+    device = networks.dit.device
     row: dict = {"name": "base", "parameters": 0, "seconds": 0.0, "steps": 0}
     if variant is not None:
         task = StudyTask(networks, train, variant, settings.seed)
