@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,7 +40,26 @@ def fixed_order(device: torch.device) -> Iterator[None]:
 def _has_kernels(device: torch.device) -> bool:
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return False
-    return torch.cuda.get_device_capability(device)[0] == 9
+    return torch.cuda.get_device_capability(device)[0] == 9 and _can_be_built(device)
+
+
+def _can_be_built(device: torch.device) -> bool:
+    """Try: Triton needs a C compiler, for example, which torch by itself does not."""
+    try:
+        from .fixed_order_kernels import gradients
+
+        small, line = (torch.zeros(shape, device=device) for shape in ((1, 16, 1, 16), (1, 1, 16)))
+        gradients(*[small.half()] * 5, line)
+        torch.cuda.synchronize(device)
+    except Exception as error:  # whatever it is, training goes on, only slower
+        reason = " ".join(str(error).split())[:200]
+        warnings.warn(
+            f"Triton can't build the kernels for attention's gradients ({type(error).__name__}: {reason}); torch's own "
+            "are taken, which are slower. --no-deterministic is fast without them.",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def applies(q: Tensor) -> bool:

@@ -140,6 +140,15 @@ def test_elsewhere_torchs_own_attention_is_used():
         assert not applies(q)
 
 
+def test_kernels_that_can_not_be_built_are_done_without(monkeypatch):
+    """Triton without a C compiler, say. Here a GPU is claimed that is not there, so that nothing can run."""
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    with pytest.warns(UserWarning, match=r"can't build the kernels .*--no-deterministic"):
+        assert not module._has_kernels.__wrapped__(torch.device("cuda"))
+
+
 @pytest.fixture
 def everywhere(monkeypatch):
     """The operator on CPUs and in fp32, too."""
