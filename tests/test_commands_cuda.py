@@ -1,4 +1,4 @@
-"""The commands as a user of a GPU runs them: everything that watches a training, and every option that changes its path.
+"""The commands on a GPU: everything that watches a training, and every option that changes its path or inference's.
 
 On CPUs test_train.py, test_infer.py and test_evaluate.py do this. Past bugs that only a GPU shows: weights that could
 not be loaded within inference mode, a recorded step that read freed memory.
