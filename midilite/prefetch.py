@@ -25,7 +25,7 @@ Batch = TypeVar("Batch", bound=Mappable)
 
 
 class Prefetcher(Generic[Batch]):
-    """Batches by step, the next one underway while this one is in use.
+    """Batches by step; the next one may be underway while this one is in use.
 
     Args:
         draw: step -> batches on the CPU.
@@ -47,14 +47,17 @@ class Prefetcher(Generic[Batch]):
         self._thread = ThreadPoolExecutor(1, "prefetch") if threaded else None
         self._pending: dict[int, Future] = {}
 
+    def read_ahead(self, step: int) -> None:
+        """Begin to read a step's batches, if there is such a step. Best called when the GPU has something to do."""
+        if self._thread is not None and step < self.last and step not in self._pending:
+            self._pending[step] = self._thread.submit(self._fetch, step)
+
     def take(self, step: int) -> list[Batch]:
         """The batches of a step. Raises what reading them raised."""
         if self._thread is None:
             return self.draw(step)
         future = self._pending.pop(step, None) or self._thread.submit(self._fetch, step)
         self._pending.clear()
-        if step + 1 < self.last:
-            self._pending[step + 1] = self._thread.submit(self._fetch, step + 1)
         batches, moved = future.result()
         if moved is not None:
             here = torch.cuda.current_stream(self.device)

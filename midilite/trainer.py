@@ -275,7 +275,7 @@ class Trainer:
         batches = list(zip(self.plan.batches(step, self.world.rank), self.batches.take(step), strict=True))
         count = torch.tensor(float(sum(batch.num_instances for _, batch in batches)), device=self.device)
         total = int(sum_over_ranks(count, self.world))
-        own = self._run_passes([batch for _, batch in batches], total)
+        own = self._run_passes([batch for _, batch in batches], total, step)
         if options.shard_base:
             self._keep_pace(step, len(batches))
         votes = send(own.new_tensor(self.stop.votes(), device="cpu"), self.device)
@@ -293,12 +293,13 @@ class Trainer:
         self._update(math.isfinite(loss), norm, queued)
         return {"loss": loss, "mse": plain, "lr": rate, "grad_norm": norm, "bad_steps": self.progress.bad_steps}
 
-    def _run_passes(self, batches: Sequence[Batch], total: int) -> Tensor:
+    def _run_passes(self, batches: Sequence[Batch], total: int, step: int) -> Tensor:
         """Forward and backward; the weighted and the plain loss of each pass, as shares of the step's, fp64 [n, 2]."""
         shares = [torch.zeros(0, 2, dtype=torch.float64, device=self.device)]  # a rank may have no scenes in a step
         for batch in batches:
             with reproducible(self.options.deterministic and self.device.type == "cuda"):
                 loss, losses = self.task.loss(batch, total)
+                self.batches.read_ahead(step + 1)  # now that the GPU has work: before, it would compete for the CPU
                 self.scaler.scale(loss).backward()
             shares.append(torch.stack([loss.detach().double(), losses.detach().double().sum() / total])[None])
             del loss, losses  # nothing of a pass may live on while the next is recorded (graphs.py)
