@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import pickle
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -116,6 +118,25 @@ class _ArrayUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"the pickle asks for {module}.{name}; only numpy arrays are read")
 
 
+_ONE_HEADER = threading.Lock()
+
+
+def read_npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether columns come first, and type of the `.npy` file that begins here; it is read up to its numbers.
+
+    numpy parses the header as a Python literal, which Python 3.11 can't do in two threads at once: it now and then
+    raises SystemError (AST constructor recursion depth mismatch) for a file that is perfectly fine.
+
+    Raises:
+        Exception: of any kind, for what is no `.npy`.
+    """
+    version = np.lib.format.read_magic(file)
+    is_first = version == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
+    with _ONE_HEADER:
+        return read(file)
+
+
 def load_npy(path: str | Path) -> Any:
     """Read a `.npy` file: a plain array, or the dict (or list) of arrays that an object array of no dimension holds.
 
@@ -126,17 +147,21 @@ def load_npy(path: str | Path) -> Any:
     path = Path(path)
     try:
         with open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            read_header = (
-                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            )
-            _, _, dtype = read_header(file)
-            if dtype.hasobject:
-                value = _ArrayUnpickler(file).load()
-                return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
-            file.seek(0)
-            return np.load(file, allow_pickle=False)
+            shape, columns_first, dtype = read_npy_header(file)
+            if not dtype.hasobject:
+                return _read_numbers(file, shape, columns_first, dtype)
+            value = _ArrayUnpickler(file).load()
+            return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
     except Exception as error:  # the unpickler raises whatever a hostile stream makes it raise
         raise ValueError(f"{path}: is not a readable .npy file ({error})") from error
+
+
+def _read_numbers(file: BinaryIO, shape: tuple[int, ...], columns_first: bool, dtype: np.dtype) -> np.ndarray:
+    """The array behind a header. (numpy's own function for that would parse the header once more.)"""
+    count, left = math.prod(shape), os.fstat(file.fileno()).st_size - file.tell()
+    if not 0 <= count * dtype.itemsize <= left:
+        raise ValueError(f"an array of {shape} {dtype} takes {count * dtype.itemsize} bytes, it has {left}")
+    numbers = np.fromfile(file, dtype, count)
+    return numbers.reshape(shape[::-1]).T if columns_first else numbers.reshape(shape)

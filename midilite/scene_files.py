@@ -21,8 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from .files import read_npy_header
 from .images import label_values, load_mask
 from .sample_folder import MANIFEST, read_manifest
 
@@ -189,10 +188,7 @@ def surface_rows(path: Path) -> int | None:
     """
     try:
         with open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            is_first = version == (1, 0)
-            read = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(file)
+            shape, _, dtype = read_npy_header(file)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
     except Exception as error:  # the header is a Python literal: a damaged one raises whatever its parser raises
