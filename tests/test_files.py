@@ -1,4 +1,4 @@
-"""Arrays on disk: as numpy wrote them, read by many threads at once; damaged ones are refused before they cost memory."""
+"""Arrays on disk: as numpy wrote them, read by many threads at once; damage is refused before it costs memory."""
 
 import gc
 import sys
