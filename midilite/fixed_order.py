@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 _active = False
 
@@ -69,7 +69,7 @@ def applies(q: Tensor) -> bool:
     return _active and q.is_cuda and half and 16 <= width <= 128 and width & (width - 1) == 0
 
 
-@torch.library.custom_op("midilite::fixed_order_attention", mutates_args=())
+@library.custom_op("midilite::fixed_order_attention", mutates_args=())
 def fixed_order_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Softmax attention with scale 1/sqrt(K).
 
@@ -93,7 +93,7 @@ def _(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty((batch, heads, tokens), dtype=_sum_type(q))
 
 
-@torch.library.custom_op("midilite::fixed_order_attention_backward", mutates_args=())
+@library.custom_op("midilite::fixed_order_attention_backward", mutates_args=())
 def fixed_order_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import library
 
 from midilite import fixed_order as module
 from midilite.dit import DiT
@@ -69,9 +70,9 @@ def test_the_operator_is_attention(shape, dtype):
 def test_torch_agrees_that_it_is_an_operator():
     """Shapes and strides without data, gradients, tracing: what compiled and recorded code relies on."""
     leaves = [x.clone().requires_grad_() for x in inputs(SHAPES[0], torch.float32)[:3]]
-    torch.library.opcheck(fixed_order_attention, tuple(leaves))
+    library.opcheck(fixed_order_attention, tuple(leaves))
     q, k, v, grad = inputs(SHAPES[0], torch.float32)
-    torch.library.opcheck(fixed_order_attention_backward, (grad, q, k, v, *fixed_order_attention(q, k, v)))
+    library.opcheck(fixed_order_attention_backward, (grad, q, k, v, *fixed_order_attention(q, k, v)))
 
 
 INTERPRETED = """
