@@ -13,6 +13,8 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
+from .transfer import send
+
 
 class Mappable(Protocol):
     """A batch whose tensors can all be replaced."""
@@ -81,7 +83,7 @@ class Prefetcher(Generic[Batch]):
             return there, self.stream.record_event()
 
     def _move(self, tensor: Tensor) -> Tensor:
-        return tensor.pin_memory().to(self.device, non_blocking=True)
+        return send(tensor, self.device)
 
 
 def _used_on(stream: Any, tensor: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def copy_all(pairs: Iterable[tuple[Tensor, Callable[[], Tensor]]], device: torch
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small tensor of the CPU to a device. A GPU gets it in the order of its queue, and nobody waits."""
+    """A tensor of the CPU to a device. A GPU gets it in the order of the current stream, and nobody waits."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 

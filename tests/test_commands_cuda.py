@@ -120,7 +120,8 @@ def test_every_way_of_inference_makes_the_example(changes, watched, tmp_path):
     scene = trimesh.load(output)
     assert len(scene.geometry) >= 2 and output.with_suffix(".png").exists()
     for mesh in scene.geometry.values():
-        assert 0.05 < mesh.extents.max() < 2.2 and torch.tensor(mesh.vertices).isfinite().all()
+        assert mesh.is_watertight and 0.05 < mesh.extents.max() < 2.2
+        assert torch.tensor(mesh.vertices).isfinite().all()
 
 
 def test_evaluation_compares_base_and_adapter(watched, tmp_path):

@@ -1,7 +1,5 @@
 """Inference on a GPU: what the shipped model makes there is what it makes on a CPU; recorded steps read live memory."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -9,6 +7,7 @@ from conftest import relative_error
 
 import midilite
 from midilite.graphs import captured
+from midilite.infer import EXAMPLE
 from midilite.model_folder import ModelFolder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU; test_pipeline.py is for CPUs")
@@ -47,9 +46,6 @@ def recorded_inputs():
     dinov2 = torch.randn(3, 50, config.cross_attention_2_dim, device="cuda")
     x, t = torch.randn(3, 64, config.in_channels, device="cuda"), torch.full((1,), 500.0, device="cuda")
     return model, model.project_conditions(clip, dinov2), x, t
-
-
-EXAMPLE = Path(midilite.__file__).parent / "assets" / "example"
 
 
 @pytest.mark.parametrize("dtype, limit", [(torch.float32, 5e-3), (torch.bfloat16, 0.2)], ids=["fp32", "bf16"])

@@ -144,8 +144,12 @@ def adapter_gradient(transformer: DiT, velocity: Callable[[], Tensor]) -> Tensor
 def _gradient(transformer: DiT, loss: Callable[[], Tensor]) -> Tensor:
     transformer.train()
     parameters = list(lora.adapter_parameters(transformer).values())
-    found = torch.autograd.grad(loss(), parameters, allow_unused=True)
-    pairs = zip(found, parameters, strict=True)
+    return _flat(torch.autograd.grad(loss(), parameters, allow_unused=True), parameters)
+
+
+def _flat(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Tensor:
+    """All in one vector; zeros where a parameter has no gradient."""
+    pairs = zip(gradients, parameters, strict=True)
     return torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for g, p in pairs])
 
 
@@ -172,12 +176,12 @@ def _recorded_gradient(transformer: DiT, given: list[Tensor]) -> Tensor:
 
     parameters = list(lora.adapter_parameters(transformer).values())
     on_gpu = transformer.device.type == "cuda"
-    graphs = LossGraphs(loss_fn, parameters, **({} if on_gpu else {"most": 0}))  # a CPU records nothing
+    graphs = LossGraphs(loss_fn, parameters, most=1 if on_gpu else 0)  # a CPU records nothing
     transformer.train()
     with reproducible(on_gpu):
         graphs(SCENES, given)  # at first as it is; what comes again is recorded
         graphs(SCENES, given)[0].backward()
-    found = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters])
+    found = _flat([parameter.grad for parameter in parameters], parameters)
     for parameter in parameters:
         parameter.grad = None
     return found

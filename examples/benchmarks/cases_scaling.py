@@ -14,8 +14,8 @@ import torch
 
 from midilite.files import write_png
 from midilite.generate import decode_meshes
-from midilite.graphs import LossGraphs
 from midilite.plots import Line, line_chart
+from midilite.train import speed_up
 
 from .bench import Bench, Case
 from .cases_inference import make_step
@@ -110,6 +110,5 @@ def _rank(bench: Bench, rank: int) -> Timing:
     bench.release()
     transformer = random_transformer(bench.size, bench.device, bench.dtype)
     trainer = make_trainer(bench, transformer, [2], lora_rank=rank, lora_alpha=float(rank), gradient_checkpointing=True)
-    if bench.on_gpu:  # as train.py does
-        trainer.task.graphs = LossGraphs(trainer.task.weighted_errors, list(trainer.task.parameters.values()))
+    speed_up(trainer.task, trainer.options, bench.device)
     return timed(steps_of(trainer), bench.device, bench.runs(5), warm_up=3)

@@ -79,8 +79,9 @@ def run(settings: argparse.Namespace, chosen: Sequence[Case]) -> int:
     size = SIZES[settings.model or ("published" if device.type == "cuda" else "tiny")]()
     settings.folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    given = {"against": settings.against, "profile": settings.profile}
-    bench = Bench.start(device, size, settings.quick, settings.folder, **given)
+    bench = Bench.start(
+        device, size, settings.quick, settings.folder, against=settings.against, profile=settings.profile
+    )
     facts, lines = rounded(machine(bench)), []
 
     def write(row: Row) -> None:
