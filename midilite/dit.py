@@ -8,12 +8,14 @@ tokens of a group's samples form one sequence, so self-attention sees every inst
 all cross-attention work on each sample alone. Groups may differ in size and nothing is padded: linears don't care
 about grouping, so only the attention product itself runs once per run of equal sizes.
 
-Three pieces of work of the reference are left out because they are exact no-ops:
+Four pieces of work of the reference are left out because they change nothing:
 
 - a condition of a single token (CLIP): softmax over one key is 1, so attention returns that key's value and the query,
   key and softmax need not be computed;
 - an unconditional sample (all conditions zero): keys and values are zero, so cross-attention is the output bias;
-- keys and values of conditions don't depend on the latents: `project_conditions` computes them once per scene.
+- keys and values of conditions don't depend on the latents: `project_conditions` computes them once per scene;
+- guidance wants the same latents without and with conditions: up to the first cross-attention that is one computation
+  (`both`).
 
 The maths is that of TripoSG (Li et al. 2025) and MIDI (Huang et al. 2024), with skip
 connections as in U-ViT, no adaptive norm, the time embedding as one more token.
@@ -201,13 +203,23 @@ class Block(nn.Module):
     attend = staticmethod(group_attention)
 
     def forward(
-        self, x: Tensor, skip: Tensor | None, conditions: Sequence[Condition], groups: Sequence[int] | None
+        self,
+        x: Tensor,
+        skip: Tensor | None,
+        conditions: Sequence[Condition],
+        groups: Sequence[int] | None,
+        copies: int = 1,
     ) -> Tensor:
-        """[B, T, D] -> [B, T, D]; see the stages for `skip` and `conditions`, `group_attention` for `groups`."""
+        """[B, T, D] -> [copies * B, T, D], the copies after self-attention, which is the same for all of them.
+
+        See the stages for `skip` and `conditions`, `group_attention` for `groups`.
+        """
         before, after = self.stages
         x, q, k, v = before(self, x, skip)
         attended = self.attend(q, k, v, groups)
         del q, k, v  # without gradients nobody else holds them, and the feed-forward layer needs the memory
+        if copies > 1:
+            x, attended = x.repeat(copies, 1, 1), attended.repeat(copies, 1, 1)
         return after(self, x, attended, conditions)
 
     def _attend_conditions(self, x: Tensor, conditions: Sequence[Condition]) -> Tensor:
@@ -296,6 +308,7 @@ class DiT(Network):
         cond_1: Tensor | Conditions,
         cond_2: Tensor | None = None,
         groups: Sequence[int] | None = None,
+        both: bool = False,
     ) -> Tensor:
         """Predict the velocity x0 - eps.
 
@@ -305,24 +318,27 @@ class DiT(Network):
             cond_1: [B, S, E] (MIDI: CLIP, TripoSG: DINOv2), or the result of `project_conditions`.
             cond_2: [B, S, E] (MIDI: DINOv2), absent for TripoSG.
             groups: sizes of the scenes in the batch, in order; None means every sample is a scene of its own.
+            both: each of the latents without conditions and with them, as guidance needs it. The conditions come from
+                `project_conditions(..., unconditional=B)`.
 
         Returns:
-            Velocity [B, T, C] in the type of the weights.
+            Velocity [B, T, C] in the type of the weights; with `both` [2 B, T, C], those without conditions first.
 
         Raises:
             ValueError: groups don't sum to B, or sizes of latents or conditions don't fit.
         """
+        copies = 2 if both else 1
         groups = self._check(latents, groups)
         if isinstance(cond_1, Conditions):
             conditions, unconditional = cond_1.keys_values, cond_1.unconditional
         else:
             given = self._check_conditions((cond_1,) if cond_2 is None else (cond_1, cond_2))
             conditions, unconditional = [given] * len(self.blocks), 0
-        self._check_count(latents.shape[0], conditions[0][0], unconditional)
+        self._check_count(copies * latents.shape[0], conditions[0][0], unconditional)
         timesteps = timesteps.expand(latents.shape[0])
         time = self.time_proj(timestep_embedding(timesteps, self.config.width).to(self.dtype))
         x = torch.cat([time[:, None], self.proj_in(latents.to(self.dtype))], dim=1)
-        x = self._run_blocks(x, conditions, groups)
+        x = self._run_blocks(x, conditions, groups, copies)
         return self.proj_out(self.norm_out(x)[:, 1:])
 
     def _check(self, latents: Tensor, groups: Sequence[int] | None) -> Sequence[int] | None:
@@ -341,12 +357,14 @@ class DiT(Network):
             without = f" and {unconditional} samples without" if unconditional else ""
             raise ValueError(f"there are conditions for {given} samples{without}, the batch has {samples}")
 
-    def _run_blocks(self, x: Tensor, conditions: Sequence[Sequence[Condition]], groups: Sequence[int] | None) -> Tensor:
+    def _run_blocks(
+        self, x: Tensor, conditions: Sequence[Sequence[Condition]], groups: Sequence[int] | None, copies: int
+    ) -> Tensor:
         middle, stack = self.config.num_layers // 2, []
         for i, block in enumerate(self.blocks):
             skip = stack.pop() if i > middle else None
             scene = groups if i in self.multi_instance_blocks else None
-            arguments = (x, skip, conditions[i], scene)
+            arguments = (x, skip, conditions[i], scene, copies)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(
                     block,
@@ -357,6 +375,8 @@ class DiT(Network):
                 )
             else:
                 x = block(*arguments)
+            if i == 0:  # from here on all copies are there
+                groups, copies = groups and tuple(groups) * copies, 1
             if i < middle:
                 stack.append(x)
         return x

@@ -80,7 +80,7 @@ def guided_velocity(
     both = prepare_conditions(transformer, conditions, count, project_ahead)
 
     def model_fn(x: Tensor, timestep: Tensor) -> Tensor:
-        velocity = transformer(torch.cat([x, x]), timestep, both, groups=groups * 2)
+        velocity = transformer(x, timestep, both, groups=groups, both=True)
         return guide(*velocity.chunk(2), guidance_scale)
 
     return model_fn

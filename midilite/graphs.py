@@ -8,7 +8,9 @@ shapes and its memory. Replaying gives the same bits as running the kernels one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,11 +35,26 @@ def captured(model_fn: ModelFn, latents: Tensor, timestep: Tensor) -> ModelFn:
     with torch.cuda.stream(aside):
         model_fn(x, t)  # libraries choose kernels and allocate workspaces at first, which a graph can't record
     here.wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # NCCL's thread looks at its events meanwhile
+    with _recording() as graph:
         velocity = model_fn(x, t)
-
     return _Replay(graph, x, t, velocity, model_fn)
+
+
+@contextlib.contextmanager
+def _recording(pool: Any = None) -> Iterator[torch.cuda.CUDAGraph]:
+    """Record what runs within.
+
+    Other threads may go on using CUDA meanwhile: one reads the next batch, NCCL's looks at its events. Python must not
+    look for garbage, because freeing a graph that is part of some (an earlier run's) would end the recording.
+    """
+    graph, collects = torch.cuda.CUDAGraph(), gc.isenabled()
+    gc.disable()
+    try:
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            yield graph
+    finally:
+        if collects:
+            gc.enable()
 
 
 @dataclass(frozen=True)
@@ -78,8 +95,9 @@ class LossGraphs:
     """A training loss with its gradients, recorded for each composition of a batch that comes up a second time.
 
     All recordings share their memory, their inputs and the gradients they write, since only one is in use at a time:
-    the result of a call has to be passed backward before the next call. Where memory is too short for recordings beside
-    passes of another composition, they are given up for the rest of the run.
+    the result of a call has to be passed backward before the next call. What a pass writes becomes the parameters'
+    gradient as it is; only when that is still in use at the next call (as with accumulation) it is copied. Where memory
+    is too short for recordings beside passes of another composition, they are given up for the rest of the run.
 
     Args:
         loss_fn: (groups, inputs) -> (loss, loss of each instance [n]), without random numbers and branches on values.
@@ -99,6 +117,9 @@ class LossGraphs:
 
     def __call__(self, groups: Sequence[int], inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """As `loss_fn`, with gradients ready when the loss is passed backward."""
+        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
+            if parameter.grad is gradient:
+                parameter.grad = gradient.clone()
         try:
             results = self._run(groups, inputs)
         except torch.OutOfMemoryError:
@@ -134,9 +155,7 @@ class LossGraphs:
         torch.cuda.synchronize(own[0].device)
         torch.cuda.empty_cache()  # what the pass before took, the recording takes once more
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        # other threads, such as one that reads the next batch, may go on using CUDA meanwhile
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with _recording(self._pool) as graph:
             results = self._pass(groups, own)
         return graph, results
 
@@ -169,11 +188,11 @@ class _Computed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, of_loss: Tensor, of_losses: Tensor) -> tuple[None, None, None]:
         # a kernel for each of hundreds of small weights would take longer to launch than a short pass to replay
-        changes = torch._foreach_mul([gradient for _, gradient in ctx.pairs], of_loss)
-        added = [(p.grad, new) for (p, _), new in zip(ctx.pairs, changes, strict=True) if p.grad is not None]
+        torch._foreach_mul_([gradient for _, gradient in ctx.pairs], of_loss)
+        added = [(p.grad, new) for p, new in ctx.pairs if p.grad is not None]
         if added:
             torch._foreach_add_([old for old, _ in added], [new for _, new in added])
-        for (parameter, _), change in zip(ctx.pairs, changes, strict=True):
+        for parameter, gradient in ctx.pairs:
             if parameter.grad is None:
-                parameter.grad = change
+                parameter.grad = gradient
         return None, None, None

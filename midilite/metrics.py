@@ -107,8 +107,9 @@ class Alignment:
     steps: int
 
     def __call__(self, points: Tensor) -> Tensor:
-        """Move points [N, 3]; the type is kept."""
-        moved = self.scale * points.double() @ self.rotation.T + self.translation
+        """Move points [N, 3]; their type and device are kept."""
+        rotation, translation = self.rotation.to(points.device), self.translation.to(points.device)
+        moved = self.scale * points.double() @ rotation.T + translation
         return moved.to(points.dtype)
 
 

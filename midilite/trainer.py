@@ -34,7 +34,7 @@ from .schedules import Plan, learning_rate_factor
 from .seeds import derive_seed
 from .train_options import TrainOptions
 from .train_state import load_checkpoint, rotate, save_checkpoint, start_folder
-from .transfer import send
+from .transfer import receive, send
 
 
 class Batch(Protocol):
@@ -273,8 +273,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         batches = list(zip(self.plan.batches(step, self.world.rank), self.batches.take(step), strict=True))
-        count = torch.tensor(float(sum(batch.num_instances for _, batch in batches)), device=self.device)
-        total = int(sum_over_ranks(count, self.world))
+        total = self._total(sum(batch.num_instances for _, batch in batches))
         own = self._run_passes([batch for _, batch in batches], total, step)
         if options.shard_base:
             self._keep_pace(step, len(batches))
@@ -283,7 +282,7 @@ class Trainer:
         norm = self._reduce()
         queued = self._queue_update(sums[0].isfinite() & norm.isfinite())
         # A GPU has the whole step in its queue before the first number is asked for: it never waits for the CPU within
-        norm, *numbers = torch.cat([norm.to(own).reshape(1), sums, own[:, 0]]).tolist()
+        norm, *numbers = receive(torch.cat([norm.to(own).reshape(1), sums, own[:, 0]]))
         (loss, plain, *votes), own_losses = numbers[: len(sums)], numbers[len(sums) :]
         self.stop.settle(votes)
         for (scenes, _), own_loss in zip(batches, own_losses, strict=True):
@@ -292,6 +291,12 @@ class Trainer:
                 say(f"rank {self.world.rank}, step {step + 1}: the loss of these scenes is not finite: {names}")
         self._update(math.isfinite(loss), norm, queued)
         return {"loss": loss, "mse": plain, "lr": rate, "grad_norm": norm, "bad_steps": self.progress.bad_steps}
+
+    def _total(self, count: int) -> int:
+        """The sum of all ranks' counts; one rank does not ask its GPU for that."""
+        if self.world.size == 1:
+            return count
+        return int(sum_over_ranks(torch.tensor(float(count), device=self.device), self.world))
 
     def _run_passes(self, batches: Sequence[Batch], total: int, step: int) -> Tensor:
         """Forward and backward; the weighted and the plain loss of each pass, as shares of the step's, fp64 [n, 2]."""
@@ -332,6 +337,7 @@ class Trainer:
             self.optimizer.step()
         finally:
             del self.optimizer.found_inf
+        self.optimizer.zero_grad(set_to_none=True)
         return True
 
     def _update(self, finite_loss: bool, norm: float, queued: bool) -> None:
@@ -343,9 +349,11 @@ class Trainer:
         no bad step unless its loss is not finite either, but a row of them is as hopeless as a row of bad ones.
         """
         finite = finite_loss and math.isfinite(norm)
+        if finite and not queued:
+            self.scaler.step(self.optimizer)
+        if not queued:
+            self.optimizer.zero_grad(set_to_none=True)
         if finite:
-            if not queued:
-                self.scaler.step(self.optimizer)
             self.progress.updates += 1
             if self.ema is not None:
                 self.ema.update(self.progress.updates)
@@ -354,7 +362,6 @@ class Trainer:
             self.progress.skipped_in_a_row += 1
             self.progress.bad_steps += not (finite_loss and self.scaler.is_enabled())
         self.scaler.update(None if finite_loss else self.scaler.get_scale())
-        self.optimizer.zero_grad(set_to_none=True)
         if self.progress.skipped_in_a_row > self.options.max_bad_steps:
             raise BadStepsError(
                 f"{self.progress.skipped_in_a_row} steps in a row had a loss or gradient that is not finite; the "

@@ -40,6 +40,17 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+def receive(tensor: Tensor) -> list[float]:
+    """The numbers of a tensor [n], once they are there.
+
+    Copying them at once would wait for a GPU with a lock in hand that all of CUDA's other calls need: threads that read
+    ahead would stand still.
+    """
+    if tensor.is_cuda:
+        torch.cuda.current_stream(tensor.device).synchronize()
+    return tensor.tolist()
+
+
 def in_threads(work: Callable[..., None], arguments: Iterable[tuple]) -> None:
     """Call `work` with each of the arguments, in a few threads. Raises the first error of the calls.
 

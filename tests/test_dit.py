@@ -42,6 +42,24 @@ def test_projected_conditions_and_the_unconditional_shortcut_equal_zero_conditio
     assert relative_error(only, slow[:3]) < 1e-6
 
 
+@pytest.mark.parametrize("blocks", [None, (0, 2)])  # the first block may be a multi-instance one
+@pytest.mark.parametrize("groups", [(3,), (2, 1), None])
+def test_latents_given_once_are_what_both_halves_of_guidance_compute(midi_dit, midi_golden, blocks, groups):
+    g = midi_golden
+    x, t, e1, e2 = (g[f"mi.{key}"][3:] for key in ("x", "t", "e1", "e2"))
+    known = midi_dit.project_conditions(e1, e2, unconditional=3)
+    chosen = midi_dit.multi_instance_blocks
+    midi_dit.set_multi_instance_blocks(blocks)
+    try:
+        twice = midi_dit(torch.cat([x, x]), torch.cat([t, t]), known, groups=groups and groups * 2)
+        once = midi_dit(x, t, known, groups=groups, both=True)
+    finally:
+        midi_dit.set_multi_instance_blocks(sorted(chosen))
+    assert once.shape == twice.shape and relative_error(once, twice) < 1e-6
+    with pytest.raises(ValueError, match="conditions for 3 samples and 3 samples without, the batch has 4"):
+        midi_dit(x[:2], t[:2], known, both=True)
+
+
 def test_reading_q_k_v_by_name_would_fail(midi_dit, midi_golden, monkeypatch):
     """The trap: the usual head split gives a plausible but wrong network."""
     monkeypatch.setattr(dit, "split_interleaved", layers.split_stacked)

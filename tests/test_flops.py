@@ -65,3 +65,19 @@ def test_a_guided_step_needs_less():
     arguments = (transformer, [count, count], 12, (1, 7), False)
     assert flops.transformer_flops(*arguments, unconditional=count, projected=True) == counter.get_total_flops()
     assert flops.transformer_flops(*arguments) > 1.1 * counter.get_total_flops()
+
+
+def test_a_guided_step_starts_once_for_both_halves():
+    transformer = golden_dit("midi_tiny")
+    config, count = transformer.config, 3
+    conditions = torch.randn(count, 1, config.cross_attention_dim), torch.randn(count, 7, config.cross_attention_2_dim)
+    with torch.no_grad():
+        known = transformer.project_conditions(*conditions, unconditional=count)
+    found, less = {}, {"unconditional": count, "projected": True}
+    for both in (True, False):
+        latents, groups = torch.randn((2 - both) * count, 12, config.in_channels), [count] * (2 - both)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            transformer(latents, torch.tensor([500.0]), known, groups=groups, both=both)
+        found[both] = flops.transformer_flops(transformer, groups, 12, (1, 7), False, both=both, **less)
+        assert found[both] == counter.get_total_flops()
+    assert found[True] < found[False]

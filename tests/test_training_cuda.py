@@ -4,11 +4,13 @@ The same seed gives the same bytes, and an interrupted run resumed is the run th
 """
 
 import dataclasses
+import gc
 import json
 
 import pytest
 import torch
 
+from midilite.graphs import LossGraphs
 from midilite.train import train_lora
 from midilite.train_options import TrainOptions
 
@@ -76,3 +78,34 @@ def test_graphs_and_recomputation_give_the_bits_of_the_plain_run(tmp_path, cache
     for recompute in ("full", "selective"):
         folder = tmp_path / recompute
         assert train(folder, cache, gradient_checkpointing=True, recompute=recompute) == plain
+
+
+def test_a_graph_that_becomes_garbage_does_not_end_the_recording_of_another():
+    """As an earlier run's in the same process would: it is part of a cycle, which Python finds at some later time."""
+    device, weight = torch.device("cuda"), torch.nn.Parameter(torch.ones(8, device="cuda"))
+
+    def loss_fn(groups, inputs):
+        return (weight * inputs[0]).sum(), [{} for _ in range(10_000)] and inputs[0].detach()
+
+    class Cycle:
+        pass
+
+    old, usual = Cycle(), gc.get_threshold()
+    old.self, old.graph, old.x = old, torch.cuda.CUDAGraph(), torch.ones(8, device=device)
+    torch.cuda.synchronize()
+    with torch.cuda.graph(old.graph):
+        old.x + 1
+    gc.collect()
+    try:
+        gc.set_threshold(10, 1, 1)
+        passes = LossGraphs(loss_fn, [weight])
+        x = torch.randn(8, device=device)
+        passes((1,), [x])[0].backward()
+        weight.grad = None
+        gc.disable()
+        del old
+        gc.enable()
+        passes((1,), [x])[0].backward()
+    finally:
+        gc.set_threshold(*usual)
+    assert torch.equal(weight.grad, x) and len(passes._recordings) == 1

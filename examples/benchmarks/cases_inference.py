@@ -59,8 +59,8 @@ def make_step(
 
 def step_operations(transformer: DiT, bench: Bench, count: int, tokens: int | None = None) -> int:
     """What one step needs, keys and values of the conditions being there already."""
-    arguments = (transformer, [count, count], tokens or bench.size.tokens, bench.size.condition_tokens)
-    return transformer_flops(*arguments, backward=False, unconditional=count, projected=True)
+    arguments = (transformer, [count], tokens or bench.size.tokens, bench.size.condition_tokens)
+    return transformer_flops(*arguments, backward=False, unconditional=count, projected=True, both=True)
 
 
 def step(bench: Bench, row: Row, count: int, kind: str) -> None:
@@ -118,7 +118,7 @@ def velocities(transformer: DiT, bench: Bench, count: int) -> Tensor:
     x = random_latents(bench.size, count, bench.device)
     known = transformer.project_conditions(*conditions, unconditional=count)
     timestep = torch.full((1,), 500.0, device=bench.device)
-    return transformer(torch.cat([x, x]), timestep, known, groups=[count, count]).float()
+    return transformer(x, timestep, known, groups=[count], both=True).float()
 
 
 def _errors(found: Tensor, expected: Tensor) -> dict[str, float]:

@@ -117,7 +117,7 @@ def sample_scenes(
         both = networks.dit.project_conditions(*conditions, unconditional=len(noise))
 
         def velocity(x: Tensor, timestep: Tensor) -> Tensor:
-            v = networks.dit(torch.cat([x, x]), timestep, both, groups=groups + groups)
+            v = networks.dit(x, timestep, both, groups=groups, both=True)
             return guide(*v.chunk(2), sampling.guidance_scale)
 
         *_, (_, latents) = denoise(velocity, noise, schedule)
