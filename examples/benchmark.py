@@ -19,6 +19,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without installing
 
+from midilite.allocator import grow_segments  # noqa: E402
+
+grow_segments()  # as train.py and infer.py do
+
 from benchmarks.command import main  # noqa: E402
 
 from midilite.interrupt import run_command  # noqa: E402

@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without installing
 
+from midilite.allocator import grow_segments  # noqa: E402
 from midilite.infer import InferOptions, run  # noqa: E402
 from midilite.interrupt import run_command  # noqa: E402
 from midilite.options import parse  # noqa: E402
@@ -37,4 +38,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    grow_segments()  # nothing has imported torch yet
     run_command(main)

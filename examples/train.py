@@ -19,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without installing
 
+from midilite.allocator import grow_segments  # noqa: E402
 from midilite.interrupt import Interrupted, run_command  # noqa: E402
 from midilite.options import parse  # noqa: E402
 from midilite.train_options import TrainOptions  # noqa: E402
@@ -50,4 +51,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    grow_segments()  # nothing has imported torch yet
     run_command(main)

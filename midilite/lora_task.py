@@ -101,7 +101,8 @@ class LoRATask:
             view = choose(len(scene.views), generator)
             features = self.read(scene, view, choose(len(self.features.mask_variants), generator))
             inputs.append(draw_scene(features, scene.name, step, self.settings))
-        return SceneBatch(tuple(inputs))
+        # one order of scenes for every mix of sizes: fewer products of attention (dit.py), fewer recordings (graphs.py)
+        return SceneBatch(tuple(sorted(inputs, key=lambda scene: scene.groups)))
 
     def read(self, scene: Scene, view: int, variant: int) -> Features | PixelFeatures:
         """What a step needs of a view of a scene."""

@@ -1,6 +1,7 @@
 """The house rules that a machine can check: direction of imports, allowed packages, documented names, cheap import."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ PACKAGE = ROOT / "midilite"
 
 # A module imports only modules above it. Modules of one line may not import each other.
 ORDER = """
-seeds  files
+seeds  files  allocator
 config  options
 images  sdf
 normals  nearest  fixed_order_kernels
@@ -126,10 +127,23 @@ def _top_level(tree: ast.Module):
     return [*tree.body, *(child for node in classes for child in node.body)]
 
 
-def run_python(code: str) -> str:
+def run_python(code: str, environment: dict[str, str] | None = None) -> str:
     return subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT, timeout=120
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT, timeout=120, env=environment
     ).stdout
+
+
+@pytest.mark.parametrize("command", ["train", "infer"])
+@pytest.mark.parametrize("own", [{}, {"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}])
+def test_commands_choose_how_memory_grows_before_torch_is_there_unless_the_user_has(command, own):
+    code = (
+        "import os, runpy, sys; from midilite import interrupt;"
+        "interrupt.run_command = lambda main: print('torch' in sys.modules, os.environ.get('PYTORCH_ALLOC_CONF'));"
+        f"runpy.run_path('examples/{command}.py', run_name='__main__')"
+    )
+    plain = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name}
+    expected = "None" if own or sys.platform != "linux" else "expandable_segments:True"
+    assert run_python(code, {**plain, **own}).split() == ["False", expected]
 
 
 def test_importing_has_no_side_effects_and_loads_nothing_heavy():

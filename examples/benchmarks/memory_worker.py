@@ -71,7 +71,7 @@ def train(size: Size, device: torch.device, preset: str) -> dict[str, Any]:
     """Steps of training."""
     options = preset_options(preset, device)
     transformer = random_base(size, device, options)
-    features = KeptFeatures(transformer.config, size.tokens, size.condition_tokens[1])
+    features = KeptFeatures(transformer.config, size.tokens, size.condition_tokens[1], transformer.dtype)
     instances = [options.max_num_instances] * options.batch_size
     task = LoRATask(transformer, scenes_of(instances), features, options)
     task.reads_ahead = True

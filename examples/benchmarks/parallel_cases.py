@@ -62,7 +62,7 @@ class Machine:
     def features(self, tokens: int) -> KeptFeatures:
         """Random features of scenes, kept over the cases."""
         if tokens not in self._features:
-            self._features[tokens] = KeptFeatures(self.size.dit, tokens, self.size.condition_tokens[1])
+            self._features[tokens] = KeptFeatures(self.size.dit, tokens, self.size.condition_tokens[1], self.dtype)
         return self._features[tokens]
 
     def now(self) -> float:

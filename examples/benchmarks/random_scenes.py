@@ -21,12 +21,15 @@ class RandomFeatures:
         config: of the transformer.
         num_tokens: latent tokens per instance.
         condition_tokens: tokens of the second condition (of the only one, for TripoSG's kind).
+        dtype: of the conditions; a run's cache keeps them in the type that it computes in.
     """
 
     mask_variants = (0,)
 
-    def __init__(self, config: DiTConfig, num_tokens: int, condition_tokens: int) -> None:
-        self.config, self.num_tokens, self.condition_tokens = config, num_tokens, condition_tokens
+    def __init__(
+        self, config: DiTConfig, num_tokens: int, condition_tokens: int, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.config, self.num_tokens, self.condition_tokens, self.dtype = config, num_tokens, condition_tokens, dtype
 
     def load(self, scene: Any, view: int = 0, variant: int = 0) -> Features:
         """Features of a scene: the same at every call."""
@@ -35,14 +38,17 @@ class RandomFeatures:
         clip = torch.randn(count, 1, widths[0], generator=generator) if config.has_second_condition else None
         dinov2 = torch.randn(count, self.condition_tokens, widths[config.has_second_condition], generator=generator)
         mean = torch.randn(count, self.num_tokens, config.in_channels, generator=generator)
-        return Features(clip, dinov2, mean, torch.full_like(mean, -4.0), torch.ones(count))
+        clip = None if clip is None else clip.to(self.dtype)
+        return Features(clip, dinov2.to(self.dtype), mean, torch.full_like(mean, -4.0), torch.ones(count))
 
 
 class KeptFeatures(RandomFeatures):
     """Random features that stay in memory, since drawing them takes longer than reading a cache would."""
 
-    def __init__(self, config: DiTConfig, num_tokens: int, condition_tokens: int) -> None:
-        super().__init__(config, num_tokens, condition_tokens)
+    def __init__(
+        self, config: DiTConfig, num_tokens: int, condition_tokens: int, dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__(config, num_tokens, condition_tokens, dtype)
         self._of = cache(lambda name, count: RandomFeatures.load(self, scene(name, count)))
 
     def load(self, scene: Any, view: int = 0, variant: int = 0) -> Features:
