@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,19 @@ def test_a_failing_row_leaves_the_others(tmp_path):
     assert bench.run_all(cases, here, 100.0, rows.append) == ["long"]
     assert rows[0].error == "out of memory: CUDA out of memory. Tried to allocate" and closed == [True]
     assert rows[1].error is None and rows[1].notes["shared"] == "new"
+
+
+def test_what_rows_shared_is_gone_when_the_next_is_made(tmp_path):
+    """A trainer is part of cycles, and the next row must not pay for its memory."""
+
+    class Thing:
+        def __init__(self):
+            self.itself = self
+
+    kept = bench.Bench.start(torch.device("cpu"), models.SIZES["tiny"](), True, tmp_path)
+    alive = weakref.ref(kept.shared("first", Thing))
+    kept.shared("second", lambda: [alive() is None])
+    assert kept.shared("second", Thing) == [True]
 
 
 def test_rows_are_chosen_by_whole_words(capsys):

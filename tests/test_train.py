@@ -98,6 +98,20 @@ def test_training_changes_the_adapter_and_never_the_base(options):
     assert len(changed) > 100 and all(".attn2.to_q." in key for key in unchanged)  # a one-token query has no gradient
 
 
+def test_scenes_of_the_same_sizes_make_the_same_batch_in_any_order(options):
+    """One recording (graphs.py) and one product of attention for each size, however the epoch was shuffled."""
+    folder = ModelFolder(MODEL)
+    features, scenes = train.open_features(folder, options, torch.device("cpu"), 16), find_scenes(options.data_dir)
+    task = train.LoRATask(folder.load_transformer(), scenes, features, options)
+    for step in range(8):
+        numbers = list(range(len(scenes)))
+        first, second = task.draw(numbers, step), task.draw(numbers[::-1], step)
+        sizes = [scene.groups for scene in first.scenes]
+        assert sizes == [scene.groups for scene in second.scenes] == sorted(sizes)
+        assert {scene.sigma for scene in first.scenes} == {scene.sigma for scene in second.scenes}
+        assert first.num_instances == sum(len(task.draw([i], step).scenes[0].noised) for i in numbers)
+
+
 def test_the_loss_on_a_fixed_draw_falls(options, tmp_path):
     """Fixed scene, noise and sigma, before and after: the objective is really being minimised."""
     options = dataclasses.replace(options, max_train_steps=40, learning_rate=5e-3, condition_dropout=0.0)

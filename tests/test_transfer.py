@@ -1,9 +1,12 @@
 """Copies in threads. On a GPU every weight goes this way (test_training_cuda.py trains with what it loaded)."""
 
+import threading
+import time
+
 import pytest
 import torch
 
-from midilite.transfer import copy_all, in_threads
+from midilite.transfer import copy_all, in_threads, receive, send
 
 
 @pytest.mark.parametrize("inference", [False, True])
@@ -42,3 +45,25 @@ def test_targets_hold_what_was_read(device, inference):
         copy_all([(t, lambda s=s: s) for t, s in zip(targets, sources, strict=True)], torch.device(device))
     for target, source in zip(targets, sources, strict=True):
         assert torch.equal(target.cpu(), source.double())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_waiting_for_a_number_lets_other_threads_go_on():
+    """A past delay of every training step: the thread that reads ahead stood still until the step's end."""
+    device, moved = torch.device("cuda"), []
+    number, there = torch.ones(1, device=device), torch.cuda.Stream(device)
+
+    def read_ahead():
+        with torch.cuda.stream(there):
+            send(torch.ones(1000), device)
+            there.synchronize()
+        moved.append(time.monotonic())
+
+    read_ahead()  # its memory is there from now on
+    torch.cuda._sleep(2_000_000_000)  # cycles: a second or so
+    thread = threading.Thread(target=read_ahead)
+    threading.Timer(0.1, thread.start).start()
+    assert receive(number) == [1.0]
+    received = time.monotonic()
+    thread.join()
+    assert moved[1] < received

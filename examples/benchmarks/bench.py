@@ -82,9 +82,8 @@ class Bench:
 
     def release(self) -> None:
         """Forget what is shared (close what can be closed) and give its memory back."""
-        for thing in self._shared.values():
-            getattr(thing, "close", lambda: None)()
-        self._shared.clear()
+        while self._shared:
+            getattr(self._shared.popitem()[1], "close", lambda: None)()  # no name may hold it when memory is given back
         tidy(self.device)
 
 
