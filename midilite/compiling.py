@@ -24,7 +24,7 @@ from .dit import Block, DiT
 
 # with and without: skip, gradients, gradient checkpointing, conditions projected ahead, a single sample
 _PROGRAMS = 32
-# Norms read a row once and keep it, where inductor by itself would often read it twice: 11.8 -> 8.7 ms for all such work
+# Norms read a row once and keep it, where inductor would often read it twice: 11.8 -> 8.7 ms for all fused work
 # in a guided step of four instances on an H100. With 1 inductor would choose by timing, and so round otherwise from run
 # to run. (Its comment calls this number 2, but it sorts the two kinds the other way round: torch 2.11 to 2.13.)
 _OPTIONS = {"triton.multi_kernel": 3}
