@@ -64,7 +64,8 @@ def line_chart(
     _draw_axes(draw, frame, title, x_label, y_label)
     for number, (line, points) in enumerate(shown):
         _draw_line(draw, frame, line, points, _color(line, number))
-    _draw_legend(draw, frame, [(line.name, _color(line, n)) for n, line in enumerate(lines) if line.name])
+    curves = [[frame.at(x, y) for x, y in points] for _, points in shown]
+    _draw_legend(draw, frame, [(line.name, _color(line, n)) for n, line in enumerate(lines) if line.name], curves)
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
@@ -179,16 +180,40 @@ def _draw_line(
             draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=color)
 
 
-def _draw_legend(draw: ImageDraw.ImageDraw, frame: _Frame, entries: Sequence[tuple[str, tuple[int, int, int]]]) -> None:
+def _draw_legend(
+    draw: ImageDraw.ImageDraw,
+    frame: _Frame,
+    entries: Sequence[tuple[str, tuple[int, int, int]]],
+    curves: Sequence[Sequence[tuple[float, float]]],
+) -> None:
+    """In the corner where it hides least of the curves, the upper right one if there are several."""
     if not entries:
         return
     font, row, pad, dash = _font(12), 18 * _SCALE, 8 * _SCALE, 22 * _SCALE
     width = max(draw.textlength(name, font=font) for name, _ in entries) + dash + 3 * pad
-    right, top = frame.at(frame.x[1], frame.y[1])
-    left, top = right - width - pad, top + pad
-    box = [left, top, right - pad, top + row * len(entries) + pad]
+    height = row * len(entries) + pad
+    (first, bottom), (last, upper) = frame.at(frame.x[0], frame.y[0]), frame.at(frame.x[1], frame.y[1])
+    corners = [(x, y) for y in (upper + pad, bottom - pad - height) for x in (last - width - pad, first + pad)]
+    left, top = min(corners, key=lambda corner: _hidden(curves, *corner, width, height))
+    box = [left, top, left + width, top + height]
     draw.rectangle(box, fill=(255, 255, 255), outline=_GRID, width=_SCALE)
     for i, (name, color) in enumerate(entries):
         y = top + pad / 2 + row * (i + 0.5)
         draw.line([(left + pad, y), (left + pad + dash, y)], fill=color, width=3 * _SCALE)
         draw.text((left + 2 * pad + dash, y), name, fill=_TEXT, font=font, anchor="lm")
+
+
+def _hidden(
+    curves: Sequence[Sequence[tuple[float, float]]], left: float, top: float, width: float, height: float
+) -> float:
+    """About how many pixels of the curves lie behind a rectangle."""
+    length = 0.0
+    for curve in curves:
+        for (x0, y0), (x1, y1) in zip(curve, [*curve[1:], curve[-1]], strict=True):
+            count = 1 + int(math.hypot(x1 - x0, y1 - y0) / (4 * _SCALE))
+            places = [((i + 0.5) / count) for i in range(count)]
+            inside = sum(
+                0 <= x0 + t * (x1 - x0) - left <= width and 0 <= y0 + t * (y1 - y0) - top <= height for t in places
+            )
+            length += 4 * _SCALE * inside
+    return length

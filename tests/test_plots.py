@@ -49,6 +49,26 @@ def test_curves_and_legend_have_different_colours():
 
 
 @pytest.mark.parametrize(
+    ("curves", "row", "column"),
+    [
+        ([[(0, 1), (1, 0)]], 0, 1),  # nothing in the upper right corner
+        ([[(0, 0), (1, 1)]], 0, 0),
+        ([[(0, 0), (1, 1)], [(0, 1), (0.6, 0.9), (1, 0.9)]], 1, 1),
+        ([[(0, 1), (1, 1)], [(0, 0.5), (1, 0)]], 1, 0),
+    ],
+)
+def test_the_legend_lies_where_no_curve_is(curves, row, column):
+    lines = [Line("a curve", points) for points in curves]
+    with_legend, without = (
+        np.asarray(line_chart([Line(name and line.name, line.points) for line in lines])) for name in ("x", "")
+    )
+    rows, columns = np.nonzero((with_legend != without).any(axis=-1))
+    assert (rows.mean() > 260, columns.mean() > 480) == (bool(row), bool(column))
+    hidden = ~is_color(with_legend, COLORS[0]) & is_color(without, COLORS[0])
+    assert hidden.sum() < 10
+
+
+@pytest.mark.parametrize(
     "points", [[(3, 1.0)], [(0, 2.0), (5, 2.0)], [(0, math.nan), (1, 1.0), (2, math.inf), (3, 4.0)], [(0, 0.0)]]
 )
 def test_odd_data_makes_a_picture(points):

@@ -77,10 +77,7 @@ def scaling_plot(found: dict[int, float], title: str, label: str):
     measured = [(math.log2(x), math.log2(1000 * y)) for x, y in found.items()]
     linear = [(math.log2(x), math.log2(1000 * last_y * x / last_x)) for x in found]
     lines = [Line("measured", measured, marks=True), Line("in proportion", linear, (150, 150, 150))]
-    heights = [y for _, y in measured + linear]
-    span = max(heights) - min(heights) or 1.0
-    limits = (min(heights) - 0.05 * span, max(heights) + 0.3 * span)  # the legend lies above the lines
-    return line_chart(lines, title, f"log2 of {label}", "log2 of milliseconds", (640, 400), limits)
+    return line_chart(lines, title, f"log2 of {label}", "log2 of milliseconds", (640, 400))
 
 
 def _instances(bench: Bench, count: int) -> Timing:
