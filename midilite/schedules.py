@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -54,8 +55,8 @@ class Plan:
     def scenes(self, step: int) -> list[int]:
         """Scene numbers of a step, over all processes."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        order = torch.randperm(self.num_scenes, generator=torch_generator(self.seed, "epoch", epoch)).tolist()
-        return order[position * self.scenes_per_step : (position + 1) * self.scenes_per_step]
+        order = _order(self.num_scenes, self.seed, epoch)
+        return list(order[position * self.scenes_per_step : (position + 1) * self.scenes_per_step])
 
     def batches(self, step: int, rank: int) -> list[list[int]]:
         """The forward passes of one process in a step; fewer, or none, in the last step of an epoch."""
@@ -79,6 +80,12 @@ class Plan:
             shares[rank].append(scene)
             work[rank] += self.costs[scene]
         return shares
+
+
+@lru_cache(maxsize=2)  # a step asks several times, and the next epoch's first batch is read ahead
+def _order(num_scenes: int, seed: int, epoch: int) -> tuple[int, ...]:
+    """All scenes in the order of an epoch."""
+    return tuple(torch.randperm(num_scenes, generator=torch_generator(seed, "epoch", epoch)).tolist())
 
 
 def learning_rate_factor(name: str, warmup_steps: int, total_steps: int) -> Callable[[int], float]:

@@ -34,6 +34,21 @@ def torch_generator(*keys: Key, device: str | torch.device = "cpu") -> torch.Gen
     return torch.Generator(device=device).manual_seed(derive_seed(*keys))
 
 
+def seed_hidden_generators(device: torch.device, *keys: Key) -> None:
+    """Set torch's own generators of the CPU and of this device, from which dropout draws.
+
+    torch.manual_seed gives the same numbers, but asks every kind of device there might be. That takes a millisecond on
+    the CPU, and a GPU waits for it between two steps of training.
+    """
+    import torch
+
+    seed = derive_seed(*keys)
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(seed)
+
+
 def numpy_generator(*keys: Key) -> np.random.Generator:
     """A fresh numpy Generator for these keys."""
     return np.random.default_rng(derive_seed(*keys))

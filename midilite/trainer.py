@@ -31,7 +31,7 @@ from .options import changed_keys
 from .prefetch import Prefetcher
 from .run_log import RunLog, say
 from .schedules import Plan, learning_rate_factor
-from .seeds import derive_seed
+from .seeds import seed_hidden_generators
 from .train_options import TrainOptions
 from .train_state import load_checkpoint, rotate, save_checkpoint, start_folder
 from .transfer import receive, send
@@ -268,7 +268,7 @@ class Trainer:
             BadStepsError: too many steps in a row had a loss or gradient that is not finite.
         """
         options = self.options
-        torch.manual_seed(derive_seed(options.seed, "dropout", step, self.world.rank))
+        seed_hidden_generators(self.device, options.seed, "dropout", step, self.world.rank)
         rate = options.learning_rate * self.factor(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
