@@ -41,6 +41,10 @@ from typing import Any
 
 sys.path[:0] = map(str, Path(__file__).resolve().parents[:2])  # run from a checkout without installing
 
+from midilite.allocator import grow_segments  # noqa: E402
+
+grow_segments()  # before torch is imported
+
 import torch  # noqa: E402
 from benchmarks.models import SIZES  # noqa: E402
 from benchmarks.parallel_cases import Case, Machine, Results, run_cases  # noqa: E402

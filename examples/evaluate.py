@@ -15,6 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without installing
 
+from midilite.allocator import grow_segments  # noqa: E402
+
+grow_segments()  # before torch is imported
+
 from midilite.evaluate import EvaluateOptions, run  # noqa: E402
 from midilite.options import parse  # noqa: E402
 

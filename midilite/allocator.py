@@ -1,7 +1,8 @@
 """How torch keeps a GPU's memory, which has to be said before torch is imported.
 
 By default it takes memory in pieces whose sizes stay as they are, and whatever is left of one is lost to all that is
-larger. Segments that grow leave fewer such gaps (see examples/benchmark.md for what that saves).
+larger. Segments that grow leave fewer such gaps (see examples/benchmark.md for what that saves). Old versions of torch
+do not know the variable that is set here; they go on as before.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-_NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second is the older one
+_NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")  # the others are older names
 
 
 def grow_segments() -> None:

@@ -28,6 +28,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .transfer import receive, send
+
 TIMEOUT = timedelta(minutes=60)
 Value = TypeVar("Value")
 
@@ -163,11 +165,12 @@ def sum_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
     if world.size == 1:
         return
     parameters = list(parameters)
-    present = parameters[0].new_tensor([p.grad is not None for p in parameters])
+    first = parameters[0]
+    present = send(torch.tensor([p.grad is not None for p in parameters], dtype=first.dtype), first.device)
     flat = torch.cat([present, *((torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters)])
     with _together(world):
         dist.all_reduce(flat)
-    ranks = flat[: len(parameters)].tolist()
+    ranks = receive(flat[: len(parameters)])
     start_at = len(parameters)
     for p, count in zip(parameters, ranks, strict=True):
         p.grad = flat[start_at : start_at + p.numel()].view_as(p) if count else None

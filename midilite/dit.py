@@ -325,7 +325,8 @@ class DiT(Network):
             Velocity [B, T, C] in the type of the weights; with `both` [2 B, T, C], those without conditions first.
 
         Raises:
-            ValueError: groups don't sum to B, or sizes of latents or conditions don't fit.
+            ValueError: groups don't sum to B, sizes of latents or conditions don't fit, or `both` is wanted of
+                conditions that were projected for another number of samples without.
         """
         copies = 2 if both else 1
         groups = self._check(latents, groups)
@@ -334,6 +335,11 @@ class DiT(Network):
         else:
             given = self._check_conditions((cond_1,) if cond_2 is None else (cond_1, cond_2))
             conditions, unconditional = [given] * len(self.blocks), 0
+        if both and unconditional != latents.shape[0]:
+            raise ValueError(
+                f"both halves of {latents.shape[0]} samples need project_conditions(..., "
+                f"unconditional={latents.shape[0]}), found {unconditional}"
+            )
         self._check_count(copies * latents.shape[0], conditions[0][0], unconditional)
         timesteps = timesteps.expand(latents.shape[0])
         time = self.time_proj(timestep_embedding(timesteps, self.config.width).to(self.dtype))

@@ -117,14 +117,14 @@ class LossGraphs:
 
     def __call__(self, groups: Sequence[int], inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """As `loss_fn`, with gradients ready when the loss is passed backward."""
-        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
-            if parameter.grad is gradient:
-                parameter.grad = gradient.clone()
+        self._keep_gradients_in_use()
         try:
             results = self._run(groups, inputs)
         except torch.OutOfMemoryError:
             if not self._recordings:
                 raise
+            results = None
+        if results is None:  # after the exception, whose frames hold what the failed pass had allocated
             self.disabled = "there is not enough memory to record passes as CUDA graphs"
             self._recordings.clear()
             self._inputs.clear()
@@ -132,6 +132,14 @@ class LossGraphs:
             results = self._pass(groups, inputs)
         reached = zip(self.parameters, self.gradients, results.reached, strict=True)
         return _Computed.apply(self._anchor, results, [(p, g) for p, g, does in reached if does])
+
+    def _keep_gradients_in_use(self) -> None:
+        """Copy those of the last pass that are the parameters' gradients still: the next pass writes over them."""
+        used = [(p, mine) for p, mine in zip(self.parameters, self.gradients, strict=True) if p.grad is mine]
+        if used:
+            copies = torch._foreach_mul([mine for _, mine in used], 1.0)  # few kernels for all of them
+            for (parameter, _), copy in zip(used, copies, strict=True):
+                parameter.grad = copy
 
     def _run(self, groups: Sequence[int], inputs: Sequence[Tensor]) -> _Results:
         shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in inputs)

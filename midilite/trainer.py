@@ -281,7 +281,7 @@ class Trainer:
         sums = sum_over_ranks(torch.cat([own.sum(0), votes]), self.world)
         norm = self._reduce()
         queued = self._queue_update(sums[0].isfinite() & norm.isfinite())
-        # A GPU has the whole step in its queue before the first number is asked for: it never waits for the CPU within
+        # A single GPU has the whole step in its queue before the first number is asked for, and never waits for the CPU
         norm, *numbers = receive(torch.cat([norm.to(own).reshape(1), sums, own[:, 0]]))
         (loss, plain, *votes), own_losses = numbers[: len(sums)], numbers[len(sums) :]
         self.stop.settle(votes)
@@ -328,7 +328,7 @@ class Trainer:
     def _queue_update(self, finite: Tensor) -> bool:
         """Let the optimizer decide on the GPU whether it changes anything; returns whether it can.
 
-        It is told as GradScaler tells it; fp16 leaves that to the scaler.
+        It is told as GradScaler tells it; fp16 leaves that to the scaler. What was queued needs no gradients any more.
         """
         if not self.optimizer.defaults["fused"] or self.scaler.is_enabled():
             return False
@@ -349,9 +349,9 @@ class Trainer:
         no bad step unless its loss is not finite either, but a row of them is as hopeless as a row of bad ones.
         """
         finite = finite_loss and math.isfinite(norm)
-        if finite and not queued:
-            self.scaler.step(self.optimizer)
         if not queued:
+            if finite:
+                self.scaler.step(self.optimizer)
             self.optimizer.zero_grad(set_to_none=True)
         if finite:
             self.progress.updates += 1

@@ -54,7 +54,7 @@ def guided(model, count):
     x, t, *conditions = inputs(count)
     with torch.inference_mode():
         known = model.project_conditions(*conditions, unconditional=count)
-        return model(torch.cat([x, x]), t[:1], known, groups=[count, count])
+        return model(x, t[:1], known, groups=[count], both=True)
 
 
 def programs():

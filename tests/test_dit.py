@@ -56,8 +56,10 @@ def test_latents_given_once_are_what_both_halves_of_guidance_compute(midi_dit, m
     finally:
         midi_dit.set_multi_instance_blocks(sorted(chosen))
     assert once.shape == twice.shape and relative_error(once, twice) < 1e-6
-    with pytest.raises(ValueError, match="conditions for 3 samples and 3 samples without, the batch has 4"):
+    with pytest.raises(ValueError, match=r"both halves of 2 samples need .*unconditional=2\), found 3"):
         midi_dit(x[:2], t[:2], known, both=True)
+    with pytest.raises(ValueError, match=r"unconditional=3\), found 0"):
+        midi_dit(x, t, torch.cat([e1, e1]), torch.cat([e2, e2]), both=True)
 
 
 def test_reading_q_k_v_by_name_would_fail(midi_dit, midi_golden, monkeypatch):

@@ -5,6 +5,7 @@ Recordings themselves are tested in test_training_cuda.py.
 
 import contextlib
 import gc
+import weakref
 
 import pytest
 import torch
@@ -72,11 +73,14 @@ def test_no_garbage_is_collected_while_a_pass_is_recorded(monkeypatch):
 
 def test_without_memory_for_recordings_the_pass_is_repeated_without_them():
     (used, idle), plain = make()
-    failures = [torch.OutOfMemoryError("CUDA out of memory")]
+    failures, allocated = [torch.OutOfMemoryError("CUDA out of memory")], []
 
     def loss_fn(groups, inputs):
         if failures:
+            activation = inputs[0] * used
+            allocated.append(weakref.ref(activation))
             raise failures.pop()
+        assert allocated[0]() is None  # what the failed pass had allocated is free again
         return plain(groups, inputs)
 
     recorded, x = LossGraphs(loss_fn, [used, idle]), torch.randn(3)

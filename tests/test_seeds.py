@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from midilite import schedules
 from midilite.schedules import Plan
 from midilite.seeds import derive_seed, seed_hidden_generators
 
@@ -27,6 +28,7 @@ def test_hidden_generators_draw_as_after_torchs_own_seeding(name):
 
 def test_an_epochs_order_is_asked_for_often_and_drawn_once(monkeypatch):
     """Steps of a large data set would otherwise shuffle all of it several times each."""
+    schedules._order.cache_clear()
     plan, draws, usual = Plan(1000, 4, 1, 1, seed=-3), [], torch.randperm
     monkeypatch.setattr(torch, "randperm", lambda *args, **kwargs: draws.append(args) or usual(*args, **kwargs))
     steps = [plan.scenes(step) for step in range(2 * plan.steps_per_epoch)]

@@ -82,30 +82,31 @@ def test_graphs_and_recomputation_give_the_bits_of_the_plain_run(tmp_path, cache
 
 def test_a_graph_that_becomes_garbage_does_not_end_the_recording_of_another():
     """As an earlier run's in the same process would: it is part of a cycle, which Python finds at some later time."""
-    device, weight = torch.device("cuda"), torch.nn.Parameter(torch.ones(8, device="cuda"))
-
-    def loss_fn(groups, inputs):
-        return (weight * inputs[0]).sum(), [{} for _ in range(10_000)] and inputs[0].detach()
+    device, weight, held = torch.device("cuda"), torch.nn.Parameter(torch.ones(8, device="cuda")), []
 
     class Cycle:
-        pass
+        def __init__(self):
+            self.itself, self.graph, self.x = self, torch.cuda.CUDAGraph(), torch.ones(8, device=device)
+            torch.cuda.synchronize()
+            with torch.cuda.graph(self.graph):
+                self.x + 1
 
-    old, usual = Cycle(), gc.get_threshold()
-    old.self, old.graph, old.x = old, torch.cuda.CUDAGraph(), torch.ones(8, device=device)
-    torch.cuda.synchronize()
-    with torch.cuda.graph(old.graph):
-        old.x + 1
+    def loss_fn(groups, inputs):
+        held.clear()
+        assert len([[] for _ in range(10_000)]) == 10_000  # more than enough for Python to look for garbage
+        return (weight * inputs[0]).sum(), inputs[0].detach()
+
+    passes, x, usual = LossGraphs(loss_fn, [weight]), torch.randn(8, device=device), gc.get_threshold()
+    passes((1,), [x])[0].backward()
+    weight.grad = None
     gc.collect()
+    gc.freeze()  # few objects are left to look at, so it looks at all of them
+    gc.collect()
+    gc.set_threshold(10, 1, 1)
     try:
-        gc.set_threshold(10, 1, 1)
-        passes = LossGraphs(loss_fn, [weight])
-        x = torch.randn(8, device=device)
-        passes((1,), [x])[0].backward()
-        weight.grad = None
-        gc.disable()
-        del old
-        gc.enable()
+        held.append(Cycle())
         passes((1,), [x])[0].backward()
     finally:
         gc.set_threshold(*usual)
+        gc.unfreeze()
     assert torch.equal(weight.grad, x) and len(passes._recordings) == 1

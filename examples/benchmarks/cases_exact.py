@@ -2,7 +2,7 @@
 
 Off means: every scene by itself, zeros as conditions in the unconditional half, keys and values projected in every
 pass, CLIP's token given twice (attention to two equal keys is attention to one, but has queries and a softmax).
-On means: two scenes of different sizes and both their halves in one ragged batch, then what the row's notes name.
+On means: two scenes of different sizes in one ragged batch, whose halves start as one, then what the row's notes name.
 In fp32 both are the same up to 1e-5. In bf16 the fast path may be no further from fp32 than the slow one is.
 """
 
