@@ -347,7 +347,7 @@ class DiT(Network):
         x = self._run_blocks(x, conditions, groups, copies)
         return self.proj_out(self.norm_out(x)[:, 1:])
 
-    def _check(self, latents: Tensor, groups: Sequence[int] | None) -> Sequence[int] | None:
+    def _check(self, latents: Tensor, groups: Sequence[int] | None) -> tuple[int, ...] | None:
         if latents.ndim != 3 or latents.shape[-1] != self.config.in_channels:
             expected = f"[samples, tokens, {self.config.in_channels}]"
             raise ValueError(f"latents have shape {list(latents.shape)}, the transformer expects {expected}")
@@ -364,7 +364,7 @@ class DiT(Network):
             raise ValueError(f"there are conditions for {given} samples{without}, the batch has {samples}")
 
     def _run_blocks(
-        self, x: Tensor, conditions: Sequence[Sequence[Condition]], groups: Sequence[int] | None, copies: int
+        self, x: Tensor, conditions: Sequence[Sequence[Condition]], groups: tuple[int, ...] | None, copies: int
     ) -> Tensor:
         middle, stack = self.config.num_layers // 2, []
         for i, block in enumerate(self.blocks):
@@ -382,7 +382,7 @@ class DiT(Network):
             else:
                 x = block(*arguments)
             if i == 0:  # from here on all copies are there
-                groups, copies = groups and tuple(groups) * copies, 1
+                groups, copies = groups and groups * copies, 1
             if i < middle:
                 stack.append(x)
         return x

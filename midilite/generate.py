@@ -77,10 +77,10 @@ def guided_velocity(
             return with_conditions
         none = prepare_conditions(transformer, [condition[:0] for condition in conditions], count, project_ahead)
         return lambda x, t: guide(_velocity(transformer, none, groups, x, t), with_conditions(x, t), guidance_scale)
-    both = prepare_conditions(transformer, conditions, count, project_ahead)
+    known = prepare_conditions(transformer, conditions, count, project_ahead)
 
     def model_fn(x: Tensor, timestep: Tensor) -> Tensor:
-        velocity = transformer(x, timestep, both, groups=groups, both=True)
+        velocity = transformer(x, timestep, known, groups=groups, both=True)
         return guide(*velocity.chunk(2), guidance_scale)
 
     return model_fn

@@ -63,9 +63,9 @@ def line_chart(
     image = Image.new("RGB", (size[0] * _SCALE, size[1] * _SCALE), (255, 255, 255))
     draw = ImageDraw.Draw(image)
     _draw_axes(draw, frame, title, x_label, y_label)
-    for number, (line, points) in enumerate(shown):
-        _draw_line(draw, frame, line, points, _color(line, number))
     curves = [[frame.at(x, y) for x, y in points] for _, points in shown]
+    for number, (line, curve) in enumerate(zip(lines, curves, strict=True)):
+        _draw_line(draw, line, curve, _color(line, number))
     _draw_legend(draw, frame, [(line.name, _color(line, n)) for n, line in enumerate(lines) if line.name], curves)
     return image.resize(size, Image.Resampling.LANCZOS)
 
@@ -169,15 +169,12 @@ def _draw_axes(draw: ImageDraw.ImageDraw, frame: _Frame, title: str, x_label: st
     draw.text(((left + right) / 2, 10 * _SCALE), title, fill=_TEXT, font=_font(15), anchor="mt")
 
 
-def _draw_line(
-    draw: ImageDraw.ImageDraw, frame: _Frame, line: Line, points: Sequence[tuple[float, float]], color
-) -> None:
-    there = [frame.at(x, y) for x, y in points]
-    if len(there) > 1:
-        draw.line(there, fill=color, width=_SCALE if line.pale else 2 * _SCALE, joint="curve")
-    if line.marks or len(there) == 1:
+def _draw_line(draw: ImageDraw.ImageDraw, line: Line, curve: Sequence[tuple[float, float]], color) -> None:
+    if len(curve) > 1:
+        draw.line(curve, fill=color, width=_SCALE if line.pale else 2 * _SCALE, joint="curve")
+    if line.marks or len(curve) == 1:
         radius = 3 * _SCALE
-        for x, y in there:
+        for x, y in curve:
             draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=color)
 
 

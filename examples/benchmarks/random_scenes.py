@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, cached_property
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,11 +45,9 @@ class RandomFeatures:
 class KeptFeatures(RandomFeatures):
     """Random features that stay in memory, since drawing them takes longer than reading a cache would."""
 
-    def __init__(
-        self, config: DiTConfig, num_tokens: int, condition_tokens: int, dtype: torch.dtype = torch.float32
-    ) -> None:
-        super().__init__(config, num_tokens, condition_tokens, dtype)
-        self._of = cache(lambda name, count: RandomFeatures.load(self, scene(name, count)))
+    @cached_property
+    def _of(self) -> Callable[[str, int], Features]:
+        return cache(lambda name, count: RandomFeatures.load(self, scene(name, count)))
 
     def load(self, scene: Any, view: int = 0, variant: int = 0) -> Features:
         """See `RandomFeatures.load`."""

@@ -114,10 +114,10 @@ def sample_scenes(
     shape = (sum(counts), networks.sizes.width, networks.sizes.dit.in_channels)
     noise = torch.randn(shape, generator=torch_generator("sample", sampling.seed)).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        both = networks.dit.project_conditions(*conditions, unconditional=len(noise))
+        known = networks.dit.project_conditions(*conditions, unconditional=len(noise))
 
         def velocity(x: Tensor, timestep: Tensor) -> Tensor:
-            v = networks.dit(x, timestep, both, groups=groups, both=True)
+            v = networks.dit(x, timestep, known, groups=groups, both=True)
             return guide(*v.chunk(2), sampling.guidance_scale)
 
         *_, (_, latents) = denoise(velocity, noise, schedule)
