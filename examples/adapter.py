@@ -90,9 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_inspect(options: argparse.Namespace) -> None:
     """Print what a file is and draw its norms."""
-    from midilite.adapter_tools import norm_chart, report
-    from midilite.adapters import read_adapter
-    from midilite.files import write_png
+    from midilite.commands.adapter import norm_chart, report
+    from midilite.common.files import write_png
+    from midilite.lora.files import read_adapter
 
     path = Path(options.file)
     adapter = read_adapter(path, options.lora_alpha)
@@ -104,9 +104,9 @@ def run_inspect(options: argparse.Namespace) -> None:
 
 def run_rewrite(options: argparse.Namespace) -> None:
     """Convert, or resize."""
-    from midilite.adapter_maths import resize
-    from midilite.adapter_tools import format_for
-    from midilite.adapters import read_adapter, write_adapter
+    from midilite.commands.adapter import format_for
+    from midilite.lora.arithmetic import resize
+    from midilite.lora.files import read_adapter, write_adapter
 
     adapter = read_adapter(options.file, options.lora_alpha)
     for note in adapter.notes:
@@ -123,9 +123,9 @@ def run_rewrite(options: argparse.Namespace) -> None:
 
 def run_average(options: argparse.Namespace) -> None:
     """Average adapters, and resize the result when asked to."""
-    from midilite.adapter_maths import average, resize
-    from midilite.adapter_tools import format_for
-    from midilite.adapters import read_adapter, write_adapter
+    from midilite.commands.adapter import format_for
+    from midilite.lora.arithmetic import average, resize
+    from midilite.lora.files import read_adapter, write_adapter
 
     *files, out = options.files
     adapter = average([read_adapter(file, options.lora_alpha) for file in files], options.weights)
@@ -139,7 +139,7 @@ def run_average(options: argparse.Namespace) -> None:
 
 def run_merge(options: argparse.Namespace) -> None:
     """Merge into a new checkpoint folder."""
-    from midilite.adapter_tools import merge
+    from midilite.commands.adapter import merge
 
     merge(options.pretrained_model, options.lora_path, options.output, options.lora_scale, options.lora_alpha)
     print(f"wrote {options.output}: a checkpoint folder that needs no adapter")
@@ -147,10 +147,10 @@ def run_merge(options: argparse.Namespace) -> None:
 
 def run_sweep(options: argparse.Namespace) -> None:
     """Render one scene at several strengths."""
-    from midilite.adapter_tools import SweepSettings, sweep
-    from midilite.files import write_png
-    from midilite.infer import load_adapters
-    from midilite.pipeline import load_pipeline
+    from midilite.commands.adapter import SweepSettings, sweep
+    from midilite.commands.infer import load_adapters
+    from midilite.common.files import write_png
+    from midilite.inference.pipeline import load_pipeline
 
     pipe = load_pipeline(options.pretrained_model, options.device)
     load_adapters(pipe, options.lora_path, options.lora_scale, options.lora_alpha)

@@ -15,12 +15,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without installing
 
-from midilite.allocator import grow_segments  # noqa: E402
+from midilite.commands.launch import grow_segments  # noqa: E402
 
 grow_segments()  # before torch is imported
 
-from midilite.evaluate import EvaluateOptions, run  # noqa: E402
-from midilite.options import parse  # noqa: E402
+from midilite.commands.evaluate import EvaluateOptions, run  # noqa: E402
+from midilite.common.options import parse  # noqa: E402
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,16 +17,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without installing
 
-from midilite.allocator import grow_segments  # noqa: E402
-from midilite.infer import InferOptions, run  # noqa: E402
-from midilite.interrupt import run_command  # noqa: E402
-from midilite.options import parse  # noqa: E402
+from midilite.commands.infer import InferOptions, run  # noqa: E402
+from midilite.commands.launch import grow_segments  # noqa: E402
+from midilite.common.options import parse  # noqa: E402
+from midilite.training.signals import run_command  # noqa: E402
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     options = parse(InferOptions, arguments, __doc__.split("\n\n")[0])
-    from midilite.distributed import PartnerLostError  # after parsing, so that --help and mistakes answer at once
+    from midilite.common.distributed import (
+        PartnerLostError,  # after parsing, so that --help and mistakes answer at once
+    )
 
     try:
         run(options)

@@ -25,9 +25,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without installing
 
-from midilite.data_check import check_data  # noqa: E402
-from midilite.prepare import OutputError, PrepareSettings, prepare  # noqa: E402
-from midilite.sources import SPLIT_NODES  # noqa: E402
+from midilite.data.check import check_data  # noqa: E402
+from midilite.data_prep.prepare import OutputError, PrepareSettings, prepare  # noqa: E402
+from midilite.data_prep.sources import SPLIT_NODES  # noqa: E402
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):

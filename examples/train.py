@@ -19,19 +19,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without installing
 
-from midilite.allocator import grow_segments  # noqa: E402
-from midilite.interrupt import Interrupted, run_command  # noqa: E402
-from midilite.options import parse  # noqa: E402
-from midilite.train_options import TrainOptions  # noqa: E402
+from midilite.commands.launch import grow_segments  # noqa: E402
+from midilite.common.options import parse  # noqa: E402
+from midilite.training.options import TrainOptions  # noqa: E402
+from midilite.training.signals import Interrupted, run_command  # noqa: E402
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     options = parse(TrainOptions, arguments, __doc__.split("\n\n")[0])
-    from midilite.distributed import PartnerLostError
-    from midilite.dry_run import run_dry  # after parsing, so that --help and mistakes answer at once
-    from midilite.train import train_lora
-    from midilite.trainer import TrainingError
+    from midilite.commands.dry_run import run_dry  # after parsing, so that --help and mistakes answer at once
+    from midilite.commands.train import train_lora
+    from midilite.common.distributed import PartnerLostError
+    from midilite.training.trainer import TrainingError
 
     try:
         if options.dry_run:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .pipeline import Pipeline, Result, load_pipeline
+    from .inference.pipeline import Pipeline, Result, load_pipeline
 
 __version__ = "0.1.0"
 __all__ = ["Pipeline", "Result", "load_pipeline", "__version__"]
@@ -20,7 +20,7 @@ __all__ = ["Pipeline", "Result", "load_pipeline", "__version__"]
 
 def __getattr__(name: str) -> Any:
     if name in ("Pipeline", "Result", "load_pipeline"):
-        from . import pipeline
+        from .inference import pipeline
 
         return getattr(pipeline, name)
     raise AttributeError(f"module 'midilite' has no attribute {name!r}")

@@ -11,8 +11,8 @@ import torch
 from processes import Forks
 from safetensors.torch import load_file
 
-from midilite import config, dit, vae
-from midilite.train_options import TrainOptions
+from midilite.model import config, dit, vae
+from midilite.training.options import TrainOptions
 
 torch.set_num_threads(1)  # tensors here are tiny: threads would only wait for each other
 
@@ -37,7 +37,7 @@ def triposg_golden() -> dict[str, torch.Tensor]:
 
 
 def golden_dit(kind: str) -> dit.DiT:
-    """The golden transformer, by torch's own means only, so that module tests don't depend on checkpoint.py."""
+    """The golden transformer, by torch's own means only, so that module tests don't depend on model/weights.py."""
     folder = GOLDEN / kind / "checkpoint" / "transformer"
     blocks = (
         json.loads((GOLDEN / kind / "golden.json").read_text())["multi_instance_blocks"] if "midi" in kind else None
@@ -75,7 +75,7 @@ def prepared(tmp_path_factory) -> Path:
     """A small prepared data folder: five arrangements of up to three generated shapes. Read-only."""
     from trimesh import creation
 
-    from midilite.prepare import PrepareSettings, prepare
+    from midilite.data_prep.prepare import PrepareSettings, prepare
 
     raw = tmp_path_factory.mktemp("raw")
     creation.box((1.0, 0.4, 0.6)).export(raw / "box.ply")

@@ -1,1 +1,1 @@
-"""What `examples/benchmark.py` is made of: the rows, and how they are timed and written down."""
+"""What `examples/benchmarks/run.py` is made of: the rows, and how they are timed and written down."""

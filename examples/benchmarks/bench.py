@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from midilite.run_log import say
+from midilite.training.log import say
 
 from .kernels import kernel_times
 from .models import Size

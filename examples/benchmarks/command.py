@@ -1,4 +1,4 @@
-"""The command line of `benchmark.py`."""
+"""The command line of `benchmarks/run.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from midilite.run_log import say
+from midilite.training.log import say
 
 from .bench import Bench, Case, choose, machine, run_all
 from .models import SIZES
@@ -19,18 +19,20 @@ from .report import Row, markdown, read_rows, rounded, table
 
 def all_cases() -> dict[str, Case]:
     """Every row, the most important first."""
-    from . import cases_cpu, cases_exact, cases_inference, cases_memory, cases_scaling, cases_scene, cases_training
+    from .cases import cpu, exact, inference, memory, scaling, scene, training
 
     groups = (
-        cases_inference.cases(), cases_training.cases(), cases_scene.cases(), cases_exact.cases(),
-        cases_memory.cases(), cases_scaling.cases(), cases_cpu.cases(),
+        inference.cases(), training.cases(), scene.cases(), exact.cases(),
+        memory.cases(), scaling.cases(), cpu.cases(),
     )  # fmt: skip
     return {case.name: case for group in groups for case in group}
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Time and memory of midilite's work; see benchmark.py's docstring.")
+    parser = argparse.ArgumentParser(
+        description="Time and memory of midilite's work; see benchmarks/run.py's docstring."
+    )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU when there is one)")
     parser.add_argument("--model", choices=tuple(SIZES), help="published size (default on a GPU) or the tiny model's")
     parser.add_argument(

@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 
-from midilite.distributed import World
-from midilite.dit import DiT
-from midilite.lora_task import LoRATask
-from midilite.quantize import place_base
-from midilite.train import DTYPES, speed_up
-from midilite.train_options import PRESETS, TrainOptions
-from midilite.trainer import Trainer
+from midilite.commands.train import DTYPES, speed_up
+from midilite.common.distributed import World
+from midilite.model.dit import DiT
+from midilite.runtime.quantize import place_base
+from midilite.training.options import PRESETS, TrainOptions
+from midilite.training.tasks.lora import LoRATask
+from midilite.training.trainer import Trainer
 
 from .bench import describe, tidy
 from .models import SIZES, Size, random_picture, random_pipeline, random_transformer, shake_adapter

@@ -18,15 +18,22 @@ from PIL import Image
 from torch import Tensor
 
 from midilite import lora
-from midilite.config import CLIPVisionConfig, DINOv2Config, DiTConfig, PreprocessorConfig, SchedulerConfig, VAEConfig
-from midilite.dit import DiT
-from midilite.encoders import CLIPVision, DINOv2
-from midilite.flow import RectifiedFlowScheduler
-from midilite.images import Preprocessor
-from midilite.layers import Network
-from midilite.model_folder import ASSETS, MIDI, SamplingDefaults
-from midilite.pipeline import Pipeline
-from midilite.vae import VAE
+from midilite.flow.schedule import RectifiedFlowScheduler
+from midilite.inference.pipeline import Pipeline
+from midilite.model.config import (
+    CLIPVisionConfig,
+    DINOv2Config,
+    DiTConfig,
+    PreprocessorConfig,
+    SchedulerConfig,
+    VAEConfig,
+)
+from midilite.model.dit import DiT
+from midilite.model.encoders import CLIPVision, DINOv2
+from midilite.model.folder import ASSETS, MIDI, SamplingDefaults
+from midilite.model.images import Preprocessor
+from midilite.model.layers import Network
+from midilite.model.vae import VAE
 
 BALL_RADIUS = 0.9
 

@@ -1,4 +1,4 @@
-"""What the cases of `benchmark_distributed.py` share: how each starts, is guarded, and is written down.
+"""What the cases of `benchmarks/distributed.py` share: how each starts, is guarded, and is written down.
 
 Results are lines of a JSON file, written as they come. A case that fails on one rank leaves the others waiting for it,
 so that its process writes down why and ends; so does one that takes longer than its limit. torchrun ends the others,
@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from midilite.distributed import World, restarted
-from midilite.run_log import say
-from midilite.train import DTYPES
+from midilite.commands.train import DTYPES
+from midilite.common.distributed import World, restarted
+from midilite.training.log import say
 
 from .models import Size
 from .random_scenes import KeptFeatures

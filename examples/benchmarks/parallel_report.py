@@ -1,4 +1,4 @@
-"""What `benchmark_distributed.py` says about its results: ratios, a table for people, and rows for a README."""
+"""What `benchmarks/distributed.py` says about its results: ratios, a table for people, and rows for a README."""
 
 from __future__ import annotations
 

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from midilite.compiling import compile_blocks
-from midilite.config import SchedulerConfig
-from midilite.distributed import World
-from midilite.dit import DiT
-from midilite.flow import RectifiedFlowScheduler
-from midilite.generate import build_scene
-from midilite.parallel_inference import SPLITS, best_split, sample_together
+from midilite.common.distributed import World
+from midilite.flow.schedule import RectifiedFlowScheduler
+from midilite.inference.generate import build_scene
+from midilite.inference.parallel import SPLITS, best_split, sample_together
+from midilite.model.config import SchedulerConfig
+from midilite.model.dit import DiT
+from midilite.runtime.compile import compile_blocks
 
 from .models import random_conditions, random_latents, random_picture, random_pipeline
 from .parallel_cases import Machine

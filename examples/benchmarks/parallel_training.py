@@ -19,17 +19,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from midilite.config import DiTConfig
-from midilite.distributed import World, sum_over_ranks
-from midilite.dit import DiT
-from midilite.lora_task import LoRATask
-from midilite.objective import SceneBatch
-from midilite.options import from_mapping
-from midilite.seeds import torch_generator
-from midilite.sharding import local_bytes, shard_base
-from midilite.train import DTYPES, speed_up
-from midilite.train_options import TrainOptions
-from midilite.trainer import Trainer, reproducible
+from midilite.commands.train import DTYPES, speed_up
+from midilite.common.distributed import World, sum_over_ranks
+from midilite.common.options import from_mapping
+from midilite.common.seeds import torch_generator
+from midilite.model.config import DiTConfig
+from midilite.model.dit import DiT
+from midilite.runtime.sharding import local_bytes, shard_base
+from midilite.training.objective import SceneBatch
+from midilite.training.options import TrainOptions
+from midilite.training.tasks.lora import LoRATask
+from midilite.training.trainer import Trainer, reproducible
 
 from .parallel_cases import Machine
 from .random_scenes import scenes_of

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from midilite.config import DiTConfig
-from midilite.feature_encoder import Features
-from midilite.seeds import torch_generator
+from midilite.common.seeds import torch_generator
+from midilite.data.features import Features
+from midilite.model.config import DiTConfig
 
 
 class RandomFeatures:

@@ -1,0 +1,1 @@
+"""How the tiny model was made; `examples/recipes/tiny_model/run.py` is the command."""

@@ -1,0 +1,49 @@
+"""The command line of `recipes/tiny_model/run.py`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from midilite.common.distributed import start, stop
+
+from . import finish, flow_stages, stages
+
+
+def main() -> None:
+    """Run the stage that the command line names."""
+    parser = argparse.ArgumentParser(description="Make the tiny model, stage by stage.")
+    parser.add_argument("stage", choices=("pack", "draw", "vae", "flow", "lora", "limit", "finish"))
+    parser.add_argument("--folder", type=Path, default=Path("outputs/tiny"), help="work folder")
+    parser.add_argument("--meshes", type=Path, help="pack: folder of <category>/*.glb")
+    parser.add_argument("--minutes", type=float, default=5, help="training time of this run")
+    parser.add_argument("--total_minutes", type=float, help="training time of all runs (default: of this one)")
+    parser.add_argument("--part", type=int, default=0, help="flow: which half of the drawn scenes to train on")
+    parser.add_argument("--skip_tests", action="store_true", help="flow: train and write the model only")
+    parser.add_argument("--steps", type=int, default=400, help="lora: steps of every variant")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N")
+    parser.add_argument("--toy", action="store_true", help="everything small, to test the path")
+    args = parser.parse_args()
+    plan = stages.toy_plan() if args.toy else stages.Plan()
+    if args.stage == "pack":
+        return stages.run_pack(args.folder, args.meshes)
+    if args.stage == "draw":
+        return stages.run_draw(args.folder, plan)
+    if args.stage == "finish":
+        return finish.run_finish(args.folder, args.meshes, plan)
+    world, device = start(args.device)
+    stage = stages.Stage(args.folder, plan, world, device, time.monotonic())
+    try:
+        if args.stage == "vae":
+            stages.run_vae(stage, args.minutes, args.total_minutes or args.minutes)
+        elif args.stage == "flow":
+            flow_stages.run_flow(
+                stage, args.minutes, args.total_minutes or args.minutes, args.part, not args.skip_tests
+            )
+        elif args.stage == "lora":
+            flow_stages.run_lora(stage, args.steps)
+        elif args.stage == "limit":
+            flow_stages.run_limit(stage)
+    finally:
+        stop()

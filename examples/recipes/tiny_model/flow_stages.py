@@ -1,0 +1,175 @@
+"""The stages that train and measure the transformer and the image towers, and the study of adapters."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+
+import torch
+from safetensors.torch import load_file
+
+from midilite.common.files import read_json, write_json
+from midilite.common.seeds import torch_generator
+
+from . import lora_study, quality
+from .flow_task import BUNDLE, FlowTask, SceneData, encode_scenes
+from .networks import Networks
+from .pools import THICKNESS, Pools, load_solids, query_points
+from .scenes import Scenes, draw, place, render_scenes
+from .shapes import ShapeSet
+from .stages import DOMAIN, SEED, Stage, gather, load_pools, trainer_options, visible
+from .timebox import TimeBox, train_in_box
+from .vae_task import take
+
+# ------------------------------------------------------------------------------------------------------- flow
+
+
+def run_flow(stage: Stage, minutes: float, total_minutes: float, part: int, tests: bool) -> None:
+    """Train the transformer and the towers for some minutes; write the model folder and, with `tests`, measure it."""
+    plan, world, device = stage.plan, stage.world, stage.device
+    shapes = stage.shapes()
+    pools = load_pools(stage, shapes)
+    networks = Networks.fresh(plan.sizes, device, SEED)
+    networks.vae.load_state_dict(load_file(stage.folder / "vae.safetensors"))
+    data = training_scenes(stage, networks, shapes, pools, part)
+    step_scenes = plan.flow_batch * world.size
+    num_scenes = max(1, len(data.by_count[BUNDLE[0]]) // step_scenes) * step_scenes
+    task = FlowTask(networks, data, num_scenes, plan.flow, world.rank, compiled=device.type == "cuda")
+
+    def report(done: int, metrics: dict[str, float]) -> None:
+        if done in (1, 2, 20, 100) or done % 500 == 0:
+            stage.say(f"step {done} loss {metrics['loss']:.4f} {metrics['samples_per_second']:.1f} bundles/s")
+
+    box = TimeBox(stage.folder / "flow-clock.json", 60 * total_minutes, 60 * minutes, world, device, plan.warmup)
+    trainer = train_in_box(task, trainer_options(stage, "flow", plan.flow_batch, plan.flow_rate), box, report)
+    stage.say(f"trained {trainer.progress.step} steps")
+    with trainer.ema.applied():
+        if world.is_main:
+            shutil.rmtree(stage.folder / "model", ignore_errors=True)
+            networks.save(stage.folder / "model", torch.float16)
+        world.barrier()
+        del data, task.data
+        plain = Networks.load(stage.folder / "model", plan.sizes, device)
+    if tests:
+        measure_flow(stage, plain, shapes, pools, {"steps": trainer.progress.step, "minutes": box.elapsed / 60})
+
+
+def training_scenes(stage: Stage, networks: Networks, shapes: ShapeSet, pools: Pools, part: int) -> SceneData:
+    """Render and encode this process's scenes. A continued training takes the next part of them."""
+    scenes = Scenes.load(stage.folder / f"scenes-{stage.world.rank % stage.plan.processes}.safetensors")
+    half = len(scenes) // len(BUNDLE) // 2 * len(BUNDLE)
+    scenes = scenes.select(torch.arange(len(scenes))[half:] if part % 2 else torch.arange(half))
+    color, ids = render_scenes(shapes, scenes, stage.plan.sizes.image)
+    scenes, color, ids = visible(color, ids, scenes)
+    stage.say(f"rendered {len(scenes)} scenes")
+    mean, logvar = encode_scenes(networks.vae, pools, scenes, f"train-{stage.world.rank}-{part}")
+    stage.say(f"encoded {len(mean)} instances; latent std {float(mean.float().std()):.3f}")
+    return SceneData.make(scenes, color, ids, mean, logvar)
+
+
+def test_scenes(stage: Stage, shapes: ShapeSet, name: str, most: int) -> tuple[Scenes, torch.Tensor, torch.Tensor]:
+    """Scenes of a test set with their pictures and ids."""
+    scenes = Scenes.load(stage.folder / f"{name}.safetensors")
+    scenes = scenes.select(torch.arange(min(len(scenes), 2 * most)))
+    return visible(*render_scenes(shapes, scenes, stage.plan.sizes.image), scenes, most)
+
+
+def measure_flow(stage: Stage, networks: Networks, shapes: ShapeSet, pools: Pools, facts: dict) -> None:
+    """Choose guidance and shift on a few scenes, then measure 100 seen and unseen ones, and without multi-instance."""
+    most = stage.plan.eval_scenes
+    sets = {name: test_scenes(stage, shapes, f"eval-{name}", most) for name in ("seen", "unseen")}
+    conditions = {name: quality.encode_pictures(networks, *s) for name, s in sets.items()}
+
+    def run(name: str, count: int, sampling: quality.Sampling) -> list[dict]:
+        scenes = sets[name][0].select(torch.arange(min(count, len(sets[name][0]))))
+        chosen = tuple(c[: len(scenes.model)] for c in conditions[name])
+        latents = quality.sample_scenes(networks, chosen, scenes.count.tolist(), sampling)
+        return quality.score_scenes(networks.vae, latents, scenes, quality.true_points(pools, scenes), stage.plan.depth)
+
+    grid = [quality.Sampling(g, shift=s) for g, s in ((1.5, 1.0), (2.0, 1.0), (3.0, 1.0), (5.0, 1.0), (3.0, 3.0))]
+    trials = {}
+    for sampling in grid[stage.world.rank :: stage.world.size]:
+        trials[f"{sampling.guidance_scale}/{sampling.shift}"] = run("seen", max(2, most // 5), sampling)
+    trials = {key: quality.mean_of(rows) for key, rows in gather(stage, "trials", trials).items()}
+    best = max(trials, key=lambda key: trials[key]["box_iou"] + trials[key]["scene_f_score"])
+    for key, row in trials.items():
+        stage.say(f"guidance/shift {key}: {row}")
+    guidance, shift = (float(v) for v in best.split("/"))
+    jobs = [
+        ("seen", "seen", quality.Sampling(guidance, shift=shift)),
+        ("unseen", "unseen", quality.Sampling(guidance, shift=shift)),
+        ("seen_without_multi_instance", "seen", quality.Sampling(guidance, shift=shift, multi_instance=False)),
+    ]
+    own = {key: run(name, most, s) for key, name, s in jobs[stage.world.rank :: stage.world.size]}
+    results = gather(stage, "flow-quality", own)
+    for key, rows in results.items():
+        stage.say(f"{key}: {len(rows)} scenes {quality.mean_of(rows)}")
+    if stage.world.is_main:
+        facts = {**facts, "guidance_scale": guidance, "shift": shift, "steps_of_sampling": 25}
+        write_json(stage.folder / "flow.json", {"facts": facts, "trials": trials, **results})
+
+
+@torch.no_grad()
+def run_limit(stage: Stage, count: int = 12, depth: int = 5) -> None:
+    """What the VAE alone leaves possible: true latents of some test scenes, decoded and measured as usual."""
+    shapes, device = stage.shapes(), stage.device
+    solids = load_solids(shapes, stage.folder / "solids.safetensors")
+    networks = Networks.load(stage.folder / "model", stage.plan.sizes, device)
+    models = shapes.select(DOMAIN, trained=True, scenes=True)
+    scenes = draw(shapes, models, ([2, 3, 4] * count)[:count], SEED, "scenes", "eval-seen", 0)
+    generator = torch_generator(SEED, "limit", device=device)
+    raw, outer, latents = [], [], []
+    for model, matrix in zip(scenes.model.tolist(), scenes.matrix.to(device), strict=True):
+        surface = place(shapes.surface(model, 2048, generator)[None], matrix[None])
+        solid = dataclasses.replace(solids[model], thickness=THICKNESS / float(matrix[0, :3].norm()))
+        outer.append(place(solid.sample_surface(2048, generator)[None], matrix[None])[0, :, :3])
+        raw.append(surface[0, :, :3])
+        chosen = query_points(surface, stage.plan.sizes.width)
+        latents.append(networks.vae.encode_queries(surface, take(surface, chosen))[0][0])
+    facts = {"scenes": len(scenes)}
+    for name, truth in (("vae_raw", raw), ("vae_outer", outer)):
+        rows = quality.score_scenes(networks.vae, torch.stack(latents), scenes, torch.stack(truth), depth)
+        facts[name] = quality.mean_of(rows)
+    stage.say(str(facts))
+    write_json(stage.folder / "limit.json", facts)
+
+
+# ------------------------------------------------------------------------------------------------------- LoRA
+
+
+def run_lora(stage: Stage, steps: int) -> None:
+    """The study of adapters; its variants are shared out among the processes, each of which works alone."""
+    shapes = stage.shapes()
+    pools = load_pools(stage, shapes)
+    facts = read_json(stage.folder / "flow.json")["facts"]
+    sampling = quality.Sampling(facts["guidance_scale"], shift=facts["shift"])
+    many = stage.plan.study_scenes
+    settings = lora_study.StudySettings(
+        steps, stage.plan.study_batch, many, max(2, many // 10), sampling=sampling, depth=stage.plan.depth
+    )
+
+    def fresh() -> Networks:
+        return Networks.load(stage.folder / "model", stage.plan.sizes, stage.device)
+
+    def domain(key: str, trained: bool, counts: list[int]) -> lora_study.Domain:
+        models = shapes.select(lora_study.DOMAIN, trained, scenes=True)
+        return lora_study.make_domain(fresh(), shapes, pools, models, counts, key, visible)
+
+    train = domain("train", True, ([1, 2, 3, 4] * many)[:many])
+    half = settings.test_scenes
+    tests = {
+        "unseen_arrangements": domain("arrangements", True, ([2, 3, 4] * half)[:half]),
+        "unseen_vehicles": domain("vehicles", False, ([1, 2, 3] * half)[:half]),
+    }
+    stage.say(f"{len(train.features)} training scenes, {[len(t.features) for t in tests.values()]} for tests")
+    rows = []
+    for variant in (None, *lora_study.VARIANTS)[stage.world.rank :: stage.world.size]:
+        row = lora_study.study_variant(fresh(), variant, train, tests, settings, stage.folder / "lora")
+        rows.append(row)
+        print(f"[{time.monotonic() - stage.started:6.1f} s] {row}", flush=True)
+    results = gather(stage, "lora", {"variants": rows})
+    if stage.world.is_main:
+        tested = {name: len(test.features) for name, test in tests.items()}
+        facts = {**dataclasses.asdict(settings), "scenes_tested": tested}
+        write_json(stage.folder / "lora.json", {"settings": facts, **results})

@@ -1,0 +1,142 @@
+"""The sizes of the tiny model's networks and preprocessors, and how they are put together and saved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from midilite.flow.schedule import RectifiedFlowScheduler
+from midilite.model.config import (
+    CLIPVisionConfig,
+    DINOv2Config,
+    DiTConfig,
+    PreprocessorConfig,
+    SchedulerConfig,
+    VAEConfig,
+)
+from midilite.model.dit import DiT
+from midilite.model.encoders import CLIPVision, DINOv2
+from midilite.model.folder import MIDI, ModelFolder, SamplingDefaults, save_model_folder
+from midilite.model.images import Preprocessor
+from midilite.model.vae import VAE
+
+from .vae_start import start_weights
+
+DINOV2_MEAN, DINOV2_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Widths and depths. MIDI's pipeline takes as many latent tokens as the transformer is wide."""
+
+    image: int = 224
+    width: int = 256
+    latent: int = 16
+    vae: VAEConfig = field(
+        default_factory=lambda: VAEConfig(
+            latent_channels=16,
+            num_attention_heads=4,
+            width_encoder=96,
+            width_decoder=192,
+            num_layers_encoder=2,
+            num_layers_decoder=3,
+        )
+    )
+    dit: DiTConfig = field(
+        default_factory=lambda: DiTConfig(
+            num_attention_heads=8,
+            width=256,
+            in_channels=16,
+            num_layers=7,
+            cross_attention_dim=64,
+            cross_attention_2_dim=96,
+            multi_instance_blocks=(2, 3, 4),
+        )
+    )
+    dinov2: DINOv2Config = field(
+        default_factory=lambda: DINOv2Config(
+            hidden_size=96, num_hidden_layers=5, num_attention_heads=4, image_size=224, patch_size=14, num_channels=7
+        )
+    )
+    clip: CLIPVisionConfig = field(
+        default_factory=lambda: CLIPVisionConfig(
+            hidden_size=64,
+            intermediate_size=256,
+            projection_dim=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=224,
+            patch_size=16,
+        )
+    )
+
+
+def toy_sizes() -> Sizes:
+    """For a dry run of every stage on a CPU in minutes; learns nothing useful."""
+    return Sizes(
+        image=56,
+        width=32,
+        latent=8,
+        vae=VAEConfig(8, 4, 32, 64, 1, 1),
+        dit=DiTConfig(4, 32, 8, 3, 16, 24, multi_instance_blocks=(1,)),
+        dinov2=DINOv2Config(24, 1, 2, image_size=56, patch_size=14, num_channels=7),
+        clip=CLIPVisionConfig(16, 32, 16, 1, 2, image_size=56, patch_size=28),
+    )
+
+
+@dataclass(eq=False)
+class Networks:
+    """The four networks of a model."""
+
+    sizes: Sizes
+    vae: VAE
+    dit: DiT
+    dinov2: DINOv2
+    clip: CLIPVision
+
+    @classmethod
+    def fresh(cls, sizes: Sizes, device: str | torch.device, seed: int) -> Networks:
+        """Randomly initialised, the same on every process."""
+        torch.manual_seed(seed)
+        networks = cls(sizes, VAE(sizes.vae), DiT(sizes.dit), DINOv2(sizes.dinov2), CLIPVision(sizes.clip))
+        nn.init.zeros_(networks.dit.proj_out.weight)  # start from the mean of all velocities
+        nn.init.zeros_(networks.dit.proj_out.bias)
+        start_weights(networks.vae)
+        for network in (networks.vae, networks.dit, networks.dinov2, networks.clip):
+            network.to(device).eval()
+        return networks
+
+    @classmethod
+    def load(cls, folder: Path, sizes: Sizes, device: str | torch.device) -> Networks:
+        """From a model folder, in fp32."""
+        model = ModelFolder(folder)
+        parts = (model.load_vae(device), model.load_transformer(device), model.load_dinov2(device))
+        return cls(sizes, *parts, model.load_clip(device))
+
+    def count(self) -> dict[str, int]:
+        """Parameters of each network."""
+        parts = {"vae": self.vae, "transformer": self.dit, "dinov2": self.dinov2, "clip": self.clip}
+        return {name: sum(p.numel() for p in network.parameters()) for name, network in parts.items()}
+
+    def save(self, folder: Path, dtype: torch.dtype = torch.float16, shift: float = 1.0) -> None:
+        """Write the published folder layout."""
+        clip, dinov2 = preprocessors(self.sizes.image)
+        save_model_folder(
+            folder,
+            {"transformer": self.dit, "vae": self.vae, MIDI.dinov2: self.dinov2, MIDI.clip: self.clip},
+            RectifiedFlowScheduler(SchedulerConfig(shift=shift)),
+            {MIDI.clip_preprocessor: clip, MIDI.dinov2_preprocessor: dinov2},
+            dtype=dtype,
+            sampling=SamplingDefaults(num_inference_steps=25, guidance_scale=3.0, grid_depth=6),
+        )
+
+
+def preprocessors(size: int) -> tuple[Preprocessor, Preprocessor]:
+    """(CLIP's, DINOv2's): the whole picture is brought to size x size, so that nothing is cut off."""
+    whole = {"shortest_edge": None, "resize_to": (size, size), "do_center_crop": False, "crop_size": (size, size)}
+    clip = PreprocessorConfig(**whole)
+    dinov2 = PreprocessorConfig(**whole, image_mean=DINOV2_MEAN, image_std=DINOV2_STD, kind="BitImageProcessor")
+    return Preprocessor(clip), Preprocessor(dinov2)

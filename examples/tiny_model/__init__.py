@@ -1,1 +1,0 @@
-"""How the tiny model was made; `examples/make_tiny_model.py` is the command."""

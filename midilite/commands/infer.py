@@ -1,0 +1,157 @@
+"""One image and a mask to a scene file and a preview: what `examples/infer.py` does after reading its options.
+
+Under torchrun all processes make the scene together (inference/parallel.py), and the main one prints and writes.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..common.options import option
+from ..mesh.scene import check_suffix, export_scene
+from ..training.log import say
+
+if TYPE_CHECKING:
+    from ..inference.pipeline import Pipeline, Result
+
+EXAMPLE = Path(__file__).parents[1] / "assets" / "example"
+PATIENCE = timedelta(minutes=10)  # of a process with others that load the model or decode more than it does
+
+
+@dataclass(frozen=True)
+class InferOptions:
+    """Options of `examples/infer.py`; see the help texts."""
+
+    pretrained_model: str = option("tiny", "checkpoint folder, name of a shipped model, or hub:OWNER/NAME")
+    rgb_image: str | None = option(None, "the picture (default: the example that ships with midilite)")
+    seg_image: str | None = option(None, "its instance mask; TripoSG models need none")
+    output: str = option("outputs/scene.glb", "scene file: .glb, .obj, .ply or .stl; a .png preview goes beside it")
+    lora_path: tuple[str, ...] | None = option(None, "adapters: folders or files of any format")
+    lora_scale: tuple[float, ...] = option((1.0,), "strength of each adapter, or one for all")
+    lora_alpha: float | None = option(None, "for adapter files that don't hold their alpha (default: their rank)")
+    num_inference_steps: int | None = option(None, "denoising steps (default: the model's, 50 for published ones)")
+    guidance_scale: float | None = option(None, "1 switches guidance off and halves the work (default: the model's, 7)")
+    seed: int = option(42, "of the initial noise")
+    num_tokens: int | None = option(None, "latent tokens per instance (default: the model's)")
+    grid_depth: int | None = option(None, "surface grid of 2^depth cells per axis (default: the model's, 8)")
+    smoothing: str = option("none", "mean over 3x3x3 grid nodes before the surface is taken", ("none", "box3"))
+    padding: bool = option(False, "paste the picture on a larger white square when objects reach near its border")
+    mi_attention_blocks: tuple[str, ...] | None = option(None, "multi-instance blocks (default: the model's own)")
+    mixed_precision: str | None = option(None, "no, bf16 or fp16 (default: bf16 on a GPU)", ("no", "bf16", "fp16"))
+    quantize_base: str | None = option(None, "keep the transformer in eight bits (default: don't)", ("int8", "fp8"))
+    offload_blocks: bool = option(False, "keep its blocks in host memory and copy each to the GPU when it runs")
+    offload_parts: bool = option(False, "for small GPUs: encoders and VAE rest in host memory, guidance by halves")
+    compile: bool = option(False, "compile the transformer: pays for many scenes in one process, takes a minute first")
+    device: str | None = option(None, "cpu, cuda or cuda:N (default: a GPU when there is one)")
+    preview: bool = option(True, "write the preview picture")
+
+    def __post_init__(self) -> None:
+        check_suffix(self.output)
+        if (self.rgb_image is None) != (self.seg_image is None) and self.rgb_image is None:
+            raise ValueError("seg_image is given without rgb_image: pass both, or neither for the shipped example")
+        for name, least, most in (("num_inference_steps", 1, 1000), ("grid_depth", 3, 10)):
+            if getattr(self, name) is not None and not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected {least} to {most}")
+        if self.lora_path and len(self.lora_scale) not in (1, len(self.lora_path)):  # before the model is loaded
+            raise ValueError(f"{len(self.lora_path)} adapters but {len(self.lora_scale)} scales; give one, or one each")
+
+
+def run(options: InferOptions) -> Result:
+    """Load the model and adapters, generate, write the scene and its preview; returns the result (on every rank).
+
+    Raises:
+        ValueError: model, adapter, image or mask can't be used, or nothing has a surface.
+        OSError: the output can't be written.
+        PartnerLostError: another process has ended.
+    """
+    import torch
+
+    from ..common.distributed import start, stop
+    from ..inference.pipeline import load_pipeline
+
+    dtype = {None: None, "no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.mixed_precision]
+    started = time.monotonic()
+    world, device = start(options.device, PATIENCE)
+    pipe = load_pipeline(
+        options.pretrained_model,
+        device,
+        dtype,
+        options.mi_attention_blocks,
+        world,
+        quantize=options.quantize_base,
+        offload=options.offload_blocks,
+        compile=options.compile,
+        offload_parts=options.offload_parts,
+    )
+    load_adapters(pipe, options.lora_path or (), options.lora_scale, options.lora_alpha)
+    if world.is_main:
+        partners = f" and {world.size - 1} more of their kind" if world.size > 1 else ""
+        say(f"loaded {options.pretrained_model} on {pipe.device}{partners} in {time.monotonic() - started:.1f} s")
+    result, problems = _generate(pipe, options)
+    if world.is_main:
+        for problem in problems:
+            say(f"warning: {problem}")
+        export_scene(result.scene, options.output)
+        if options.preview:
+            write_preview(result, Path(options.output).with_suffix(".png"))
+        say(f"{options.output}: {len(result.scene.geometry)} objects, {time.monotonic() - started:.1f} s in all")
+    stop()
+    return result
+
+
+def _generate(pipe: Pipeline, options: InferOptions) -> tuple[Result, list[str]]:
+    """The scene, and the warnings about instances without a surface."""
+    from ..inference.pipeline import NoSurfaceWarning
+
+    rgb, seg = options.rgb_image, options.seg_image
+    if rgb is None:
+        rgb, seg = str(EXAMPLE / "rgb.png"), str(EXAMPLE / "seg.png")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", NoSurfaceWarning)
+        result = pipe(
+            rgb,
+            seg,
+            num_inference_steps=options.num_inference_steps,
+            guidance_scale=options.guidance_scale,
+            seed=options.seed,
+            num_tokens=options.num_tokens,
+            depth=options.grid_depth,
+            smoothing=options.smoothing,
+            padding=options.padding,
+            on_step=_show_step if pipe.world.is_main else None,
+        )
+    return result, [str(warning.message) for warning in caught]
+
+
+def load_adapters(pipe: Pipeline, paths: Sequence[str], scales: Sequence[float], lora_alpha: float | None) -> None:
+    """Load adapters under the names `lora_0`, `lora_1`, ... and print what is worth knowing about their files.
+
+    Raises:
+        ValueError: neither one scale nor one each, or an adapter does not fit.
+    """
+    if paths and len(scales) not in (1, len(paths)):
+        raise ValueError(f"{len(paths)} adapters but {len(scales)} scales; give one, or one each")
+    for i, path in enumerate(paths):
+        scale = scales[i if len(scales) > 1 else 0]
+        for note in pipe.load_adapter(path, scale, f"lora_{i}", lora_alpha):
+            if pipe.world.is_main:
+                say(f"{path}: {note}")
+
+
+def write_preview(result: Result, path: Path) -> None:
+    """A sheet of four pictures: input, mask in the instances' colours, and the scene from the front and from aside."""
+    from ..common.files import write_png
+    from ..inference.preview import scene_sheet
+
+    write_png(path, scene_sheet(result.conditions.image, result.conditions.mask, result.scene))
+
+
+def _show_step(done: int, total: int) -> None:
+    if done == total or done % max(1, total // 10) == 0:
+        say(f"denoising {done}/{total}")

@@ -1,0 +1,254 @@
+"""LoRA training from a folder of samples to an adapter folder: the order of events.
+
+    check data -> encode what the cache lacks -> transformer + fresh adapter -> Trainer -> lora-final/
+
+The base is loaded in the type of `mixed_precision` and frozen; the adapter is fp32 throughout. Encoders are in memory
+only while the cache is filled (with `no_cache` they stay, with `train_towers` the image towers do).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ..common.distributed import World, start, stop
+from ..common.options import write_yaml
+from ..data.cache import FeatureCache, FeatureSource, LiveFeatures
+from ..data.check import check_data
+from ..data.scenes import Scene
+from ..evaluation.comparison import Comparison
+from ..evaluation.meters import Meter
+from ..evaluation.scenes import Evaluation
+from ..evaluation.summary import PICTURE, closing_summary, read_history, write_loss_picture
+from ..evaluation.validation import KeepBest, Validation, best_metric, check_separate, first_views, split_scenes
+from ..model.dit import DiT
+from ..model.folder import ASSETS, ModelFolder
+from ..runtime.compile import compile_blocks
+from ..runtime.cuda_graphs import LossGraphs
+from ..runtime.offload import offloaded
+from ..runtime.quantize import place_base
+from ..runtime.sharding import local_bytes, shard_base
+from ..training.log import say
+from ..training.memory import explain_out_of_memory
+from ..training.options import TrainOptions
+from ..training.tasks.image_encoders import TowerTask, load_towers
+from ..training.tasks.lora import LoRATask as LoRATask
+from ..training.tasks.lora import modules_without_gradient
+from ..training.tasks.lora import objective_settings as objective_settings
+from ..training.trainer import Observer, Trainer, TrainingError, find_start
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FINAL = "lora-final"
+
+
+def open_features(
+    folder: ModelFolder, options: TrainOptions, device: torch.device, num_tokens: int
+) -> FeatureCache | LiveFeatures:
+    """The cache of encoded scenes, or encoders that run at every step with `no_cache`."""
+    settings = (folder, num_tokens, options.seed, DTYPES[options.mixed_precision], device, options.mask_variants)
+    if options.no_cache:
+        return LiveFeatures(*settings)
+    return FeatureCache(options.cache_dir or Path(options.output_dir) / "cache", *settings)
+
+
+def load_base(folder: ModelFolder, options: TrainOptions, device: torch.device) -> DiT:
+    """The transformer in the form that the options ask for; still whole and on the CPU when it is to be sharded.
+
+    Raises:
+        ValueError: its files can't be used, or the device can't compute in that form.
+    """
+    quantize = None if options.quantize_base == "none" else options.quantize_base
+    home = "cpu" if options.shard_base or options.offload_blocks or quantize else device
+    transformer = folder.load_transformer(home, DTYPES[options.mixed_precision], options.mi_attention_blocks)
+    if not options.shard_base:
+        place_base(transformer, device, quantize, options.offload_blocks)
+    return transformer
+
+
+def make_task(
+    transformer: DiT,
+    folder: ModelFolder,
+    scenes: list[Scene],
+    features: FeatureSource,
+    options: TrainOptions,
+    device: torch.device,
+) -> LoRATask:
+    """The task with fresh adapters: on the transformer, and with `train_towers` on the image towers too."""
+    if not options.train_towers:
+        return LoRATask(transformer, scenes, features, options)
+    towers = load_towers(folder, device, DTYPES[options.mixed_precision])
+    return TowerTask(transformer, towers, scenes, features, options)
+
+
+def speed_up(task: LoRATask, options: TrainOptions, device: torch.device) -> None:
+    """Compile the transformer's blocks and record passes as CUDA graphs, as far as asked for and possible."""
+    if options.compile:
+        compile_blocks(task.transformer)
+    # a scaled loss, dropout's random numbers, weights or conditions that come and go: nothing to be recorded
+    changing = (
+        options.mixed_precision == "fp16",
+        options.lora_dropout > 0,
+        options.shard_base,
+        options.offload_blocks,
+        options.train_towers,
+    )
+    if options.cuda_graphs and device.type == "cuda" and not any(changing):
+        task.graphs = LossGraphs(task.weighted_errors, list(task.parameters.values()))
+
+
+def train_lora(options: TrainOptions, observers: Sequence[Observer] = ()) -> Path:
+    """Train an adapter as the options say; under torchrun, together with the other processes.
+
+    Args:
+        observers: called after every step, besides those that the options ask for.
+
+    Returns:
+        The folder of the final adapter, `<output_dir>/lora-final`.
+
+    Raises:
+        ValueError: an option, the data or the model can't be used; nothing was trained then.
+        TrainingError: the run can't go on (memory, or numbers that stay not finite); checkpoints stay usable.
+        Interrupted: SIGTERM or ctrl-C came; a checkpoint is saved.
+    """
+    folder = ModelFolder(options.pretrained_model)
+    data = training_data(options, folder)
+    world, device = start(options.device)
+    final = _train(options, folder, data, world, device, observers)
+    stop()  # not after an error: leaving the group can mean to wait for the others (see interrupt.run_command)
+    return final
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """What a run reads: scenes to train on, scenes kept aside, and how many samples were left out as unusable."""
+
+    scenes: list[Scene]
+    validation: list[Scene]
+    skipped: int
+
+
+def training_data(options: TrainOptions, folder: ModelFolder) -> TrainingData:
+    """Read every sample once and deal out the scenes; bad samples are named, and skipped only on request.
+
+    Raises:
+        ValueError: there is no data, or bad samples and no `skip_bad_samples` (each is listed with its reason), or
+            the validation scenes are training scenes too.
+    """
+    if options.data_dir is None:
+        raise ValueError("data_dir is missing: pass --data_dir, a folder made by examples/prepare_data.py")
+    scenes, skipped = _checked_scenes(options.data_dir, options, folder)
+    validation: list[Scene] = []
+    if options.val_dir is not None:
+        validation, more = _checked_scenes(options.val_dir, options, folder)
+        check_separate(scenes, validation)
+        skipped += more
+    elif options.val_fraction:
+        scenes, validation = split_scenes(scenes, options.val_fraction, options.seed)
+    return TrainingData(scenes, first_views(validation), skipped)
+
+
+def resolve_data(name: str) -> Path:
+    """The data folder that a name means: a folder, or `demo`, which ships with midilite."""
+    shipped = ASSETS / name
+    return shipped if not Path(name).exists() and "/" not in name and shipped.is_dir() else Path(name)
+
+
+def _checked_scenes(data_dir: str, options: TrainOptions, folder: ModelFolder) -> tuple[list[Scene], int]:
+    report = check_data(resolve_data(data_dir), num_tokens=options.num_tokens or folder.default_num_tokens)
+    if report.problems:
+        say(report.to_text())
+    scenes = report.usable(options.skip_bad_samples)
+    skipped = report.found - len(scenes)
+    if skipped:
+        say(f"skipping {skipped} of {report.found} scenes because of the errors above")
+    return scenes, skipped
+
+
+def make_observers(
+    task: LoRATask, data: TrainingData, folder: ModelFolder, options: TrainOptions, device: torch.device
+) -> list[Observer]:
+    """What the options ask to be watched: meters, validation loss, generated scenes, the best adapter so far."""
+    task.meter = Meter(task.transformer, device, options.enable_multi_instance_attention)
+    observers: list[Observer] = [task.meter]
+    shared = (task.transformer, task.features)
+    if data.validation and options.validate_every:
+        observers.append(Validation(*shared, data.validation, options, task.networks))
+    scenes = data.validation or first_views(data.scenes)
+    evaluation = Evaluation(*shared, folder, scenes, options, bool(data.validation), task.networks)
+    if options.eval_every or options.preview_every:
+        observers.append(evaluation)
+    if options.compare_scenes:
+        observers.append(Comparison(evaluation, options.compare_scenes))
+    metric = best_metric(options, bool(data.validation))
+    return [*observers, KeepBest(metric)] if metric else observers
+
+
+def _train(
+    options: TrainOptions,
+    folder: ModelFolder,
+    data: TrainingData,
+    world: World,
+    device: torch.device,
+    observers: Sequence[Observer],
+) -> Path:
+    output_dir = Path(options.output_dir)
+    find_start(options, world)  # whether it can resume is better known before hours of encoding
+    features = open_features(folder, options, device, options.num_tokens or folder.default_num_tokens)
+    features.prepare([*data.scenes, *data.validation], world.rank, world.size, _announce if world.is_main else None)
+    world.barrier()
+    transformer = load_base(folder, options, device)
+    task = make_task(transformer, folder, data.scenes, features, options, device)
+    if options.shard_base:
+        shard_base(transformer, task.parameters.values(), world, device)
+    speed_up(task, options, device)
+    watching = [*make_observers(task, data, folder, options, device), *observers]
+    trainer = Trainer(task, options, world, device, watching)
+    if world.is_main:
+        write_yaml(output_dir / "config.yaml", options)
+        _announce_run(trainer, data)
+    started = time.monotonic()
+    try:
+        trainer.train()
+    except torch.OutOfMemoryError as error:
+        adapter = sum(p.nbytes for p in task.parameters.values())
+        visiting = offloaded(transformer)
+        base = visiting.bytes_on_device() if visiting else local_bytes(transformer) - adapter
+        held = {"base weights": base, "adapter, gradients, moments": 4 * adapter}
+        raise TrainingError(explain_out_of_memory(error, options, held)) from error
+    trainer.save_weights(FINAL)
+    if world.is_main:
+        _conclude(trainer, data, time.monotonic() - started)
+    return output_dir / FINAL
+
+
+def _announce_run(trainer: Trainer, data: TrainingData) -> None:
+    trained = sum(p.numel() for p in trainer.task.parameters.values())
+    aside = f" ({len(data.validation)} more for validation)" if data.validation else ""
+    say(
+        f"training {trained:,} adapter weights on {len(data.scenes)} scenes{aside} for {trainer.total_steps} steps on "
+        f"{trainer.device}"
+    )
+    idle = modules_without_gradient(trainer.task.transformer, trainer.task.modules)
+    if idle:
+        say(
+            f"note: {len(idle)} adapted modules stay as they are, because attention to CLIP's single token has the "
+            f"same result for any query: {idle[0]}" + (" ..." if len(idle) > 1 else "")
+        )
+
+
+def _conclude(trainer: Trainer, data: TrainingData, seconds: float) -> None:
+    """Draw the losses and say what came of the run."""
+    history = read_history(trainer.output_dir)
+    facts = {"skipped samples": f"{data.skipped}, see the report above"} if data.skipped else {}
+    if any(line["mse"] is not None for line in history):
+        write_loss_picture(history, trainer.output_dir / PICTURE)
+        facts["losses drawn"] = str(trainer.output_dir / PICTURE)
+    say(closing_summary(trainer, history, trainer.output_dir / FINAL, seconds, facts))
+
+
+def _announce(done: int, total: int, text: str) -> None:
+    say(f"encoding {done}/{total} {text}" if total else text)

@@ -1,0 +1,1 @@
+"""What every package uses: random draws by key, files, options, transfers, processes."""

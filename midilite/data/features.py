@@ -1,0 +1,190 @@
+"""A scene as read from disk to the tensors that training needs; the encoders are loaded on the first use.
+
+Image encoders work in the type that is asked for; the shape encoder always in fp32, because its output is what the
+network is trained towards and it runs once per scene. Everything returned lies on the CPU, as ordinary tensors (not
+inference ones, which autograd refuses to save).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..common.seeds import torch_generator
+from ..model.config import CLIPVisionConfig, DINOv2Config, VAEConfig
+from ..model.folder import ModelFolder
+from ..model.images import condition_pixels
+from ..model.layers import Network
+from ..model.vae import VAE, random_subset
+from .augment import scene_instances
+from .scenes import SceneData
+
+_CHUNK = 8  # instances that go through an encoder together; a room can have dozens
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """What the trainer reads of a scene with n instances.
+
+    Attributes:
+        clip: [n, 1, E] projected CLIP embedding of each instance image; None for TripoSG.
+        dinov2: [n, S, E] DINOv2 tokens.
+        mean, logvar: fp32 [n, T, C] of the latents.
+        mask_share: fp32 [n], the share of the picture that each instance covers.
+    """
+
+    clip: Tensor | None
+    dinov2: Tensor
+    mean: Tensor
+    logvar: Tensor
+    mask_share: Tensor
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that are there, by name."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def select(self, rows: Tensor) -> Features:
+        """The features of these instances, in this order (`augment.choose_instances`)."""
+        return Features(**{"clip": None, **{name: tensor[rows] for name, tensor in self.tensors().items()}})
+
+    def conditions(self) -> tuple[Tensor, ...]:
+        """The conditions in the transformer's order."""
+        return (self.dinov2,) if self.clip is None else (self.clip, self.dinov2)
+
+
+@dataclass(frozen=True, eq=False)
+class PixelFeatures:
+    """A scene with its pictures still to be encoded, as it is needed where the image towers train.
+
+    Attributes:
+        pixels: [n, C, H, W] per image encoder, in the order of the conditions.
+        mean, logvar, mask_share: as in `Features`.
+    """
+
+    pixels: tuple[Tensor, ...]
+    mean: Tensor
+    logvar: Tensor
+    mask_share: Tensor
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def select(self, rows: Tensor) -> PixelFeatures:
+        """These instances, in this order."""
+        pixels = tuple(tensor[rows] for tensor in self.pixels)
+        return PixelFeatures(pixels, self.mean[rows], self.logvar[rows], self.mask_share[rows])
+
+    def conditions(self) -> tuple[Tensor, ...]:
+        """What stands in the place of the conditions: the pixels."""
+        return self.pixels
+
+
+class SceneEncoder:
+    """The encoders of a checkpoint folder; arguments as in `cache.LiveFeatures`."""
+
+    def __init__(
+        self, model: ModelFolder, num_tokens: int, seed: int, dtype: torch.dtype, device: str | torch.device
+    ) -> None:
+        if num_tokens < 1:
+            raise ValueError(f"num_tokens is {num_tokens}, expected at least 1")
+        self.model, self.num_tokens, self.seed = model, num_tokens, seed
+        self.dtype, self.device = dtype, torch.device(device)
+        self.clip_preprocessor, self.dinov2_preprocessor = model.load_preprocessors()
+        self._networks: dict[str, Network | None] = {}
+
+    @cached_property
+    def identity(self) -> dict:
+        """What features depend on besides the scene: settings, and the contents of the encoders' files."""
+        kind = self.model.kind
+        parts = ["vae", kind.dinov2, kind.dinov2_preprocessor, kind.clip, kind.clip_preprocessor]
+        return {
+            "encoders": {part: self.model.fingerprint(part) for part in parts if part},
+            "num_tokens": self.num_tokens,
+            "seed": self.seed,
+            "dtype": str(self.dtype),
+        }
+
+    def feature_bytes(self, instances: int) -> int:
+        """Size of the features of so many instances (of a square picture, where the preprocessor keeps the shape)."""
+        path, kind = self.model.path, self.model.kind
+        dinov2 = DINOv2Config.from_json(path / kind.dinov2 / "config.json")
+        height, width = self.dinov2_preprocessor.mask(np.zeros((512, 512), np.uint8)).shape[1:]
+        tokens = 1 + (height // dinov2.patch_size) * (width // dinov2.patch_size)
+        numbers = tokens * dinov2.hidden_size
+        if kind.clip is not None:
+            numbers += CLIPVisionConfig.from_json(path / kind.clip / "config.json").projection_dim
+        latent = 2 * self.num_tokens * VAEConfig.from_json(path / "vae" / "config.json").latent_channels
+        return instances * (numbers * self.dtype.itemsize + latent * 4 + 4)
+
+    def free(self) -> None:
+        """Forget the encoders' weights."""
+        self._networks.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def latents(self, data: SceneData) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance, fp32 [n, T, C].
+
+        Raises:
+            ValueError: the surfaces have fewer points than there are tokens.
+        """
+        vae: VAE = self._network("vae")
+        points = data.surfaces.shape[1]
+        if points < self.num_tokens:
+            raise ValueError(
+                f"{data.name}: the surfaces have {points} points, fewer than the {self.num_tokens} latent tokens; "
+                "sample more points (prepare_data --num_samples) or lower num_tokens"
+            )
+        subset = random_subset(points, self.num_tokens, torch_generator(self.seed, "fps", data.name))
+        with torch.inference_mode():
+            chunks = [
+                vae.encode(surface.to(self.device), self.num_tokens, subset=subset)
+                for surface in data.surfaces.split(_CHUNK)
+            ]
+            mean, logvar = (torch.cat(part).float().cpu() for part in zip(*chunks, strict=True))
+        return mean.clone(), logvar.clone()  # clones made outside are ordinary tensors
+
+    def features(self, data: SceneData, latents: tuple[Tensor, Tensor], mask_pixels: int = 0) -> Features:
+        """Add the conditions, with masks varied by so many pixels.
+
+        Raises:
+            ValueError: an encoder gave NaN or infinity, as fp16 does when it overflows.
+        """
+        with torch.inference_mode():
+            clip, dinov2 = self._conditions(self.pixels(data, mask_pixels))
+        features = Features(
+            None if clip is None else clip.clone(), dinov2.clone(), *latents, torch.from_numpy(data.mask_share)
+        )
+        bad = [name for name, tensor in features.tensors().items() if not torch.isfinite(tensor).all()]
+        if bad:
+            raise ValueError(f"{data.name}: the encoders gave NaN or infinity ({', '.join(bad)}) in {self.dtype}")
+        return features
+
+    def pixels(self, data: SceneData, mask_pixels: int = 0) -> tuple[Tensor, ...]:
+        """What each image encoder sees, with masks varied: fp32 [n, C, H, W], in the order of the conditions."""
+        instances = scene_instances(data.image, data.labels, mask_pixels)
+        if self.model.kind.clip is None:
+            return (torch.stack([self.dinov2_preprocessor(instance.rgb) for instance in instances]),)
+        return condition_pixels(instances, data.image, self.clip_preprocessor, self.dinov2_preprocessor)
+
+    def _conditions(self, pixels: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor]:
+        clip = self._run("clip", pixels[0])[:, None] if len(pixels) == 2 else None
+        return clip, self._run("dinov2", pixels[-1])
+
+    def _run(self, name: str, pixels: Tensor) -> Tensor:
+        network = self._network(name)
+        return torch.cat([network(chunk.to(self.device, self.dtype)).cpu() for chunk in pixels.split(_CHUNK)])
+
+    def _network(self, name: str) -> Network:
+        if name not in self._networks:
+            dtype = torch.float32 if name == "vae" else self.dtype
+            self._networks[name] = getattr(self.model, f"load_{name}")(self.device, dtype)
+        return self._networks[name]

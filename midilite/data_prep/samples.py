@@ -1,0 +1,375 @@
+"""One scene to its samples: bring the instances into one frame, get a picture with an id mask, sample the surfaces.
+
+    instances --(arrange)--> turned to the camera's yaw --> normalised jointly --> picture + ids, surfaces [K, N, 6]
+
+The frame of a sample is that of its own camera's yaw (see `prepare.py` for the whole contract). A picture is either
+the user's own (`rgb.png` and `seg.png` in the scene folder) or rendered here; a camera under which an instance is
+hidden or tiny is drawn again, and a composed scene is arranged again when no camera helps. Among the cameras that will
+do, one that leaves no instance mostly covered is preferred. All this is decided on small pictures, because most of the
+time of a sample goes into the large one.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..common.seeds import numpy_generator
+from ..mesh.geometry import sample_surface, scene_transform
+from ..model.images import MAX_LABELS, label_values, load_mask, load_rgb
+from ..render.renderer import Camera, Rendered, RenderMesh, orbit_camera, render, render_batch, to_render_mesh
+from .arrange import arrange, yaw_rotation
+from .sources import SPLIT_NODES, Instance, SceneSource, load_instances, match_labels
+
+EXTENT = 0.95
+_VIEW_TRIES = 8  # cameras tried until every instance shows
+_ARRANGEMENT_TRIES = 4  # arrangements tried in turn, each with that many cameras
+_WELL_SHOWN = 0.3  # a camera is taken at once when no instance is covered to more than 70%
+_PROBE_SIZE = 128  # pixels of the small picture that decides whether a camera will do
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """Everything that decides what a sample holds (angles in degrees, sizes in pixels)."""
+
+    num_samples: int = 20480  # surface points per instance
+    image_size: int = 512
+    num_views: int = 1
+    elevation_range: tuple[float, float] = (0.0, 30.0)
+    azimuth_range: tuple[float, float] = (0.0, 360.0)
+    fov: float = 40.0
+    min_visible: float = 0.002  # least share of the picture that an instance must cover, judged on the small picture
+    compose: int = 0  # most objects of a random arrangement; 0 makes none
+    num_scenes: int | None = None  # number of random arrangements; None: as many as there are loose files
+    singles: bool = True  # loose files become single-object scenes, too
+    scale_range: tuple[float, float] = (0.8, 1.25)
+    size_ratio: float = 4.0
+    split_nodes: str = "auto"
+    up_axis: str = "y"
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the setting, its value and what it may be."""
+        limits = {
+            "num_samples": (1, math.inf),
+            "image_size": (32, 8192),
+            "num_views": (1, 1000),
+            "elevation_range": (-89.0, 89.0),
+            "azimuth_range": (-360.0, 360.0),
+            "fov": (5.0, 120.0),
+            "min_visible": (0.0, 0.99),
+            "compose": (0, MAX_LABELS),
+            "num_scenes": (0, math.inf),
+            "scale_range": (0.01, 100.0),
+            "size_ratio": (1.0, math.inf),
+            "seed": (0, math.inf),
+        }
+        for name, (least, most) in limits.items():
+            value = getattr(self, name)
+            low, high = value if isinstance(value, tuple) else (value, value)
+            if value is not None and not least <= low <= high <= most:
+                order = ", the lower bound first" if isinstance(value, tuple) else ""
+                raise ValueError(f"{name} is {value}; it must lie between {least} and {most}{order}")
+        for name, choices in (("split_nodes", SPLIT_NODES), ("up_axis", ("y", "z"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
+        if self.compose and self.split_nodes == "always":
+            raise ValueError("compose arranges whole files, so it cannot be used together with split_nodes 'always'")
+        if not self.singles and not self.compose:
+            raise ValueError("singles is off and compose is 0: loose files would be left out; set compose to 2 or more")
+
+    def of_sample(self, kind: str) -> dict[str, Any]:
+        """The settings that one sample depends on (a kept sample is compared by them), as JSON holds them."""
+        others = {"num_views", "num_scenes", "singles"}
+        if kind != "composed":
+            others |= {"compose", "scale_range", "size_ratio"}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if k not in others}
+
+
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """An instance and where it stands: vertices float64 [V, 3] = matrix [4, 4] applied to those of its file."""
+
+    instance: Instance
+    drawable: RenderMesh  # in the file's frame
+    matrix: np.ndarray
+    vertices: np.ndarray
+
+    @classmethod
+    def of(cls, instance: Instance) -> Shape:
+        """The instance where its file puts it."""
+        return cls(instance, to_render_mesh(instance.mesh), np.eye(4), np.asarray(instance.mesh.vertices, np.float64))
+
+    @property
+    def faces(self) -> np.ndarray:
+        """Triangles [F, 3]."""
+        return np.asarray(self.instance.mesh.faces)
+
+    def moved(self, matrix: np.ndarray) -> Shape:
+        """A copy moved by a [4, 4] matrix (rotation, uniform scale and translation)."""
+        vertices = self.vertices @ matrix[:3, :3].T + matrix[:3, 3]
+        return replace(self, matrix=matrix @ self.matrix, vertices=vertices)
+
+    def in_place(self) -> RenderMesh:
+        """What the renderer draws. The vertices come from float64, so that far-off coordinates lose nothing."""
+        vertices = self.drawable.vertices.new_tensor(self.vertices)
+        return replace(self.drawable.transformed(self.matrix), vertices=vertices)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How the scene was brought into the sample's frame: turned by -azimuth, then (p - centre) * scale."""
+
+    azimuth: float
+    centre: tuple[float, float, float]
+    scale: float
+
+
+def sample_name(scene: str, view: int) -> str:
+    """Folder name of a view: the scene's own name for view 0, so that more views can be added later."""
+    return scene if view == 0 else f"{scene}_view{view:02d}"
+
+
+def build_samples(
+    source: SceneSource, input_dir: str | Path, views: list[int], settings: PrepareSettings
+) -> Iterator[tuple[str, dict[str, bytes], dict[str, Any]] | tuple[str, str]]:
+    """Make views of one scene: yields (sample, files, manifest), or (sample, reason) for one that can't be made.
+
+    Raises:
+        ValueError: the scene as a whole can't be prepared (no usable mesh, labels that don't match, ...).
+    """
+    instances, broken = load_instances(source, input_dir, settings.up_axis)
+    reasons = "; ".join(entry["reason"] for entry in broken)
+    if broken and (source.rgb or source.seg or source.mapping):
+        raise ValueError(f"a mesh cannot be used, but the picture or mapping.json needs every one: {reasons}")
+    if not instances or (broken and source.kind != "scene"):
+        raise ValueError(reasons)
+    if len(instances) > MAX_LABELS:
+        raise ValueError(
+            f"{len(instances)} instances, at most {MAX_LABELS} are allowed in one scene. A folder of single objects "
+            "is no scene: pass it as --input_dir itself"
+        )
+    if source.rgb or source.seg:
+        yield sample_name(source.name, 0), *_given_sample(source, Path(input_dir), instances, settings)
+        return
+    mapping = Path(input_dir) / source.mapping if source.mapping else None
+    shapes = [Shape.of(instance) for instance in match_labels(None, instances, mapping).values()]
+    for view in views:
+        name = sample_name(source.name, view)
+        try:
+            files, manifest = _rendered_sample(source, shapes, view, settings)
+        except ValueError as error:
+            yield name, str(error)
+        else:
+            yield name, files, {**manifest, "skipped_meshes": broken}
+
+
+def _given_sample(
+    source: SceneSource, root: Path, instances: list[Instance], settings: PrepareSettings
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """A sample from the user's own picture and mask; the meshes stand as the camera sees them."""
+    if not (source.rgb and source.seg):
+        missing, present = ("seg.png", source.rgb) if source.rgb else ("rgb.png", source.seg)
+        raise ValueError(
+            f"{missing} is missing beside {present}; add it, or remove {present} to have the scene rendered"
+        )
+    rgb = load_rgb(root / source.rgb)
+    labels = load_mask(root / source.seg, size=rgb.size)
+    pairs = match_labels(label_values(labels), instances, root / source.mapping if source.mapping else None)
+    if not pairs:
+        raise ValueError(f"{source.mapping}: leaves out every label")
+    ids = np.zeros(labels.shape, np.uint8)
+    for index, label in enumerate(pairs, start=1):
+        ids[labels == label] = index
+    shapes = [Shape.of(instance) for instance in pairs.values()]
+    shapes, frame = into_frame(shapes, azimuth=0.0)
+    files = _files(np.asarray(rgb), ids, _surfaces(source, 0, shapes, settings))
+    manifest = _manifest(source, 0, shapes, ids, frame, settings)
+    for entry, label in zip(manifest["instances"], pairs, strict=True):
+        entry["label_in_seg"] = label
+    return files, {**manifest, "image": "given", "skipped_meshes": []}
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """A scene in the frame of one camera, and how well that camera shows it."""
+
+    shapes: list[Shape]
+    frame: Frame
+    elevation: float
+    placements: list[dict[str, Any] | None]
+    share: float  # of the picture that the least visible instance covers,
+    hidden: str  # its name,
+    uncovered: float  # and the least share of an instance that no other one covers
+
+
+def _rendered_sample(
+    source: SceneSource, shapes: list[Shape], view: int, settings: PrepareSettings
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Try arrangements (of composed scenes) and cameras until every instance shows; then draw and sample."""
+    best, hidden = -1.0, ""
+    for attempt in range(_ARRANGEMENT_TRIES if source.kind == "composed" else 1):
+        chosen = _best_view(_views(source, shapes, view, attempt, settings), settings.min_visible)
+        share, name = chosen.share, chosen.hidden
+        if share >= settings.min_visible:
+            shown, camera = _draw(chosen.shapes, chosen.elevation, settings.fov, settings.image_size)
+            ids = shown.ids.numpy().astype(np.uint8)
+            share, name = _least_visible(ids, chosen.shapes)
+            if share > 0:
+                files = _files(shown.color.numpy(), ids, _surfaces(source, view, chosen.shapes, settings))
+                manifest = _manifest(source, view, chosen.shapes, ids, chosen.frame, settings)
+                for entry, placement in zip(manifest["instances"], chosen.placements, strict=True):
+                    entry["placement"] = placement
+                where = {"eye": camera.eye, "target": camera.target, "elevation": chosen.elevation, "fov": settings.fov}
+                return files, {**manifest, "image": "rendered", "camera": where}
+        best, hidden = max((best, hidden), (share, name))
+    no_scene = "; if its files are separate objects and no scene, pass the folder itself as --input_dir"
+    raise ValueError(
+        f"'{hidden}' covers {best:.3%} of the picture in the best of the views tried, less than min_visible "
+        f"{settings.min_visible:.3%}: it is hidden or tiny; lower --min_visible, widen the ranges or change the scene"
+        f"{no_scene if source.kind == 'scene' else ''}"
+    )
+
+
+def _best_view(views: Iterator[_View], min_visible: float) -> _View:
+    """The first view that shows everything well, else the one that shows the most covered instance best."""
+    seen = []
+    for view in views:
+        seen.append(view)
+        if view.share >= min_visible and view.uncovered >= _WELL_SHOWN:
+            break
+    return max(seen, key=lambda v: (v.share >= min_visible, v.uncovered if v.share >= min_visible else v.share))
+
+
+def _views(
+    source: SceneSource, shapes: list[Shape], view: int, attempt: int, settings: PrepareSettings
+) -> Iterator[_View]:
+    """One arrangement of the scene as one camera after the other sees it, judged on a small picture."""
+    placed, placements = shapes, [None] * len(shapes)
+    if source.kind == "composed":
+        rng = numpy_generator(settings.seed, "arrange", source.name, attempt)
+        found = arrange([_bounds([s]) for s in shapes], rng, settings.scale_range, settings.size_ratio)
+        placed = [shape.moved(p.matrix()) for shape, p in zip(shapes, found, strict=True)]
+        placements = [asdict(p) for p in found]
+    for trial in range(_VIEW_TRIES):
+        rng = numpy_generator(settings.seed, "view", source.name, view, attempt, trial)
+        azimuth, elevation = (float(rng.uniform(*r)) for r in (settings.azimuth_range, settings.elevation_range))
+        framed, frame = into_frame(placed, azimuth)
+        probe, camera = _draw(framed, elevation, settings.fov, _PROBE_SIZE, supersample=1)
+        share, hidden = _least_visible(probe.ids.numpy(), framed)
+        uncovered = _uncovered(probe, framed, camera) if share >= settings.min_visible else 0.0
+        yield _View(framed, frame, elevation, placements, share, hidden, uncovered)
+
+
+def _uncovered(probe: Rendered, shapes: list[Shape], camera: Camera) -> float:
+    """The least share of an instance's own outline that is seen in the scene."""
+    if len(shapes) == 1:
+        return 1.0
+    seen = np.bincount(probe.ids.numpy().ravel(), minlength=len(shapes) + 1)[1:]
+    alone = render_batch([[shape.in_place()] for shape in shapes], [camera] * len(shapes), supersample=1).ids
+    return float((seen / alone.count_nonzero(dim=(1, 2)).numpy().clip(1)).min())
+
+
+def into_frame(shapes: list[Shape], azimuth: float) -> tuple[list[Shape], Frame]:
+    """Turn a scene so that the camera at `azimuth` degrees stands on the +z side, and normalise all of it jointly.
+
+    Raises:
+        ValueError: the scene is a single point.
+    """
+    turn = np.eye(4)
+    turn[:3, :3] = yaw_rotation(-np.deg2rad(azimuth))
+    turned = [shape.moved(turn) for shape in shapes]
+    centre, scale = scene_transform(_bounds(turned), EXTENT)
+    matrix = np.diag([scale, scale, scale, 1.0])
+    matrix[:3, 3] = -centre * scale
+    return [shape.moved(matrix) for shape in turned], Frame(azimuth, tuple(centre.tolist()), float(scale))
+
+
+def _bounds(shapes: list[Shape]) -> np.ndarray:
+    """float64 [2, 3] around the vertices of all shapes (the loader keeps only those that faces use)."""
+    points = np.concatenate([np.stack([s.vertices.min(axis=0), s.vertices.max(axis=0)]) for s in shapes])
+    return np.stack([points.min(axis=0), points.max(axis=0)])
+
+
+def _draw(
+    shapes: list[Shape], elevation: float, fov: float, size: int, supersample: int = 2
+) -> tuple[Rendered, Camera]:
+    """The scene in its own frame, so from azimuth 0, as large as it fits the picture."""
+    points = np.concatenate([shape.vertices for shape in shapes])
+    camera = orbit_camera(0.0, elevation, points, fov_deg=fov, size=size)
+    return render([shape.in_place() for shape in shapes], camera, supersample=supersample), camera
+
+
+def _least_visible(ids: np.ndarray, shapes: list[Shape]) -> tuple[float, str]:
+    """The instance with the fewest pixels: its share of the picture, and its name."""
+    pixels = np.bincount(ids.ravel(), minlength=len(shapes) + 1)[1:]
+    worst = int(pixels.argmin())
+    return float(pixels[worst] / ids.size), shapes[worst].instance.name
+
+
+def _surfaces(source: SceneSource, view: int, shapes: list[Shape], settings: PrepareSettings) -> np.ndarray:
+    """float32 [K, N, 6]: points and unit normals of every instance."""
+    import trimesh
+
+    rows = []
+    for index, shape in enumerate(shapes):
+        rng = numpy_generator(settings.seed, "surface", source.name, view, index)
+        mesh = trimesh.Trimesh(shape.vertices, shape.faces, process=False, metadata={"name": shape.instance.name})
+        rows.append(sample_surface(mesh, settings.num_samples, rng))
+    return np.stack(rows)
+
+
+def _files(rgb: np.ndarray, ids: np.ndarray, surfaces: np.ndarray) -> dict[str, bytes]:
+    """The contents of a sample's files. rgb uint8 [H, W, 3]; ids uint8 [H, W], 0 = background; surfaces [K, N, 6]."""
+    instances_on_white = np.where(ids[..., None] > 0, rgb, np.uint8(255))
+    surface = io.BytesIO()
+    np.save(surface, surfaces, allow_pickle=False)
+    return {
+        "scene_rgb.png": _png(rgb),
+        "rgb.png": _png(instances_on_white),
+        "seg.png": _png(ids),
+        "surface.npy": surface.getvalue(),
+    }
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _manifest(
+    source: SceneSource, view: int, shapes: list[Shape], ids: np.ndarray, frame: Frame, settings: PrepareSettings
+) -> dict[str, Any]:
+    """What scene.json tells about a sample, but for its picture. Equal names are told apart by a number."""
+    names: list[str] = []
+    for shape in shapes:
+        copies = sum(name == shape.instance.name for name in [s.instance.name for s in shapes[: len(names)]])
+        names.append(f"{shape.instance.name}_{copies + 1}" if copies else shape.instance.name)
+    pixels = np.bincount(ids.ravel(), minlength=len(shapes) + 1)
+    instances = [
+        {
+            "label": label,
+            "name": names[label - 1],
+            "source": shape.instance.source,
+            "faces": len(shape.faces),
+            "pixels": int(pixels[label]),
+        }
+        for label, shape in enumerate(shapes, start=1)
+    ]
+    return {
+        "scene": source.name,
+        "view": view,
+        "kind": source.kind,
+        "image_size": [ids.shape[1], ids.shape[0]],
+        "instances": instances,
+        "frame": {"azimuth": frame.azimuth, "centre": list(frame.centre), "scale": frame.scale, "extent": EXTENT},
+        "settings": settings.of_sample(source.kind),
+    }

@@ -1,0 +1,214 @@
+"""Generated scenes in the middle of a training: metrics against the true surfaces, and previews.
+
+The loss says how well one denoising step goes; what users see is a whole walk from noise to meshes. So every so many
+steps some validation scenes are generated with the adapter as it is, from noise that depends on the run's seed and the
+scene's name only. As with validation, none of this changes the training run by a bit.
+
+The VAE is loaded for each evaluation and forgotten afterwards: training itself needs its memory.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..common.distributed import World, sum_over_ranks
+from ..common.files import write_png
+from ..data.cache import FeatureSource
+from ..data.scenes import Scene, read_scene_quietly
+from ..inference.generate import NoSurfaceWarning, build_scene, decode_meshes, initial_noise, sample_scene
+from ..inference.preview import CAPTIONS, scene_sheet
+from ..model.dit import DiT
+from ..model.folder import ModelFolder
+from ..model.vae import VAE
+from ..render.renderer import preview_sheet
+from ..training.log import say
+from ..training.options import TrainOptions
+from .metrics import SCENE_KEYS, scene_metrics
+from .validation import load_plain, my_turns, undisturbed
+
+if TYPE_CHECKING:
+    import trimesh
+
+    from ..training.trainer import Trainer
+
+SAMPLES = "samples"
+_POINTS = 20480  # on the surface of a generated mesh
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A scene that was generated from the encoded pictures of a sample, n instances.
+
+    Attributes:
+        name: the sample's.
+        image: its picture.
+        labels: int32 [H, W], i + 1 where instance i is seen.
+        truth: float32 [n, N, 6], the true surfaces.
+        meshes: one per instance, None where there is no surface.
+    """
+
+    name: str
+    image: Image.Image
+    labels: np.ndarray
+    truth: Tensor
+    meshes: list[trimesh.Trimesh | None]
+
+    def metrics(self, device: torch.device) -> dict[str, Any]:
+        """`metrics.scene_metrics` where everything lies, without ICP."""
+        truth = list(self.truth.to(device))
+        return scene_metrics(self.meshes, truth, alignments=("none",), samples=min(_POINTS, self.truth.shape[1]))
+
+    def sheet(self) -> Image.Image:
+        """Input, mask and two renders."""
+        scene = build_scene(self.meshes, range(1, len(self.meshes) + 1))
+        return scene_sheet(self.image, self.labels, scene, captions=(self.name[:40], *CAPTIONS[1:]))
+
+
+class Evaluation:
+    """Metrics every `eval_every` steps and at the end, previews every `preview_every`; see `trainer.Observer`.
+
+    Logged are `eval_` and each of `metrics.SCENE_KEYS`, averaged over the scenes where it is defined (null when it is
+    nowhere), and `eval_missing_instances`, how many instances came out without a surface.
+
+    Args:
+        transformer: with the adapter that is trained.
+        features: where the encoded scenes come from.
+        folder: the checkpoint folder with VAE and scheduler.
+        scenes: what to generate; the first `eval_scenes` of them are taken.
+        options: of the run.
+        with_metrics: whether metrics are wanted; they mean little for scenes that are trained on.
+        networks: all that has the adapter, when that is more than the transformer.
+    """
+
+    def __init__(
+        self,
+        transformer: DiT,
+        features: FeatureSource,
+        folder: ModelFolder,
+        scenes: list[Scene],
+        options: TrainOptions,
+        with_metrics: bool = True,
+        networks: nn.Module | None = None,
+    ) -> None:
+        self.networks = networks or transformer
+        self.transformer, self.features, self.folder, self.options = transformer, features, folder, options
+        self.scenes, self.with_metrics = scenes[: options.eval_scenes], with_metrics
+
+    def after_step(self, trainer: Trainer, done: int, metrics: dict[str, float]) -> dict[str, float | None]:
+        """See `trainer.Observer`."""
+        options = self.options
+        every = options.eval_every if self.with_metrics else 0
+        measure = bool(every) and (done % every == 0 or done == trainer.total_steps)
+        draw = bool(options.preview_every) and done % options.preview_every == 0
+        if not measure and not draw:
+            return {}
+        table, sheets = self._generate_all(trainer.world, trainer.device, measure, draw)
+        if draw and trainer.world.is_main:
+            self._publish(trainer, done, sheets)
+        if not measure:
+            return {}
+        values = mean_metrics(table)
+        if trainer.world.is_main:
+            shown = ", ".join(f"{key} {'-' if value is None else f'{value:.4f}'}" for key, value in values.items())
+            say(f"step {done}: {len(self.scenes)} generated scene(s): {shown}")
+        return {f"eval_{key}": value for key, value in values.items()}
+
+    def _generate_all(self, world: World, device: torch.device, measure: bool, draw: bool) -> tuple[Tensor, Tensor]:
+        """(see `mean_metrics`, sheets uint8 [scenes, height, width, 3]) of all ranks."""
+        table = torch.zeros(len(self.scenes), 2 * len(SCENE_KEYS) + 1, dtype=torch.float64)
+        sheets: dict[int, Tensor] = {}
+        with undisturbed(self.networks, device):
+            vae = self.load_vae(device)
+            for number, counts in my_turns(len(self.scenes), world):
+                generated = self.generate(self.scenes[number], vae, decode=counts)
+                if counts and measure:
+                    table[number] = _row(generated.metrics(device))
+                if counts and draw:
+                    sheets[number] = torch.from_numpy(np.array(generated.sheet()))
+        del vae
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        if measure:
+            table = sum_over_ranks(table.to(device), world).cpu()
+        return table, self._gathered(sheets, world, device) if draw else torch.empty(0)
+
+    def _gathered(self, sheets: dict[int, Tensor], world: World, device: torch.device) -> Tensor:
+        """The sheets of all ranks; each is drawn by one of them and zero on the others."""
+        blank = torch.from_numpy(np.array(scene_sheet(Image.new("RGB", (1, 1)), None, build_scene([], []))))
+        every = torch.zeros(len(self.scenes), *blank.shape, dtype=torch.uint8)
+        for number, sheet in sheets.items():
+            every[number] = sheet
+        return sum_over_ranks(every.to(device), world).cpu()
+
+    def load_vae(self, device: torch.device) -> VAE:
+        """The VAE that decodes, in the transformer's type."""
+        return self.folder.load_vae(device, self.transformer.dtype)
+
+    def generate(self, scene: Scene, vae: VAE, decode: bool = True) -> Generated:
+        """Generate one scene with the adapters as they are; without `decode` only the network's passes are done."""
+        options = self.options
+        features, rows = load_plain(self.features, scene, options)
+        noise = initial_noise(len(features), features.mean.shape[1], self.transformer, options.seed, scene.name)
+        latents = sample_scene(
+            self.transformer,
+            self.folder.load_scheduler(),
+            features.conditions(),
+            noise,
+            options.eval_inference_steps,
+            options.eval_guidance_scale,
+            options.enable_multi_instance_attention,
+            project_ahead=False,  # a sharded base has a block's weights together only while that block runs
+        )
+        meshes: list[trimesh.Trimesh | None] = [None] * len(rows)
+        if decode:
+            meshes = _decode(vae, latents, scene.name, options.eval_grid_depth)
+        data = read_scene_quietly(scene)
+        labels = np.zeros_like(data.labels)
+        for i, row in enumerate(rows.tolist()):
+            labels[data.labels == row + 1] = i + 1
+        return Generated(scene.name, data.image, labels, data.surfaces[rows], meshes)
+
+    def _publish(self, trainer: Trainer, done: int, sheets: Tensor) -> None:
+        sheet = preview_sheet([Image.fromarray(picture.numpy()) for picture in sheets], columns=1)
+        write_png(trainer.output_dir / SAMPLES / f"step-{done:06d}.png", sheet)
+        if trainer.log is not None:
+            trainer.log.image(done, "samples", sheet)
+
+
+def _decode(vae: VAE, latents: Tensor, name: str, depth: int) -> list[trimesh.Trimesh | None]:
+    """Meshes; a scene that can't be decoded counts as missing, because a training shall not end for it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NoSurfaceWarning)  # counted in the metrics
+            return decode_meshes(vae, latents, range(1, len(latents) + 1), depth)
+    except ValueError as error:
+        say(f"{name}: the generated scene can't be decoded: {error}")
+        return [None] * len(latents)
+
+
+def _row(metrics: dict[str, Any]) -> Tensor:
+    """Values (0 where undefined), whether each is defined, and the missing instances."""
+    values = [metrics["none"][key] for key in SCENE_KEYS]
+    defined = [float(value is not None) for value in values]
+    return torch.tensor([*(value or 0.0 for value in values), *defined, metrics["missing_instances"]])
+
+
+def mean_metrics(table: Tensor) -> dict[str, float | None]:
+    """Means over scenes.
+
+    Args:
+        table: [scenes, 2K + 1]: K values (0 where undefined), whether each is defined, missing instances.
+    """
+    values, defined, missing = table.split([len(SCENE_KEYS), len(SCENE_KEYS), 1], dim=1)
+    counts = defined.sum(dim=0).tolist()
+    sums = [math.fsum(column) for column in values.T.tolist()]
+    means = {key: s / n if n else None for key, s, n in zip(SCENE_KEYS, sums, counts, strict=True)}
+    return means | {"missing_instances": missing.sum().item()}

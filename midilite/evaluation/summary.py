@@ -1,0 +1,90 @@
+"""The end of a run: `loss.png`, and a few lines that say what came of it and where it is."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..common.files import write_png
+from ..render.charts import COLORS, Line, line_chart, smoothed
+from ..training.log import METRICS
+from ..training.trainer import Trainer
+from .validation import BEST
+
+PICTURE = "loss.png"
+_AVERAGES = "-ema"  # ends the name of a folder with averaged weights
+_SHARE = 0.1  # of all steps, that the first and the last training loss are a mean of
+
+
+def read_history(output_dir: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`, a resumed run's earlier ones included."""
+    path = output_dir / METRICS
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def curve(history: Sequence[dict[str, Any]], key: str) -> list[tuple[float, float]]:
+    """(step, value) wherever a metric was logged and is defined."""
+    return [(line["step"], line[key]) for line in history if line.get(key) is not None]
+
+
+def validation_curve(history: Sequence[dict[str, Any]], key: str = "val_loss") -> list[tuple[float, float]]:
+    """A validation loss, with the base's as step 0."""
+    points, base = curve(history, key), curve(history, "val_loss_base")
+    return [(0, base[0][1]), *points] if points and base else points
+
+
+def write_loss_picture(history: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw training loss (pale: every logged step, strong: its running mean) and validation loss."""
+    training = curve(history, "mse")
+    lines = [Line("", training, COLORS[0], pale=True), Line("training, running mean", smoothed(training), COLORS[0])]
+    validation, average = validation_curve(history), curve(history, "val_loss_ema")
+    if validation:
+        lines.append(Line("validation", validation, COLORS[1], marks=True))
+    if average:
+        lines.append(Line("validation, averaged weights", average, COLORS[2], marks=True))
+    write_png(path, line_chart(lines, "Loss", "step", "mean squared error"))
+
+
+def closing_summary(
+    trainer: Trainer, history: Sequence[dict[str, Any]], final: Path, seconds: float, facts: dict[str, Any]
+) -> str:
+    """What to print at the end.
+
+    Args:
+        final: the folder of the final adapter.
+        seconds: of training in this process.
+        facts: more lines, {title: text}.
+    """
+    progress, root = trainer.progress, trainer.output_dir
+    averages = final.with_name(final.name + _AVERAGES)
+    pace = f"{seconds / 60:.1f} min" if seconds >= 120 else f"{seconds:.0f} s"
+    lines = {"done": f"{progress.step} steps on {trainer.task.num_scenes} scenes, {pace} in this process"}
+    lines["adapter"] = str(final) + (f", averaged: {averages}" if averages.is_dir() else "")
+    if progress.best and (root / BEST).is_dir():
+        best = progress.best
+        lines["best adapter"] = f"{root / BEST}: {best['metric']} {best['value']:.4f} after step {best['step']}"
+    lines["training loss"] = _training_losses(curve(history, "mse"))
+    validation = validation_curve(history)
+    if validation:
+        step, least = min(validation[1:] or validation, key=lambda point: point[1])
+        lines["validation loss"] = (
+            f"{validation[0][1]:.4f} base, {validation[-1][1]:.4f} last, {least:.4f} best (step {step})"
+        )
+    lines |= facts
+    if progress.bad_steps:
+        lines["skipped steps"] = f"{progress.bad_steps}, because loss or gradient was not finite"
+    width = max(map(len, lines)) + 2
+    return "\n".join(f"{title:<{width}}{text}" for title, text in lines.items())
+
+
+def _training_losses(points: Sequence[tuple[float, float]]) -> str:
+    """Means of the first and the last tenth of the logged steps, and the best mean of as many in a row."""
+    if not points:
+        return "none was logged"
+    count = max(1, round(len(points) * _SHARE))
+    values = [value for _, value in points]
+    means = [math.fsum(values[i : i + count]) / count for i in range(len(values) - count + 1)]
+    return f"{means[0]:.4f} first, {means[-1]:.4f} last, {min(means):.4f} best (means of {count} logged step(s))"

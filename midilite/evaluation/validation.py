@@ -1,0 +1,248 @@
+"""Validation: which scenes are kept aside, the loss on them, and the best adapter so far.
+
+A training loss can't tell whether a run gets better: its noise levels, noise and scenes change with every step. Here
+they are fixed. Every validation scene goes through the transformer at the same five noise levels with the same noise,
+conditions on, dropout off. The noise depends on the scene's name only, so runs of any seed can be compared.
+
+None of this changes the training run by a bit: nothing draws from a shared generator, and the mode of every module
+comes back as it was. Scenes are dealt out over the ranks and their losses are summed up in the scenes' order, so the
+number of processes does not change the result either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .. import lora
+from ..common.distributed import World, sum_over_ranks
+from ..common.seeds import derive_seed, torch_generator
+from ..data.cache import FeatureSource
+from ..data.features import Features
+from ..data.sample_layout import content_hash
+from ..data.scenes import Scene
+from ..flow.schedule import add_noise, target
+from ..model.dit import DiT
+from ..model.vae import sample_latents
+from ..training.log import say
+from ..training.objective import SceneBatch, SceneInputs, instance_losses
+from ..training.options import TrainOptions
+
+if TYPE_CHECKING:
+    from ..training.trainer import Trainer
+
+SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
+BEST = "lora-best"
+
+
+# ------------------------------------------------------------------------------------------------------- the split
+
+
+def split_scenes(scenes: Sequence[Scene], fraction: float, seed: int) -> tuple[list[Scene], list[Scene]]:
+    """(training scenes, validation scenes), by a hash of seed and name.
+
+    A scene's side depends on its own name, so scenes that are added later move none (unless one side would be empty:
+    the scene with the lowest or highest hash is moved there).
+
+    Raises:
+        ValueError: fewer than two scenes.
+    """
+    if len(scenes) < 2:
+        raise ValueError(
+            f"a validation split needs at least two scenes, there is {len(scenes)}; pass val_dir, or val_fraction 0"
+        )
+    share = {scene.name: derive_seed(seed, "validation", scene.name) / 2**63 for scene in scenes}
+    ranked = sorted(scenes, key=lambda scene: share[scene.name])
+    count = sum(value < fraction for value in share.values())
+    chosen = {scene.name for scene in ranked[: min(max(count, 1), len(scenes) - 1)]}
+    return [s for s in scenes if s.name not in chosen], [s for s in scenes if s.name in chosen]
+
+
+def check_separate(training: Sequence[Scene], validation: Sequence[Scene]) -> None:
+    """Raise ValueError, naming them, when pictures of training scenes (byte for byte) are among the validation scenes.
+
+    Files are hashed only where sizes are equal.
+    """
+    by_size: dict[int, list[Scene]] = {}
+    for scene in training:
+        by_size.setdefault(scene.image.stat().st_size, []).append(scene)
+    shared = []
+    for scene in validation:
+        twins = by_size.get(scene.image.stat().st_size, [])
+        own = content_hash(scene.image) if twins else ""
+        shared += [f"{scene.image} is {twin.image}" for twin in twins if content_hash(twin.image) == own]
+    if shared:
+        raise ValueError(
+            f"{len(shared)} validation scene(s) are training scenes too, so they would tell nothing: "
+            + "; ".join(shared[:5])
+            + (" ..." if len(shared) > 5 else "")
+        )
+
+
+def first_views(scenes: Sequence[Scene]) -> list[Scene]:
+    """The scenes with their first view only, which is what validation looks at."""
+    return [replace(scene, views=scene.views[:1]) for scene in scenes]
+
+
+def load_plain(source: FeatureSource, scene: Scene, options: TrainOptions) -> tuple[Features, Tensor]:
+    """(features, rows): the first view as it is, without augmentation.
+
+    Of more than `max_num_instances` instances the best visible ones are taken; ones below `min_mask_share` are left
+    out, as in training. `rows` says which they are, int64 in the scene's order.
+    """
+    features = source.load(scene, 0, source.mask_variants.index(0) if 0 in source.mask_variants else 0)
+    order = features.mask_share.argsort(descending=True, stable=True)
+    visible = max(1, int((features.mask_share >= options.min_mask_share).sum()))
+    rows = order[: min(visible, options.max_num_instances)].sort().values
+    return features.select(rows), rows
+
+
+# ------------------------------------------------------------------------------------------- leaving no trace
+
+
+@contextlib.contextmanager
+def undisturbed(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Within this context a module is in evaluation mode, without gradients; all modes and generators are restored."""
+    modes = [(part, part.training) for part in module.modules()]
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        module.eval()
+        try:
+            yield
+        finally:
+            for part, mode in modes:
+                part.training = mode
+
+
+def my_turns(count: int, world: World) -> Iterator[tuple[int, bool]]:
+    """(scene, whether it counts) for this rank: every `world.size`-th scene.
+
+    All ranks get equally many: where the base is sharded every pass takes all of them, so a rank that has run out of
+    scenes repeats the last one.
+    """
+    for start in range(0, count, world.size):
+        number = start + world.rank
+        yield min(number, count - 1), number < count
+
+
+# ------------------------------------------------------------------------------------------------------- the loss
+
+
+class Validation:
+    """The validation loss every `validate_every` steps and at the end; see `trainer.Observer`.
+
+    Logged are `val_loss` (mean over all instances and noise levels) and one `val_loss_sigma_S` per level; with EMA
+    also `val_loss_ema`; and once per process `val_loss_base`, the same of the base alone.
+
+    Args:
+        transformer: with the adapter that is trained.
+        features: where the encoded scenes come from.
+        scenes: the validation scenes.
+        options: of the run.
+        networks: all that has the adapter, when that is more than the transformer.
+    """
+
+    def __init__(
+        self,
+        transformer: DiT,
+        features: FeatureSource,
+        scenes: list[Scene],
+        options: TrainOptions,
+        networks: nn.Module | None = None,
+    ) -> None:
+        self.transformer, self.features, self.scenes, self.options = transformer, features, scenes, options
+        self.networks = networks or transformer
+        self.base: float | None = None
+
+    def after_step(self, trainer: Trainer, done: int, metrics: dict[str, float]) -> dict[str, float | None]:
+        """See `trainer.Observer`."""
+        every = self.options.validate_every
+        if not every or (done % every and done != trainer.total_steps):
+            return {}
+        levels = self.measure(trainer.world, trainer.device)
+        values: dict[str, float | None] = {"val_loss": _mean(levels)}
+        values |= {f"val_loss_sigma_{s}": value for s, value in zip(SIGMAS, levels, strict=True)}
+        if trainer.ema is not None:
+            with trainer.ema.applied():
+                values["val_loss_ema"] = _mean(self.measure(trainer.world, trainer.device))
+        if self.base is None:
+            with lora.temporary_weights(self.networks, {}):
+                self.base = values["val_loss_base"] = _mean(self.measure(trainer.world, trainer.device))
+        if trainer.world.is_main:
+            say(f"step {done}: validation loss {values['val_loss']:.4f} (base {self.base:.4f})")
+        return values
+
+    def measure(self, world: World, device: torch.device) -> list[float]:
+        """Mean over all instances of all scenes, for each of SIGMAS."""
+        table = torch.zeros(len(self.scenes), len(SIGMAS) + 1, dtype=torch.float64)
+        with undisturbed(self.networks, device):
+            for number, counts in my_turns(len(self.scenes), world):
+                losses = self._scene_losses(self.scenes[number])
+                if counts:
+                    table[number] = torch.cat([losses.sum(dim=1), losses.new_tensor([losses.shape[1]])])
+        total = sum_over_ranks(table.to(device), world).cpu().sum(dim=0)
+        return (total[:-1] / total[-1]).tolist()
+
+    def _scene_losses(self, scene: Scene) -> Tensor:
+        """float64 [noise levels, n] on the CPU."""
+        features, _ = load_plain(self.features, scene, self.options)
+        together = self.options.enable_multi_instance_attention
+        losses = [
+            instance_losses(self.transformer, SceneBatch((validation_inputs(features, scene.name, s),)), together)
+            for s in SIGMAS
+        ]
+        return torch.stack(losses).double().cpu()
+
+
+def validation_inputs(features: Features, name: str, sigma: float) -> SceneInputs:
+    """A scene at a noise level, with latents and noise that depend on its name and the level only."""
+    generator = torch_generator("validation", name, f"{sigma:g}")
+    x0 = sample_latents(features.mean.float(), features.logvar.float(), generator)
+    eps = torch.randn(x0.shape, generator=generator)
+    noised = add_noise(x0, eps, torch.tensor([sigma]))
+    return SceneInputs(noised, target(x0, eps), sigma, features.conditions(), [len(features)])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+# ------------------------------------------------------------------------------------------------------- the best
+
+
+def best_metric(options: TrainOptions, has_validation: bool) -> str | None:
+    """What decides which adapter is the best: the option, else the validation loss, else the scenes' F-score."""
+    if not has_validation:
+        return None
+    if options.best_metric is not None:
+        return options.best_metric
+    return "val_loss" if options.validate_every else "eval_scene_f_score" if options.eval_every else None
+
+
+class KeepBest:
+    """Writes `lora-best` whenever a metric is better than ever; see `trainer.Observer`.
+
+    It stands after the observers that give the metric. The best value is part of the run's state (`Progress.best`), so
+    a resumed run goes on comparing with it.
+    """
+
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
+        self.sign = 1 if "loss" in metric or "chamfer" in metric else -1  # losses and distances shall be small
+
+    def after_step(self, trainer: Trainer, done: int, metrics: dict[str, float]) -> dict[str, float | None]:
+        """See `trainer.Observer`."""
+        value, best = metrics.get(self.metric), trainer.progress.best
+        if value is None or not math.isfinite(value):
+            return {}
+        if best.get("metric") == self.metric and self.sign * value >= self.sign * best["value"]:
+            return {}
+        trainer.progress.best = {"metric": self.metric, "value": value, "step": done}
+        trainer.save_weights(BEST)
+        return {}

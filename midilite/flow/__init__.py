@@ -1,0 +1,1 @@
+"""Rectified flow as pure functions; the model is an argument."""

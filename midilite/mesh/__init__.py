@@ -1,0 +1,1 @@
+"""Triangles, points and fields: geometry, nearest points, surface extraction, scenes to files."""

@@ -1,0 +1,76 @@
+"""A generated scene to a file: named, coloured geometries in GLB and OBJ, one coloured mesh in PLY, one mesh in STL.
+
+GLB carries a material per instance, which every viewer shows. OBJ carries a colour per vertex in the same file (a form
+that Blender and MeshLab read), so that there is no second file to lose; PLY and STL have no notion of several objects.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..common.files import write_bytes
+
+if TYPE_CHECKING:
+    import trimesh
+
+SUFFIXES = (".glb", ".obj", ".ply", ".stl")
+
+
+def check_suffix(path: str | Path) -> str:
+    """The lower-case suffix of a file that `export_scene` can write. Raises ValueError naming those it can."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ValueError(f"{path}: can't write {suffix or 'a file without suffix'}; use one of {', '.join(SUFFIXES)}")
+    return suffix
+
+
+def export_scene(scene: trimesh.Scene, path: str | Path) -> None:
+    """Write a scene in the format of the path's suffix, atomically.
+
+    Args:
+        scene: geometries with PBR materials, as `pipeline.build_scene` makes them.
+
+    Raises:
+        ValueError: a suffix that can't be written.
+    """
+    suffix = check_suffix(path)
+    if suffix == ".glb":
+        data = scene.export(file_type="glb")
+    elif suffix == ".obj":
+        data = _obj(scene).encode()
+    else:
+        data = _joined(scene).export(file_type=suffix[1:])
+    write_bytes(path, data)
+
+
+def geometry_color(mesh: trimesh.Trimesh) -> np.ndarray:
+    """uint8 RGBA of a geometry's material."""
+    return np.asarray(mesh.visual.material.baseColorFactor, dtype=np.uint8)
+
+
+def _obj(scene: trimesh.Scene) -> str:
+    lines, offset = ["# midilite"], 1
+    for name, mesh in scene.geometry.items():
+        red, green, blue = geometry_color(mesh)[:3] / 255
+        lines.append(f"o {name}")
+        lines += [f"v {x:.6f} {y:.6f} {z:.6f} {red:.4f} {green:.4f} {blue:.4f}" for x, y, z in mesh.vertices.tolist()]
+        lines += [f"f {a} {b} {c}" for a, b, c in (mesh.faces + offset).tolist()]
+        offset += len(mesh.vertices)
+    return "\n".join(lines) + "\n"
+
+
+def _joined(scene: trimesh.Scene) -> trimesh.Trimesh:
+    """All geometries as one mesh with a colour per vertex."""
+    import trimesh
+
+    meshes = list(scene.geometry.values())
+    offsets = np.cumsum([0, *(len(mesh.vertices) for mesh in meshes[:-1])])
+    return trimesh.Trimesh(
+        np.concatenate([mesh.vertices for mesh in meshes]),
+        np.concatenate([mesh.faces + offset for mesh, offset in zip(meshes, offsets, strict=True)]),
+        vertex_colors=np.concatenate([np.tile(geometry_color(mesh), (len(mesh.vertices), 1)) for mesh in meshes]),
+        process=False,
+    )

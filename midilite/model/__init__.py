@@ -1,0 +1,1 @@
+"""The networks, their weights and folders, and what they see of a picture."""

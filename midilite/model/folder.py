@@ -1,0 +1,290 @@
+"""A MIDI-3D or TripoSG checkpoint folder: which parts it has, and each part as a network.
+
+Parts are loaded one by one, because training from cached conditions needs only the transformer, and a small GPU
+encodes images first and forgets the towers afterwards. `ModelFolder.save_part` writes the same layout, so merged and
+newly trained models are folders that the reference reads too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..common.files import read_json, write_json
+from ..flow.schedule import RectifiedFlowScheduler
+from .config import (
+    CLIPVisionConfig,
+    DINOv2Config,
+    DiTConfig,
+    ModelConfig,
+    PreprocessorConfig,
+    SchedulerConfig,
+    VAEConfig,
+)
+from .dit import DiT
+from .encoders import CLIPVision, DINOv2, legacy_keys, widen_patch_kernel
+from .images import Preprocessor
+from .layers import Network
+from .vae import VAE
+from .weights import DIFFUSERS_STEM, TRANSFORMERS_STEM, find_weights, load_weights, save_weights
+
+ASSETS = Path(__file__).parents[1] / "assets"
+PATCH_KERNEL = "embeddings.patch_embeddings.projection.weight"
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """What `infer` and the pipeline use when they are not told: those of the published models, or a model's own.
+
+    A model carries its own as `_midilite_sampling` in `model_index.json` (other readers pass over keys that begin with
+    an underscore).
+    """
+
+    num_inference_steps: int = 50
+    guidance_scale: float = 7.0
+    grid_depth: int = 8
+
+
+SAMPLING_KEY = "_midilite_sampling"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What distinguishes the two published layouts."""
+
+    name: str
+    class_name: str
+    dinov2: str
+    dinov2_preprocessor: str
+    clip: str | None
+    clip_preprocessor: str | None
+    dinov2_channels: int
+
+
+MIDI = Kind(
+    "midi", "MIDIPipeline", "image_encoder_2", "feature_extractor_2", "image_encoder_1", "feature_extractor_1", 7
+)
+TRIPOSG = Kind("triposg", "TripoSGPipeline", "image_encoder_dinov2", "feature_extractor_dinov2", None, None, 3)
+KINDS = {kind.class_name: kind for kind in (MIDI, TRIPOSG)}
+
+
+TRIPOSG_TOKENS = 2048
+
+
+def default_num_tokens(kind: Kind, config: DiTConfig) -> int:
+    """Latent tokens per instance: MIDI's pipeline takes the transformer's width, TripoSG's default is 2048."""
+    return config.width if kind is MIDI else TRIPOSG_TOKENS
+
+
+def resolve_model(name: str | Path) -> Path:
+    """The folder that a name means: a folder, a model that ships with midilite, or `hub:OWNER/NAME` from the hub.
+
+    Raises:
+        ValueError: there is no such folder or model; the hub's package is missing or the download failed.
+    """
+    text = str(name)
+    if text.startswith("hub:"):
+        return _download(text.removeprefix("hub:"))
+    if Path(text).is_dir():
+        return Path(text)
+    shipped = ASSETS / text
+    if "/" not in text and (shipped / "model_index.json").is_file():
+        return shipped
+    models = sorted(path.parent.name for path in ASSETS.glob("*/model_index.json"))
+    raise ValueError(
+        f"{text}: no such checkpoint folder. Published weights come with `huggingface-cli download VAST-AI/MIDI-3D "
+        f"--local-dir pretrained_weights/MIDI-3D`, or as 'hub:VAST-AI/MIDI-3D'; models shipped with midilite: "
+        f"{', '.join(models) or 'none'}"
+    )
+
+
+def _download(repository: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ValueError("'hub:' names need the package huggingface_hub: pip install 'midilite[hub]'") from error
+    try:
+        return Path(snapshot_download(repository, allow_patterns=["*.json", "*.safetensors"]))
+    except (OSError, ValueError) as error:  # its errors derive from these; the text says whether net or name failed
+        raise ValueError(f"hub:{repository}: download failed ({error})") from error
+
+
+class ModelFolder:
+    """The parts of a checkpoint folder, loaded on request.
+
+    Args:
+        name: see `resolve_model`.
+
+    Raises:
+        ValueError: no such folder, no `model_index.json`, an unknown kind, or missing parts (all are named).
+    """
+
+    def __init__(self, name: str | Path) -> None:
+        self.path = resolve_model(name)
+        index = self.path / "model_index.json"
+        values = read_json(index)
+        class_name = values.get("_class_name") if isinstance(values, dict) else None
+        if class_name not in KINDS:
+            raise ValueError(f"{index}: _class_name is {class_name!r}, expected one of {', '.join(KINDS)}")
+        self.kind = KINDS[class_name]
+        self.sampling = _sampling(values.get(SAMPLING_KEY, {}), index)
+        missing = [file for file in self._required() if not (self.path / file).is_file()]
+        if missing:
+            raise ValueError(f"{self.path}: incomplete {class_name} folder, missing {', '.join(missing)}")
+
+    def _required(self) -> list[str]:
+        kind = self.kind
+        networks = ["transformer", "vae", kind.dinov2, kind.clip]
+        processors = [kind.dinov2_preprocessor, kind.clip_preprocessor]
+        files = [f"{part}/config.json" for part in networks if part]
+        files += [f"{part}/preprocessor_config.json" for part in processors if part]
+        return [*files, "scheduler/scheduler_config.json"]
+
+    @property
+    def default_num_tokens(self) -> int:
+        """See the function of that name."""
+        return default_num_tokens(self.kind, DiTConfig.from_json(self.path / "transformer" / "config.json"))
+
+    def load_transformer(
+        self,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        multi_instance_blocks: Sequence[int | str] | None = None,
+    ) -> DiT:
+        """The DiT, with the multi-instance blocks given, else those of its config, else the default."""
+        config = DiTConfig.from_json(self.path / "transformer" / "config.json")
+        with torch.device("meta"):
+            model = DiT(config, multi_instance_blocks)
+        load_weights(model, find_weights(self.path / "transformer", DIFFUSERS_STEM), device, dtype)
+        return model
+
+    def load_vae(self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> VAE:
+        """The shape VAE."""
+        config = VAEConfig.from_json(self.path / "vae" / "config.json")
+        with torch.device("meta"):
+            model = VAE(config)
+        load_weights(model, find_weights(self.path / "vae", DIFFUSERS_STEM), device, dtype)
+        return model
+
+    def load_dinov2(self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> DINOv2:
+        """DINOv2, widened to the channels that this kind of pipeline feeds when the file has fewer."""
+        folder = self.path / self.kind.dinov2
+        values = {**read_json(folder / "config.json"), "num_channels": self.kind.dinov2_channels}
+        with torch.device("meta"):
+            model = DINOv2(DINOv2Config.from_dict(values, str(folder / "config.json")))
+        adapt = {PATCH_KERNEL: _widen}
+        load_weights(model, find_weights(folder, TRANSFORMERS_STEM), device, dtype, legacy_keys, adapt)
+        return model
+
+    def load_clip(self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> CLIPVision | None:
+        """The CLIP vision tower with projection; None for TripoSG."""
+        if self.kind.clip is None:
+            return None
+        folder = self.path / self.kind.clip
+        with torch.device("meta"):
+            model = CLIPVision(CLIPVisionConfig.from_json(folder / "config.json"))
+        load_weights(model, find_weights(folder, TRANSFORMERS_STEM), device, dtype, legacy_keys)
+        return model
+
+    def load_scheduler(self) -> RectifiedFlowScheduler:
+        """The rectified-flow scheduler with the folder's shift."""
+        config = SchedulerConfig.from_json(self.path / "scheduler" / "scheduler_config.json")
+        return RectifiedFlowScheduler(config)
+
+    def load_preprocessors(self) -> tuple[Preprocessor | None, Preprocessor]:
+        """(CLIP's or None, DINOv2's)."""
+        clip, dinov2 = (
+            name and Preprocessor(PreprocessorConfig.from_json(self.path / name / "preprocessor_config.json"))
+            for name in (self.kind.clip_preprocessor, self.kind.dinov2_preprocessor)
+        )
+        return clip, dinov2
+
+    def fingerprint(self, part: str) -> str:
+        """BLAKE2b of a part's config and weight files, to key what was computed with them."""
+        folder = self.path / part
+        stem = DIFFUSERS_STEM if part in ("transformer", "vae") else TRANSFORMERS_STEM
+        files = [folder / "preprocessor_config.json"]
+        if (folder / "config.json").is_file():
+            files = [folder / "config.json", *find_weights(folder, stem)]
+        digest = hashlib.blake2b(digest_size=16)
+        for file in files:
+            with open(file, "rb") as handle:
+                digest.update(hashlib.file_digest(handle, hashlib.blake2b).digest())
+        return digest.hexdigest()
+
+
+def _widen(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return widen_patch_kernel(weight, shape[1])
+
+
+def save_model_folder(
+    folder: str | Path,
+    networks: dict[str, Network],
+    scheduler: RectifiedFlowScheduler,
+    preprocessors: dict[str, Preprocessor],
+    kind: Kind = MIDI,
+    dtype: torch.dtype | None = None,
+    sampling: SamplingDefaults | None = None,
+) -> None:
+    """Write a whole checkpoint folder; `model_index.json` comes last, so an interrupted write is no model.
+
+    Args:
+        networks: {part folder: network} for the parts of `kind`.
+        preprocessors: {part folder: preprocessor}.
+        dtype: type on disk, default each network's own.
+        sampling: defaults that travel with the model; None leaves those of the published models.
+
+    Raises:
+        ValueError: parts are missing or unknown for this kind.
+    """
+    folder = Path(folder)
+    expected = {"transformer", "vae", kind.dinov2, kind.dinov2_preprocessor, kind.clip, kind.clip_preprocessor} - {None}
+    given = set(networks) | set(preprocessors)
+    if given != expected:
+        raise ValueError(f"{kind.class_name} has the parts {sorted(expected)}, given were {sorted(given)}")
+    for part, network in networks.items():
+        stem = DIFFUSERS_STEM if part in ("transformer", "vae") else TRANSFORMERS_STEM
+        save_weights(network, folder / part, stem, config_dict(network), dtype)
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler.config.to_dict())
+    for part, preprocessor in preprocessors.items():
+        write_json(folder / part / "preprocessor_config.json", preprocessor.config.to_dict())
+    own = {SAMPLING_KEY: asdict(sampling)} if sampling else {}
+    write_json(folder / "model_index.json", {**_model_index(kind), **own})
+
+
+def _sampling(values: Any, source: Path) -> SamplingDefaults:
+    known = {entry.name for entry in fields(SamplingDefaults)}
+    if not isinstance(values, dict) or not all(k in known and isinstance(v, (int, float)) for k, v in values.items()):
+        raise ValueError(f"{source}: {SAMPLING_KEY} is {values!r}, expected numbers for {', '.join(sorted(known))}")
+    return SamplingDefaults(**values)
+
+
+def config_dict(network: Network) -> dict:
+    """The `config.json` of a network; a DiT's names its multi-instance blocks, so that they travel with the weights."""
+    config: ModelConfig = network.config
+    values = config.to_dict()
+    if isinstance(network, DiT) and config.has_second_condition:
+        values["multi_instance_blocks"] = sorted(network.multi_instance_blocks)
+    return values
+
+
+def _model_index(kind: Kind) -> dict:
+    package = kind.name
+    index = {
+        "_class_name": kind.class_name,
+        "transformer": [f"{package}.models.transformers.triposg_transformer", "TripoSGDiTModel"],
+        "vae": [f"{package}.models.autoencoders.autoencoder_kl_triposg", "TripoSGVAEModel"],
+        "scheduler": [f"{package}.schedulers.scheduling_rectified_flow", "RectifiedFlowScheduler"],
+        kind.dinov2: ["transformers", "Dinov2Model"],
+        kind.dinov2_preprocessor: ["transformers", "BitImageProcessor"],
+    }
+    if kind.clip:
+        index[kind.clip] = ["transformers", "CLIPVisionModelWithProjection"]
+        index[kind.clip_preprocessor] = ["transformers", "CLIPImageProcessor"]
+    return index

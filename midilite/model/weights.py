@@ -1,0 +1,222 @@
+"""Checkpoint folders <-> networks: finding weight files, strict key tables, loading without a second copy, writing.
+
+A published folder has `model_index.json` and one subfolder per part, each with `config.json` and safetensors files:
+one file, or shards with an index, possibly with a variant in the name (`model.fp16.safetensors`). Networks are built
+on the meta device, compared key by key with the file's table, allocated once in their final type on their final
+device, and filled tensor by tensor from the memory-mapped file: nothing is held twice.
+
+Loading is strict. Missing, unexpected and wrongly shaped keys are listed before anything is allocated, so there is
+no such thing as a half-loaded network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..common.files import atomic_write, read_json, write_json
+from ..common.transfer import copy_all
+from .layers import Network, compare_tables
+
+DIFFUSERS_STEM = "diffusion_pytorch_model"  # file names of the transformer and the VAE
+TRANSFORMERS_STEM = "model"  # file names of the image towers
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies: its file, its key there and its shape."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+
+
+def find_weights(folder: Path, stem: str) -> list[Path]:
+    """The safetensors files of a part: one file or all shards of an index; a plain name is preferred to a variant.
+
+    Raises:
+        ValueError: there is none, the variants are ambiguous, or a shard of the index is missing.
+    """
+    plain, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    if plain.is_file():
+        return [plain]
+    if index.is_file():
+        return _shards(index)
+    pattern = re.compile(re.escape(stem) + r"\.(?:(\w+)\.safetensors|safetensors\.index\.(\w+)\.json)")
+    variants = {p: m for p in sorted(folder.glob(f"{stem}.*")) if (m := pattern.fullmatch(p.name)) and p.is_file()}
+    if not variants:
+        raise ValueError(f"{folder}: no {stem}.safetensors (nor shards nor a variant of it); is the download complete?")
+    if len(variants) > 1:
+        names = ", ".join(p.name for p in variants)
+        raise ValueError(f"{folder}: several variants ({names}) and no {stem}.safetensors; keep one of them")
+    ((path, match),) = variants.items()
+    return [path] if match[1] else _shards(path)
+
+
+def _shards(index: Path) -> list[Path]:
+    table = read_json(index)
+    if not isinstance(table, dict) or not isinstance(table.get("weight_map"), dict):
+        raise ValueError(f"{index}: has no weight_map")
+    files = sorted({index.parent / Path(str(name)).name for name in table["weight_map"].values()})
+    gone = [file.name for file in files if not file.is_file()]
+    if gone:
+        raise ValueError(f"{index}: names shards that are missing: {', '.join(gone)}")
+    return files
+
+
+def read_table(files: list[Path], rename: Callable[[str], str | None] = lambda key: key) -> dict[str, Entry]:
+    """{network key: Entry} of safetensors files; `rename` maps a file's key to the network's, None drops it.
+
+    Raises:
+        ValueError: a file is truncated or no safetensors file, or two tensors end up under one key.
+    """
+    table: dict[str, Entry] = {}
+    for file in files:
+        with open_safetensors(file) as handle:
+            for key in handle.keys():
+                name = rename(key)
+                if name is None:
+                    continue
+                if name in table:
+                    raise ValueError(f"{file}: {key} and {table[name].key} of {table[name].file.name} are both {name}")
+                table[name] = Entry(file, key, tuple(handle.get_slice(key).get_shape()))
+    return table
+
+
+def open_safetensors(file: Path) -> Any:
+    """`safetensors.safe_open` on the CPU with an error that names the file and what to do."""
+    try:
+        return safe_open(file, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file}: is truncated or no safetensors file ({error}); download it again") from error
+
+
+def load_weights(
+    network: Network,
+    files: list[Path],
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    rename: Callable[[str], str | None] = lambda key: key,
+    adapt: Mapping[str, Callable[[Tensor, tuple[int, ...]], Tensor]] | None = None,
+) -> None:
+    """Allocate a network that was built on the meta device and fill it from safetensors files.
+
+    Args:
+        network: on the meta device; afterwards on `device` in `dtype`, in eval mode, without gradients.
+        files: one file or all shards.
+        rename: file key -> network key, or None to leave a tensor out.
+        adapt: network keys whose tensor may be converted to the network's shape before it is copied.
+
+    Raises:
+        ValueError: keys are missing, unexpected or wrongly shaped (all are listed), or a file is damaged.
+    """
+    table, adapt = read_table(files, rename), adapt or {}
+    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    found = {key: expected[key] if key in adapt and key in expected else e.shape for key, e in table.items()}
+    problems = compare_tables(found, expected)
+    if problems:
+        where = files[0] if len(files) == 1 else files[0].parent
+        kind = type(network).__name__
+        raise ValueError(f"{where}: does not fit the {kind} of its config.json:\n  " + "\n  ".join(problems))
+    network.to(dtype).to_empty(device=device).eval().requires_grad_(False)
+    state = network.state_dict()
+    with contextlib.ExitStack() as stack:
+        handles = {file: stack.enter_context(open_safetensors(file)) for file in files}
+
+        def reader(key: str, entry: Entry) -> Callable[[], Tensor]:
+            return lambda: _adapted(_read(handles[entry.file], entry), key, entry, expected[key], adapt)
+
+        copy_all([(state[key], reader(key, entry)) for key, entry in table.items()], torch.device(device))
+
+
+def _adapted(
+    tensor: Tensor,
+    key: str,
+    entry: Entry,
+    expected: tuple[int, ...],
+    adapt: Mapping[str, Callable[[Tensor, tuple[int, ...]], Tensor]],
+) -> Tensor:
+    """A file's tensor in the network's shape."""
+    if key in adapt and entry.shape != expected:
+        tensor = adapt[key](tensor, expected)
+        if tensor.shape != expected:
+            raise ValueError(f"{entry.file}: {key} has shape {entry.shape}, expected {expected}")
+    return tensor
+
+
+def _read(handle: Any, entry: Entry) -> Tensor:
+    try:
+        return handle.get_tensor(entry.key)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{entry.file}: {entry.key} can't be read ({error}); download the file again") from error
+
+
+def save_weights(
+    network: Network,
+    folder: Path,
+    stem: str,
+    config: dict[str, Any],
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = 5 * 2**30,
+) -> None:
+    """Write a network as a part of a checkpoint folder: `config.json` and one safetensors file, or shards of them.
+
+    Args:
+        dtype: type on disk; default the network's own.
+        max_shard_bytes: a larger network is split into shards with an index, each at most this large where possible.
+    """
+    groups: list[list[str]] = [[]]
+    state, used = network.state_dict(), 0
+    folder.mkdir(parents=True, exist_ok=True)  # only now: a network that can't be saved leaves nothing
+    for key, value in state.items():
+        size = value.numel() * (dtype or value.dtype).itemsize
+        if used and used + size > max_shard_bytes:
+            groups.append([])
+            used = 0
+        groups[-1].append(key)
+        used += size
+    names = [f"{stem}.safetensors"]
+    if len(groups) > 1:
+        names = [f"{stem}-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
+    for name, keys in zip(names, groups, strict=True):
+        # a copy of each: safetensors refuses views that share storage, which the parts of a fused weight do
+        write_safetensors(folder / name, {key: state[key].to("cpu", dtype, copy=True).contiguous() for key in keys})
+    index = folder / f"{stem}.safetensors.index.json"
+    if len(groups) > 1:
+        weight_map = {key: name for name, keys in zip(names, groups, strict=True) for key in keys}
+        total = sum(v.numel() * (dtype or v.dtype).itemsize for v in state.values())
+        write_json(index, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    write_json(folder / "config.json", config)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file atomically; `format: pt` is added to the metadata, as other readers expect it.
+
+    The same tensors and metadata give the same bytes: the library writes its metadata in the random order of a hash
+    table, so the header is sorted afterwards.
+    """
+    with atomic_write(path) as temporary:
+        save_file(dict(tensors), temporary, metadata={"format": "pt", **(metadata or {})})
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Rewrite a safetensors header in place with its metadata in alphabetical order; the length stays the same."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        entries = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size, "the sorted header does not fit into its place"
+        file.seek(8)
+        file.write(text.ljust(size))

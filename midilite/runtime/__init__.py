@@ -1,0 +1,1 @@
+"""How a network runs: eight bits, offloading, sharding, compilation, CUDA graphs."""

@@ -1,0 +1,97 @@
+"""The log of a run: `metrics.jsonl`, a progress line, and TensorBoard events where that package is installed.
+
+A resumed run continues the file: lines of steps that the checkpoint did not reach are dropped first, so every step
+stands in it once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from PIL import Image
+
+from ..common.files import write_bytes
+
+METRICS = "metrics.jsonl"
+
+
+def say(text: str) -> None:
+    """A line for the person who watches; results go to files."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class RunLog:
+    """Writes metrics on the main rank and nothing on the others. Use it in a `with` statement."""
+
+    def __init__(self, folder: Path, step: int, active: bool = True) -> None:
+        self.active = active
+        self.board: Any = None
+        if not active:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / METRICS
+        kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
+        write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
+        self.file = open(path, "a", encoding="utf-8")
+        self.board = _tensorboard(folder, step)
+
+    def write(self, step: int, total: int, epoch: int, metrics: dict[str, float | None]) -> None:
+        """Record the metrics after `step` of `total` steps; None is undefined."""
+        if not self.active:
+            return
+        finite = {  # NaN is no json
+            key: value if value is not None and math.isfinite(value) else None for key, value in metrics.items()
+        }
+        self.file.write(json.dumps({"step": step, "epoch": epoch, **finite}) + "\n")
+        self.file.flush()
+        print(progress_line(step, total, epoch, metrics), file=sys.stderr, flush=True)
+        if self.board is not None:
+            for key, value in metrics.items():
+                if value is not None:
+                    self.board.add_scalar(f"train/{key}", value, step)
+
+    def image(self, step: int, name: str, image: Image.Image) -> None:
+        """Show a picture in TensorBoard, if that is there."""
+        if self.board is not None:
+            self.board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.active:
+            self.file.close()
+            if self.board is not None:
+                self.board.close()
+
+
+def _lines(path: Path) -> list[str]:
+    """The whole lines of an earlier log; a last line that was cut off is left out."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return [line for line in text[: text.rfind("\n") + 1].splitlines() if line]
+
+
+def _tensorboard(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None  # optional: pip install 'midilite[tensorboard]'
+    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+
+def progress_line(step: int, total: int, epoch: int, metrics: dict[str, float]) -> str:
+    """One line: step, epoch, loss, learning rate, samples per second, time left."""
+    left = int(metrics["eta_seconds"])
+    eta = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
+    return (
+        f"step {step}/{total} epoch {epoch} loss {metrics['loss']:.4f} lr {metrics['lr']:.2e} "
+        f"{metrics['samples_per_second']:.2f} scenes/s eta {eta}"
+    )

@@ -1,0 +1,161 @@
+"""Adapters on the image towers, trained together with the transformer's (`--train_towers`).
+
+    pixels -> towers + adapters -> conditions -> transformer + adapter -> loss
+
+MIDI's own adapters train both image encoders. Where they train, conditions can't be computed ahead: every step reads
+the pictures and runs the towers with gradients. Latents don't depend on them and still come from the cache. A scene
+whose conditions are dropped gets zeros after the towers. All draws are the same functions of (seed, step, scene) as in
+other runs (`objective.draw_scene`): the same instances, noise and dropped conditions.
+
+What watches a run (validation, generated scenes) asks `TowerFeatures` for conditions and gets those of the towers as
+they are.
+
+The adapter is one file: modules of towers begin with the tower's folder, as `lora/files.py` and the pipeline read them.
+Left out: keeping preprocessed pictures on disk. They take 8 MB per instance at the published size, and cutting them out
+anew takes a CPU core less than 0.1 s, beside the GPU's work (`training/prefetch.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ... import lora
+from ...data.cache import FeatureCache, FeatureSource, Prepared, Progress
+from ...data.features import Features, PixelFeatures, SceneEncoder
+from ...data.scenes import Scene, read_scene_quietly
+from ...lora.files import network_group
+from ...model.dit import DiT
+from ...model.encoders import CLIPVision
+from ...model.folder import ModelFolder
+from ..objective import SceneBatch, SceneInputs
+from ..options import TrainOptions
+from .lora import LoRATask
+
+CLIP_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+DINOV2_TARGETS = ("query", "key", "value", "output.dense")
+
+_CHUNK = 8  # instances that go through a tower together
+
+
+def load_towers(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> nn.ModuleDict:
+    """The image towers by the names of their folders, in the order of the conditions."""
+    kind = folder.kind
+    clip = {kind.clip: folder.load_clip(device, dtype)} if kind.clip else {}
+    return nn.ModuleDict({**clip, kind.dinov2: folder.load_dinov2(device, dtype)})
+
+
+def default_targets(towers: nn.ModuleDict) -> tuple[str, ...]:
+    """Every linear of the towers' attention, as in the transformer."""
+    kinds = [CLIP_TARGETS if isinstance(tower, CLIPVision) else DINOV2_TARGETS for tower in towers.values()]
+    return tuple(name for targets in kinds for name in targets)
+
+
+def encode(towers: nn.ModuleDict, pixels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Conditions [n, S, E] from the pixels [n, C, H, W] of each tower, where the towers are and in their type."""
+    conditions = []
+    for tower, images in zip(towers.values(), pixels, strict=True):
+        weight = next(tower.parameters())
+        parts = [tower(chunk.to(weight.device, weight.dtype)) for chunk in images.split(_CHUNK)]
+        tokens = torch.cat(parts)
+        conditions.append(tokens[:, None] if tokens.ndim == 2 else tokens)
+    return tuple(conditions)
+
+
+class TowerFeatures:
+    """Latents from a cache (or live), conditions from towers that may have changed since; see `cache.FeatureSource`.
+
+    Args:
+        stored: where the latents come from.
+        towers: of `load_towers`.
+    """
+
+    def __init__(self, stored: FeatureSource, towers: nn.ModuleDict) -> None:
+        self.stored, self.towers, self.mask_variants = stored, towers, stored.mask_variants
+
+    @property
+    def encoder(self) -> SceneEncoder:
+        """What cuts out the pictures."""
+        return self.stored.encoder
+
+    def prepare(
+        self, scenes: Sequence[Scene], rank: int = 0, world_size: int = 1, progress: Progress | None = None
+    ) -> Prepared:
+        """Fill the cache with what it lacks."""
+        return self.stored.prepare(scenes, rank, world_size, progress)
+
+    def num_instances(self, scene: Scene, view: int = 0) -> int:
+        """n of a view."""
+        return self.stored.num_instances(scene, view)
+
+    def load(self, scene: Scene, view: int = 0, variant: int = 0) -> Features:
+        """Features of one view with the towers as they are, without gradients, on the CPU."""
+        read = self.load_pixels(scene, view, variant)
+        with torch.no_grad():
+            *clip, dinov2 = (condition.cpu() for condition in encode(self.towers, read.pixels))
+        return Features(clip[0] if clip else None, dinov2, read.mean, read.logvar, read.mask_share)
+
+    def load_pixels(self, scene: Scene, view: int = 0, variant: int = 0) -> PixelFeatures:
+        """What the towers see of one view, and its latents."""
+        known = self.stored.load(scene, view, variant)
+        data = read_scene_quietly(scene, view, estimate=False)  # the surfaces' normals are in the latents already
+        pixels = self.encoder.pixels(data, self.mask_variants[variant])
+        return PixelFeatures(pixels, known.mean, known.logvar, known.mask_share)
+
+
+class TowerTask(LoRATask):
+    """Training a LoRA on a frozen transformer and on its frozen image towers; see `lora_task.LoRATask`.
+
+    Args:
+        towers: of `load_towers`, with no adapter of the name "default" yet.
+        features: where latents come from.
+
+    Raises:
+        ValueError: a target matches nothing.
+    """
+
+    def __init__(
+        self,
+        transformer: DiT,
+        towers: nn.ModuleDict,
+        scenes: list[Scene],
+        features: FeatureSource,
+        options: TrainOptions,
+    ) -> None:
+        self.towers = towers
+        super().__init__(transformer, scenes, TowerFeatures(features, towers), options)
+        targets = options.lora_tower_targets or default_targets(towers)
+        self.modules += lora.inject(towers, dataclasses.replace(self.config, target_modules=targets), seed=options.seed)
+        for tower in towers.values():
+            tower.gradient_checkpointing = options.gradient_checkpointing
+        self._train_adapters(network_group(transformer, **towers))
+        self.reads_ahead = isinstance(features, FeatureCache)  # pixels are cut out on the CPU
+        # whole paths: a name that is meant for one network may be there in another
+        self.config = dataclasses.replace(self.config, target_modules=tuple(self.modules))
+        self.metadata = {**self.metadata, "image_towers": list(towers)}
+
+    def read(self, scene: Scene, view: int, variant: int) -> PixelFeatures:
+        """What a step needs of a view of a scene: pixels."""
+        return self.features.load_pixels(scene, view, variant)
+
+    def loss(self, batch: SceneBatch, total_instances: int) -> tuple[Tensor, Tensor]:
+        """See `trainer.Task.loss`."""
+        return super().loss(self._encoded(batch), total_instances)
+
+    def nothing(self, batch: SceneBatch) -> Tensor:
+        """See `LoRATask.nothing`."""
+        return super().nothing(self._encoded(batch))
+
+    def _encoded(self, batch: SceneBatch) -> SceneBatch:
+        """Pixels replaced by conditions that gradients flow through."""
+        return SceneBatch(tuple(map(self._conditioned, batch.scenes)))
+
+    def _conditioned(self, scene: SceneInputs) -> SceneInputs:
+        if not scene.dropped:
+            return dataclasses.replace(scene, conditions=encode(self.towers, scene.conditions))
+        with torch.no_grad():  # for the shapes; that costs little, and happens to one scene in ten
+            conditions = tuple(torch.zeros_like(c) for c in encode(self.towers, scene.conditions))
+        return dataclasses.replace(scene, conditions=conditions)

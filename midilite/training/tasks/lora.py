@@ -1,0 +1,153 @@
+"""What LoRA training optimises: a fresh adapter on a frozen transformer, scenes that are encoded already, their loss.
+
+`trainer.Trainer` walks the steps, `train.py` puts everything together; `image_encoders.py` is the same task with
+adapters on the image towers, too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from ... import lora
+from ...common.seeds import torch_generator
+from ...common.transfer import send
+from ...data.augment import choose
+from ...data.cache import FeatureCache, FeatureSource
+from ...data.features import Features, PixelFeatures
+from ...data.scenes import Scene
+from ...evaluation.meters import Meter
+from ...lora.files import describe
+from ...lora.writers import write_peft_folder, write_state_dict
+from ...model.dit import DiT
+from ...runtime.cuda_graphs import LossGraphs
+from ..flops import transformer_flops
+from ..objective import (
+    ObjectiveSettings,
+    SceneBatch,
+    draw_scene,
+    instance_losses,
+    instance_weights,
+    model_inputs,
+    squared_errors,
+)
+from ..options import TrainOptions
+
+
+def objective_settings(options: TrainOptions) -> ObjectiveSettings:
+    """The options that decide what is drawn."""
+    return ObjectiveSettings(**{f.name: getattr(options, f.name) for f in dataclasses.fields(ObjectiveSettings)})
+
+
+def lora_plus(parameters: Iterable[str], ratio: float) -> dict[str, float]:
+    """Factors on the learning rate, by parameter: that of B is a multiple of A's (LoRA+, Hayou et al. 2024)."""
+    return {key: ratio for key in parameters if key.endswith(".lora_B.weight")}
+
+
+def modules_without_gradient(transformer: DiT, modules: Iterable[str]) -> list[str]:
+    """Those of the adapted modules that training can never change.
+
+    CLIP's condition is one token. Attention to one token returns its value whatever the query is. (The keys' linear
+    does train: heads are split after keys and values are concatenated, so `to_k` makes half of the values.)
+    """
+    return [path for path in modules if transformer.config.has_second_condition and path.endswith(".attn2.to_q")]
+
+
+class LoRATask:
+    """Training a LoRA on a frozen transformer from encoded scenes; see `trainer.Task`.
+
+    Args:
+        transformer: with no adapter of the name "default" yet.
+        scenes: the training scenes.
+        features: where their encoded form comes from.
+        options: see `TrainOptions`.
+
+    Attributes:
+        networks: what has the adapter: the transformer (a subclass may train more).
+    """
+
+    def __init__(self, transformer: DiT, scenes: list[Scene], features: FeatureSource, options: TrainOptions) -> None:
+        self.transformer, self.scenes, self.features, self.options = transformer, scenes, features, options
+        self.config, self.settings = options.adapter_config(), objective_settings(options)
+        self.modules = lora.inject(transformer, self.config, seed=options.seed)
+        transformer.gradient_checkpointing, transformer.recompute = options.gradient_checkpointing, options.recompute
+        transformer.has_dropout = options.lora_dropout > 0
+        self._train_adapters(transformer)
+        self.num_scenes = len(scenes)
+        self.meter: Meter | None = None  # is told about every batch
+        self.graphs: LossGraphs | None = None  # replays passes instead of running `weighted_errors`
+        self.reads_ahead = isinstance(features, FeatureCache)  # encoders that run at every step want the GPU's stream
+        facts = {"data_dir": str(options.data_dir), "scenes": self.num_scenes, "seed": options.seed}
+        facts |= {"quantize_base": options.quantize_base} if options.quantize_base != "none" else {}
+        # now: it reads base weights, which shard_base takes apart
+        self.metadata = describe(transformer, facts, base_model=options.pretrained_model)
+
+    def _train_adapters(self, networks: nn.Module) -> None:
+        """Make the adapters in these networks what is trained."""
+        self.networks = networks
+        lora.freeze_base(networks)
+        networks.train()
+        self.parameters: dict[str, nn.Parameter] = lora.adapter_parameters(networks)
+        self.learning_rate_factors = lora_plus(self.parameters, self.options.lora_plus_ratio)
+
+    def draw(self, scenes: list[int], step: int) -> SceneBatch:
+        """The inputs of these scenes at a step; also chooses each scene's view and mask variant."""
+        inputs = []
+        for scene in (self.scenes[i] for i in scenes):
+            generator = torch_generator(self.options.seed, "view", step, scene.name)
+            view = choose(len(scene.views), generator)
+            features = self.read(scene, view, choose(len(self.features.mask_variants), generator))
+            inputs.append(draw_scene(features, scene.name, step, self.settings))
+        # one order of scenes for every mix of sizes: fewer products of attention and fewer recordings (cuda_graphs.py)
+        return SceneBatch(tuple(sorted(inputs, key=lambda scene: scene.groups)))
+
+    def read(self, scene: Scene, view: int, variant: int) -> Features | PixelFeatures:
+        """What a step needs of a view of a scene."""
+        return self.features.load(scene, view, variant)
+
+    def scene_name(self, scene: int) -> str:
+        """For messages."""
+        return self.scenes[scene].name
+
+    def loss(self, batch: SceneBatch, total_instances: int) -> tuple[Tensor, Tensor]:
+        """See `trainer.Task.loss`."""
+        noised, targets, timesteps, conditions = model_inputs(batch, self.transformer.device)
+        weights = instance_weights(batch.sigmas, self.options.loss_weighting, total_instances)
+        groups = batch.groups(self.options.enable_multi_instance_attention)
+        compute = self.graphs or self.weighted_errors
+        loss, losses = compute(groups, [send(weights, noised.device), noised, targets, timesteps, *conditions])
+        if self.meter is not None:
+            self.meter.add(batch, losses)
+        return loss, losses
+
+    def weighted_errors(self, groups: Sequence[int], inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Weighted sum of the instances' losses, and these; inputs are the weights [n] and `model_inputs`."""
+        weights, noised, targets, timesteps, *conditions = inputs
+        losses = squared_errors(self.transformer, noised, targets, timesteps, conditions, groups)
+        return (losses * weights).sum(), losses.detach()
+
+    def nothing(self, batch: SceneBatch) -> Tensor:
+        """A loss of 0 whose gradients are 0, after a whole pass of a batch through the transformer."""
+        return instance_losses(self.transformer, batch, self.options.enable_multi_instance_attention).sum() * 0
+
+    def scene_costs(self) -> list[float]:
+        """Operations that each scene takes, by the number of its instances (some may be out of sight in a view)."""
+        sample = self.features.load(self.scenes[0])
+        tokens, keys = sample.mean.shape[1], [c.shape[1] for c in sample.conditions()]
+        counts = [min(len(scene.instances), self.options.max_num_instances) for scene in self.scenes]
+        together = self.options.enable_multi_instance_attention
+        groups = {n: [n] if together else [1] * n for n in set(counts)}
+        costs = {n: float(transformer_flops(self.transformer, groups[n], tokens, keys)) for n in groups}
+        return [costs[n] for n in counts]
+
+    def save_weights(self, folder: Path) -> None:
+        """Write the adapter as a PEFT folder, with the bare `lora_weights.pth` beside it.
+
+        One that trains from PiSSA's start is written as the plain LoRA of twice the rank that does the same.
+        """
+        state, config = lora.adapter_state(self.networks), lora.exported_config(self.config)
+        write_peft_folder(folder, state, config, self.metadata)
+        write_state_dict(folder / "lora_weights.pth", state, config, self.metadata)

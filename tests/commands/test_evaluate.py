@@ -1,0 +1,147 @@
+"""The evaluation command: right numbers on both layouts, base and adapter from the same noise, undefined never zero."""
+
+import importlib.util
+import json
+
+import pytest
+import torch
+import trimesh
+from conftest import GOLDEN
+from sample_factory import write_front3d
+
+from midilite.commands.evaluate import EvaluateOptions, run, side_by_side
+from midilite.data.scenes import find_scenes, read_scene
+from midilite.evaluation.metrics import ALIGNMENTS, SCENE_KEYS
+from midilite.inference import generate
+
+ROOT = GOLDEN.parents[1]
+MIDI = GOLDEN / "midi_tiny"
+LORA = ("--lora_path", str(MIDI / "lora" / "lora_weights.pth"), "--lora_alpha", "8")
+
+
+def options(data, tmp_path, **changes) -> EvaluateOptions:
+    fast = {"num_inference_steps": 1, "guidance_scale": 1.0, "num_tokens": 16, "num_points": 200, "grid_depth": 3}
+    fixed = {"pretrained_model": str(MIDI / "checkpoint"), "device": "cpu", "output": str(tmp_path / "out.json")}
+    return EvaluateOptions(**{"data_dir": str(data), **fixed, **fast, **changes})
+
+
+def command(*arguments: str) -> int:
+    spec = importlib.util.spec_from_file_location("evaluate", ROOT / "examples" / "evaluate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main(arguments)
+
+
+def hulls_of_the_truth(data_dir):
+    """In place of decoding: for every call the convex hulls of the next scene's true surfaces, which are convex."""
+    scenes = iter(find_scenes(data_dir))
+
+    def decode(vae, latents, labels, depth):
+        surfaces = read_scene(next(scenes)).surfaces
+        assert len(latents) == len(labels) == len(surfaces)
+        return [trimesh.convex.convex_hull(surface[:, :3].numpy()) for surface in surfaces]
+
+    return decode
+
+
+def test_a_perfect_model_has_perfect_numbers(prepared, tmp_path, monkeypatch):
+    """Each instance must be compared with its own surface: swapped ones would show in the boxes."""
+    monkeypatch.setattr(generate, "decode_meshes", hulls_of_the_truth(prepared))
+    document = run(options(prepared, tmp_path, num_points=2000))
+    mean = document["base"]["mean"]
+    assert mean["scenes"] == 5 and mean["missing_instances"] == 0 and mean["instances"] > 5
+    for name in ("none", "icp_kabsch"):  # less than 1 because the truth is 256 points
+        assert mean[name]["scene_f_score"]["mean"] > 0.9 and mean[name]["bounding_box_iou"]["mean"] > 0.9
+    assert document["options"]["seed"] == 42
+    assert json.loads((tmp_path / "out.json").read_text()) == json.loads(json.dumps(document))
+
+
+def test_base_and_adapter_start_alike_and_differ_by_the_adapter(prepared, tmp_path, capsys):
+    lora = {"lora_path": (LORA[1],), "lora_alpha": 8.0, "max_scenes": 2}
+    without = run(options(prepared, tmp_path, max_scenes=2))
+    with_it = run(options(prepared, tmp_path, **lora))
+    silent = run(options(prepared, tmp_path, **lora, lora_scale=(0.0,)))
+    assert set(without) == {"options", "base"} and set(with_it) == {"options", "base", "adapter"}
+    assert with_it["base"] == without["base"] == silent["adapter"]
+    assert with_it["adapter"]["mean"] != with_it["base"]["mean"]
+    printed = capsys.readouterr().out
+    assert "---- base" in printed and "---- adapter" in printed and "change" in printed
+    assert all(name in printed for name in (*ALIGNMENTS, *SCENE_KEYS))
+
+
+def test_the_3d_front_layout(tmp_path):
+    root = write_front3d(tmp_path / "set")
+    document = run(options(root, tmp_path))
+    scenes = document["base"]["scenes"]
+    assert {name: scene["instances"] for name, scene in scenes.items()} == {"houseA/bedroom-1": 3, "houseB/living-2": 1}
+    only = run(options(root, tmp_path, index_range=(1, 2), layout="front3d"))
+    assert list(only["base"]["scenes"]) == ["houseB/living-2"]
+    assert only["base"]["scenes"]["houseB/living-2"] == scenes["houseB/living-2"]  # whatever else is evaluated
+
+
+def test_a_model_of_single_objects_takes_them_one_by_one(prepared, tmp_path):
+    document = run(options(prepared, tmp_path, pretrained_model=str(GOLDEN / "triposg_tiny" / "checkpoint")))
+    assert document["base"]["mean"]["instances"] == sum(len(scene.instances) for scene in find_scenes(prepared))
+
+
+def test_what_is_undefined_is_null_and_a_dash(prepared, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(generate, "decode_meshes", lambda vae, latents, *_: [None] * len(latents))
+    run(options(prepared, tmp_path, max_scenes=1, lora_path=(LORA[1],), lora_alpha=8.0))
+    document = json.loads((tmp_path / "out.json").read_text())
+    scene = next(iter(document["adapter"]["scenes"].values()))
+    assert scene["missing_instances"] == scene["instances"]
+    assert {scene[name][key] for name in ALIGNMENTS for key in SCENE_KEYS} == {None}
+    assert document["base"]["mean"]["none"]["scene_f_score"] == {"mean": None, "scenes": 0, "undefined": 1}
+    printed = capsys.readouterr().out
+    assert "0.0000" not in printed and f"{'scene_f_score':<16}{'-':>12}{'-':>12}{'-':>12}" in printed
+
+
+def test_means_over_different_scenes_have_no_difference():
+    def means(mean, scenes):
+        entry = {key: {"mean": mean, "scenes": scenes} for key in SCENE_KEYS}
+        return {"none": entry, "instances": 4, "missing_instances": 2}
+
+    text = side_by_side({"base": means(0.5, 4), "adapter": means(0.75, 4)})
+    assert "+0.2500" in text and "icp" not in text and text.endswith("of 4: base 2, adapter 2")
+    assert "+" not in side_by_side({"base": means(0.5, 4), "adapter": means(0.75, 3)})
+
+
+def test_mistakes_are_one_line_with_an_exit_code(prepared, tmp_path, capsys):
+    model = ["--pretrained_model", str(MIDI / "checkpoint"), "--device", "cpu"]
+    for arguments, message in (
+        ([], "data_dir is missing"),
+        (["--data_dir", str(tmp_path / "nowhere")], "nowhere: no such data folder"),
+        (["--data_dir", str(prepared), "--lora_path", str(tmp_path / "lora")], "lora"),
+    ):
+        assert command(*model, *arguments) == 1
+        last = capsys.readouterr().err.strip().splitlines()[-1]
+        assert last.startswith("evaluate.py: error:") and message in last
+    for arguments, message in (
+        (["--tau", "0"], "tau is 0.0"),
+        (["--layout", "folders"], "invalid choice"),
+        (["--index_range", "3"], "two numbers"),
+        (["--grid_depth", "20"], "grid_depth is 20, expected 3 to 10"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            command(*arguments)
+        assert end.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_the_documented_flags_are_frozen():
+    from midilite.common.options import parse
+
+    words = "--pretrained_model m --data_dir d --lora_path a b --num_inference_steps 25 --guidance_scale 7.0 --seed 1 "
+    words += "--num_points 100 --grid_depth 6 --max_scenes 3 --output out.json --layout samples"
+    parsed = parse(EvaluateOptions, words.split())
+    assert parsed.lora_path == ("a", "b") and parsed.output == "out.json" and parsed.max_scenes == 3
+
+
+def test_the_evaluation_leaves_the_pipeline_as_it_was(prepared, tmp_path):
+    from midilite import lora
+    from midilite.commands.evaluate import evaluate_scene
+    from midilite.inference.pipeline import load_pipeline
+
+    pipe = load_pipeline(MIDI / "checkpoint", device="cpu", dtype=torch.float32)
+    pipe.load_adapter(LORA[1], scale=0.5, lora_alpha=8)
+    results = evaluate_scene(pipe, find_scenes(prepared)[0], options(prepared, tmp_path), ("base", "adapter"))
+    assert lora.active_weights(pipe.networks) == {"default": 0.5} and results["base"] != results["adapter"]

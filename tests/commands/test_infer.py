@@ -1,0 +1,146 @@
+"""The inference command: files of every kind open again, previews show what was made, mistakes are one line."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from conftest import GOLDEN
+from PIL import Image
+
+from midilite.commands import infer
+from midilite.inference import pipeline
+from midilite.mesh.scene import export_scene
+
+ROOT = GOLDEN.parents[1]
+MIDI = GOLDEN / "midi_tiny"
+FAST = "--num_inference_steps 2 --guidance_scale 2 --num_tokens 16 --grid_depth 4 --device cpu".split()
+
+
+def command(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def golden_run(output, *flags: str) -> int:
+    images = ["--rgb_image", str(MIDI / "scene_rgb.png"), "--seg_image", str(MIDI / "scene_seg.png")]
+    model = ["--pretrained_model", str(MIDI / "checkpoint")]
+    return command("infer")([*model, *images, "--output", str(output), *FAST, *flags])
+
+
+@pytest.fixture
+def scene() -> trimesh.Scene:
+    far = trimesh.creation.icosphere(subdivisions=1)
+    far.apply_translation((3, 0, 0))
+    return pipeline.build_scene([trimesh.creation.box(), None, far], [1, 2, 5])
+
+
+def test_glb_and_obj_keep_names_and_colours(scene, tmp_path):
+    for suffix in ("glb", "obj"):
+        path = tmp_path / f"scene.{suffix}"
+        export_scene(scene, path)
+        text = path.read_text() if suffix == "obj" else ""
+        if suffix == "obj":  # trimesh reads OBJ groups by material only, so look at the text
+            names = [line[2:] for line in text.splitlines() if line.startswith("o ")]
+            assert len({tuple(line.split()[4:]) for line in text.splitlines() if line.startswith("v ")}) == 2
+            loaded = trimesh.load(path, force="mesh")
+            assert loaded.is_watertight and loaded.body_count == 2
+        else:
+            loaded = trimesh.load(path)
+            names = list(loaded.geometry)
+            colors = [tuple(mesh.visual.material.baseColorFactor) for mesh in loaded.geometry.values()]
+            assert colors == [(*pipeline.instance_color(0), 255), (*pipeline.instance_color(2), 255)]
+        assert names == ["instance_1", "instance_5"]
+
+
+def test_ply_and_stl_hold_all_objects(scene, tmp_path):
+    for suffix in ("ply", "stl"):
+        export_scene(scene, tmp_path / f"scene.{suffix}")
+        mesh = trimesh.load(tmp_path / f"scene.{suffix}", force="mesh")
+        assert mesh.body_count == 2 and abs(mesh.volume - scene.volume) < 1e-4
+        if suffix == "ply":
+            assert len(np.unique(mesh.visual.vertex_colors, axis=0)) == 2
+
+
+def test_the_command_writes_scene_and_preview(tmp_path):
+    assert golden_run(tmp_path / "out" / "scene.glb") == 0
+    loaded = trimesh.load(tmp_path / "out" / "scene.glb")
+    assert 1 <= len(loaded.geometry) <= 3 and all(mesh.is_watertight for mesh in loaded.geometry.values())
+    sheet = np.asarray(Image.open(tmp_path / "out" / "scene.png").convert("RGB"))
+    cell = sheet.shape[1] // 4
+    for i in range(4):  # input, mask and two renders: each shows something on white
+        assert (sheet[20:, i * cell : (i + 1) * cell] < 200).any(axis=-1).mean() > 0.02
+
+
+def test_an_adapter_changes_the_result_and_its_scale_counts(tmp_path):
+    latents = []
+    for flags in ([], ["--lora_scale", "0"], ["--lora_scale", "0.5"], ["--lora_scale", "1"]):
+        adapter = ["--lora_path", str(MIDI / "lora" / "lora_weights.pth"), "--lora_alpha", "8"] if flags else []
+        options = infer.InferOptions(
+            pretrained_model=str(MIDI / "checkpoint"),
+            rgb_image=str(MIDI / "scene_rgb.png"),
+            seg_image=str(MIDI / "scene_seg.png"),
+            output=str(tmp_path / "scene.glb"),
+            lora_path=(adapter[1],) if adapter else None,
+            lora_alpha=8.0,
+            lora_scale=(float(flags[1]),) if flags else (1.0,),
+            num_inference_steps=2,
+            num_tokens=16,
+            grid_depth=4,
+            device="cpu",
+            preview=False,
+        )
+        latents.append(infer.run(options).latents)
+    base, zero, half, one = latents
+    assert torch.equal(base, zero)
+    assert not torch.equal(base, half) and not torch.equal(half, one)
+
+
+def test_a_triposg_folder_needs_no_mask(tmp_path):
+    folder = GOLDEN / "triposg_tiny"
+    flags = ["--pretrained_model", str(folder / "checkpoint"), "--rgb_image", str(folder / "object_rgb.png")]
+    assert command("infer")([*flags, "--output", str(tmp_path / "o.ply"), *FAST]) == 0
+    assert trimesh.load(tmp_path / "o.ply").is_watertight
+
+
+def test_mistakes_are_one_line_and_exit_code_one(tmp_path, capsys):
+    Image.fromarray(np.ones((10, 20), np.uint8)).save(tmp_path / "small.png")
+    for flags, message in (
+        (["--seg_image", str(tmp_path / "small.png")], "the mask is 20 x 10 pixels"),
+        (["--rgb_image", str(tmp_path / "nowhere.png")], "nowhere.png"),
+        (["--lora_path", str(tmp_path / "no_adapter")], "no_adapter"),
+        (["--pretrained_model", str(tmp_path)], "model_index.json"),
+    ):
+        assert golden_run(tmp_path / "scene.glb", *flags) == 1
+        last = capsys.readouterr().err.strip().splitlines()[-1]
+        assert last.startswith("infer.py: error:") and message in last
+    assert not (tmp_path / "scene.glb").exists()
+
+
+def test_a_full_disk_is_reported(tmp_path, capsys, monkeypatch):
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("midilite.mesh.scene.write_bytes", full)
+    assert golden_run(tmp_path / "scene.glb") == 1
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_the_main_job_from_meshes_to_scenes(tmp_path):
+    """examples/end_to_end.py, small: meshes -> data -> adapter whose fixed loss fell -> closed scenes with previews."""
+    raw, images = tmp_path / "raw", tmp_path / "images"
+    raw.mkdir(), images.mkdir()
+    trimesh.creation.box((1, 0.4, 0.7)).export(raw / "box.GLB", file_type="glb")
+    trimesh.creation.cylinder(0.3, 1.0).export(raw / "post.obj")
+    trimesh.creation.icosphere(radius=0.4).export(raw / "ball.stl")
+    for kind in ("rgb", "seg"):
+        (images / f"a_{kind}.png").write_bytes((MIDI / f"scene_{kind}.png").read_bytes())
+    flags = ["--meshes", str(raw), "--images", str(images), "--model", str(MIDI / "checkpoint")]
+    small = "--num_scenes 3 --num_samples 256 --image_size 96 --steps 40 --num_tokens 16 --inference_steps 2".split()
+    work = ["--work", str(tmp_path / "work"), "--grid_depth", "4", "--device", "cpu", "--learning_rate", "5e-3"]
+    assert command("end_to_end")([*flags, *small, *work]) == 0
+    assert (tmp_path / "work" / "scenes" / "a.glb").is_file() and (tmp_path / "work" / "scenes" / "a.png").is_file()
+    assert (tmp_path / "work" / "run" / "lora-final" / "adapter_config.json").is_file()

@@ -1,0 +1,126 @@
+"""The cache's key: everything that features depend on is in it, by content, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN
+from safetensors.torch import load_file, save_file
+from sample_factory import blocks, picture, save_mask, scene_surfaces, sphere, write_sample
+
+from midilite.data import cache as cache_module
+from midilite.data.cache import FeatureCache
+from midilite.data.scenes import find_scenes
+from midilite.model.folder import ModelFolder
+
+MIDI = GOLDEN / "midi_tiny"
+TOKENS = 12
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    write_sample(tmp_path / "data" / "a", scene_surfaces(2), [1, 2], seed=1)
+    write_sample(tmp_path / "data" / "b", sphere(64), [9], seed=2)
+    return find_scenes(tmp_path / "data")
+
+
+def make(tmp_path: Path, folder: Path = MIDI / "checkpoint", **changes) -> FeatureCache:
+    return FeatureCache(tmp_path / "cache", ModelFolder(folder), **{"num_tokens": TOKENS, "seed": 5, **changes})
+
+
+def entries(tmp_path: Path) -> set[Path]:
+    return set((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def copy_checkpoint(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(MIDI / "checkpoint", tmp_path / "checkpoint"))
+
+
+def nudge_file(path: Path) -> None:
+    """Another value in one tensor of a weight file."""
+    tensors = load_file(path)
+    key = sorted(tensors)[0]
+    tensors[key] = tensors[key] + 1e-3
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def edit_text(path: Path) -> None:
+    path.write_text(path.read_text().rstrip().removesuffix("}") + ', "extra": 1}')
+
+
+WEIGHTS = {"vae": "diffusion_pytorch_model", "image_encoder_1": "model", "image_encoder_2": "model"}
+
+
+@pytest.mark.parametrize("part", [*WEIGHTS, "feature_extractor_1", "feature_extractor_2"])
+def test_key_holds_the_encoders(tmp_path, scenes, part):
+    """Weights and configs of each encoder, and the preprocessors."""
+    folder = copy_checkpoint(tmp_path)
+    paths = {make(tmp_path, folder).path(scenes[0])}
+    if part in WEIGHTS:
+        nudge_file(folder / part / f"{WEIGHTS[part]}.safetensors")
+        paths.add(make(tmp_path, folder).path(scenes[0]))
+    edit_text(folder / part / ("config.json" if part in WEIGHTS else "preprocessor_config.json"))
+    paths.add(make(tmp_path, folder).path(scenes[0]))
+    assert len(paths) == (3 if part in WEIGHTS else 2)
+
+
+def test_key_ignores_the_transformer(tmp_path, scenes):
+    """A merged or newly trained transformer uses the same features."""
+    folder = copy_checkpoint(tmp_path)
+    before = make(tmp_path, folder).path(scenes[0])
+    nudge_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert make(tmp_path, folder).path(scenes[0]) == before
+
+
+@pytest.mark.parametrize("change", [{"num_tokens": 8}, {"seed": 6}, {"dtype": torch.bfloat16}, {"mask_variants": (1,)}])
+def test_key_holds_the_settings(tmp_path, scenes, change):
+    """Another setting, another entry."""
+    assert make(tmp_path).path(scenes[0]) != make(tmp_path, **change).path(scenes[0])
+
+
+def test_key_holds_the_code_version(tmp_path, scenes, monkeypatch):
+    """The one thing that has to be raised by hand."""
+    before = make(tmp_path).path(scenes[0])
+    monkeypatch.setattr(cache_module, "ENCODING_VERSION", 2)
+    assert make(tmp_path).path(scenes[0]) != before
+
+
+@pytest.mark.parametrize("name", ["scene_rgb.png", "seg.png", "surface.npy"])
+def test_changed_input_is_never_served_from_the_cache(tmp_path, scenes, name):
+    """Also when size and time of the file stay what they were: contents are compared, not dates."""
+    make(tmp_path).prepare(scenes)
+    file = tmp_path / "data" / "a" / name
+    stamp, before = file.stat(), make(tmp_path).load(scenes[0])
+    if name == "surface.npy":
+        np.save(file, scene_surfaces(2, seed=50))
+    elif name == "seg.png":
+        save_mask(file, np.roll(blocks([1, 2]), 3, axis=1))
+    else:
+        picture(77).save(file)
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    cache = make(tmp_path)
+    assert cache.prepare(scenes).computed == 1
+    changed = cache.load(scenes[0])
+    unlike = [key for key, tensor in changed.tensors().items() if not torch.equal(tensor, before.tensors()[key])]
+    assert unlike == {
+        "surface.npy": ["mean", "logvar"], "seg.png": ["clip", "dinov2"], "scene_rgb.png": ["clip", "dinov2"]
+    }[name]  # fmt: skip
+    assert cache.remove_unused(scenes) and len(entries(tmp_path)) == 2
+
+
+def test_unused_entries_only_are_removed(tmp_path, scenes):
+    """Nothing that isn't an entry is ever deleted."""
+    make(tmp_path).prepare(scenes)
+    foreign = [tmp_path / "cache" / "notes.txt", tmp_path / "cache" / "ab" / "model.safetensors"]
+    for path in foreign:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    cache = make(tmp_path)
+    gone = cache.path(scenes[1])
+    assert cache.remove_unused(scenes[:1]) == [gone]
+    assert all(path.exists() for path in [*foreign, cache.path(scenes[0])]) and not gone.exists()

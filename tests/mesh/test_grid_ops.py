@@ -1,0 +1,65 @@
+"""Whole-grid operations against their definitions, written as loops or as all pairs."""
+
+import itertools
+
+import pytest
+import torch
+
+from midilite.mesh.grid_ops import _SLAB as SLAB
+from midilite.mesh.grid_ops import cells_in_doubt, marked, nodes_in_doubt, nodes_of_cells, upsample
+
+
+def random_values(n: int) -> torch.Tensor:
+    return torch.randn(n, n, n, generator=torch.Generator().manual_seed(n)).abs()
+
+
+def test_nodes_in_doubt_by_definition(monkeypatch):
+    """Against every pair of nodes within a cell of each other, on uneven cells; in one piece and plane by plane."""
+    n, cell = 6, torch.tensor([0.5, 1.0, 1.5])
+    values = 0.4 * random_values(n)
+    values[torch.rand(n, n, n, generator=torch.Generator().manual_seed(0)) < 0.02] = torch.inf
+    place = torch.stack(torch.meshgrid(*[torch.arange(n)] * 3, indexing="ij"), -1).view(-1, 3)
+    fine = torch.stack(torch.meshgrid(*[torch.arange(2 * n - 1)] * 3, indexing="ij"), -1).view(-1, 3) / 2
+    apart = (fine[:, None] - place).abs()
+    ruled_out = (values.view(-1) > (apart * cell).norm(dim=2)) & (apart <= 1).all(2)
+    expected = ~ruled_out.any(1).view(2 * n - 1, 2 * n - 1, 2 * n - 1)
+    assert 0.1 < expected.float().mean() < 0.9
+    assert torch.equal(nodes_in_doubt(values**2, cell**2), expected)
+    monkeypatch.setitem(SLAB, "cpu", 1)
+    assert torch.equal(nodes_in_doubt(values**2, cell**2), expected)
+
+
+def test_cells_in_doubt_by_definition():
+    """An eighth is ruled out by a corner of its cell that rules out the eighth's corner farthest from it."""
+    n, cell = 5, torch.tensor([0.5, 1.0, 1.5])
+    values = 1.5 * random_values(n)
+    found = cells_in_doubt(values**2, cell**2)
+    for eighth in itertools.product(range(2 * n - 2), repeat=3):
+        ends = torch.tensor(list(itertools.product(*[(i / 2, i / 2 + 0.5) for i in eighth])))
+        corners = torch.tensor(list(itertools.product(*[(i // 2, i // 2 + 1) for i in eighth])))
+        farthest = ((corners[:, None] - ends).abs() * cell).norm(dim=2).amax(1)
+        assert found[eighth] == (values[tuple(corners.T)] <= farthest).all()
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.uint8])
+@pytest.mark.parametrize("size", [(3, 3, 3), (8, 8), (1,), (0,), (17,)])
+def test_marked_entries_of_any_number(size, kind):
+    """Eight at a time and a rest; whatever is not zero counts."""
+    mask = (torch.rand(size, generator=torch.Generator().manual_seed(0)) < 0.4).to(kind) * (
+        8 if kind != torch.bool else 1
+    )
+    assert marked(mask.to(kind)).tolist() == [i for i, x in enumerate(mask.flatten().tolist()) if x]
+
+
+def test_corners_of_cells_and_the_nodes_between():
+    n = 4
+    numbers = torch.arange(n**3).view(n, n, n)
+    corners = nodes_of_cells(torch.arange((n - 1) ** 3), n).view(2, 2, 2, n - 1, n - 1, n - 1)  # bit 2 comes first
+    for z, y, x in itertools.product((0, 1), repeat=3):
+        assert torch.equal(corners[z, y, x], numbers[x : n - 1 + x, y : n - 1 + y, z : n - 1 + z])
+    values = random_values(n)
+    fine = torch.nn.functional.interpolate(
+        values[None, None], size=(2 * n - 1,) * 3, mode="trilinear", align_corners=True
+    )
+    torch.testing.assert_close(upsample(values), fine[0, 0])
+    assert torch.equal(upsample(values)[::2, ::2, ::2], values)
