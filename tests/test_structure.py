@@ -19,7 +19,6 @@ OPTIONAL = {"huggingface_hub", "triton"}
 BACKWARD = {
     ("midilite.flow.schedule", "model"),
     ("midilite.runtime.quantize", "lora"),
-    ("midilite.training.tasks.lora", "evaluation"),
 }
 
 

@@ -172,8 +172,9 @@ def make_observers(
     task: LoRATask, data: TrainingData, folder: ModelFolder, options: TrainOptions, device: torch.device
 ) -> list[Observer]:
     """What the options ask to be watched: meters, validation loss, generated scenes, the best adapter so far."""
-    task.meter = Meter(task.transformer, device, options.enable_multi_instance_attention)
-    observers: list[Observer] = [task.meter]
+    meter = Meter(task.transformer, device, options.enable_multi_instance_attention)
+    task.listeners.append(meter.add)
+    observers: list[Observer] = [meter]
     shared = (task.transformer, task.features)
     if data.validation and options.validate_every:
         observers.append(Validation(*shared, data.validation, options, task.networks))

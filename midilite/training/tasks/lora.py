@@ -7,7 +7,7 @@ adapters on the image towers, too.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -19,7 +19,6 @@ from ...data.augment import choose
 from ...data.cache import FeatureCache, FeatureSource
 from ...data.features import Features, PixelFeatures
 from ...data.scenes import Scene
-from ...evaluation.meters import Meter
 from ...lora.files import describe
 from ...lora.writers import write_peft_folder, write_state_dict
 from ...model.dit import DiT
@@ -67,6 +66,7 @@ class LoRATask:
 
     Attributes:
         networks: what has the adapter: the transformer (a subclass may train more).
+        listeners: called with every batch and the unweighted losses [n] of its instances, after its forward pass.
     """
 
     def __init__(self, transformer: DiT, scenes: list[Scene], features: FeatureSource, options: TrainOptions) -> None:
@@ -77,7 +77,7 @@ class LoRATask:
         transformer.has_dropout = options.lora_dropout > 0
         self._train_adapters(transformer)
         self.num_scenes = len(scenes)
-        self.meter: Meter | None = None  # is told about every batch
+        self.listeners: list[Callable[[SceneBatch, Tensor], None]] = []
         self.graphs: LossGraphs | None = None  # replays passes instead of running `weighted_errors`
         self.reads_ahead = isinstance(features, FeatureCache)  # encoders that run at every step want the GPU's stream
         facts = {"data_dir": str(options.data_dir), "scenes": self.num_scenes, "seed": options.seed}
@@ -119,8 +119,8 @@ class LoRATask:
         groups = batch.groups(self.options.enable_multi_instance_attention)
         compute = self.graphs or self.weighted_errors
         loss, losses = compute(groups, [send(weights, noised.device), noised, targets, timesteps, *conditions])
-        if self.meter is not None:
-            self.meter.add(batch, losses)
+        for listen in self.listeners:
+            listen(batch, losses)
         return loss, losses
 
     def weighted_errors(self, groups: Sequence[int], inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
