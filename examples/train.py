@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from midilite.commands.dry_run import run_dry  # after parsing, so that --help and mistakes answer at once
     from midilite.commands.train import train_lora
     from midilite.common.distributed import PartnerLostError
-    from midilite.training.trainer import TrainingError
+    from midilite.training.interfaces import TrainingError
 
     try:
         if options.dry_run:

@@ -25,11 +25,12 @@ from midilite.common.options import from_mapping
 from midilite.common.seeds import torch_generator
 from midilite.model.config import DiTConfig
 from midilite.model.dit import DiT
+from midilite.runtime.determinism import reproducible
 from midilite.runtime.sharding import local_bytes, shard_base
 from midilite.training.objective import SceneBatch
 from midilite.training.options import TrainOptions
 from midilite.training.tasks.lora import LoRATask
-from midilite.training.trainer import Trainer, reproducible
+from midilite.training.trainer import Trainer
 
 from .parallel_cases import Machine
 from .random_scenes import scenes_of
@@ -154,9 +155,9 @@ def warm_up(trainer: Trainer, prepared: Prepared) -> int:
         elif sum_over_ranks(torch.tensor(float(len(new)), device=trainer.device), world).item():
             trainer.step(step)
             ran += 1
-    trainer.optimizer.zero_grad()
+    trainer.update.optimizer.zero_grad()
     trainer.step(0)
-    trainer.optimizer.state.clear()
+    trainer.update.optimizer.state.clear()
     prepared.reset()
     return ran
 

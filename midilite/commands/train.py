@@ -32,6 +32,7 @@ from ..runtime.cuda_graphs import LossGraphs
 from ..runtime.offload import offloaded
 from ..runtime.quantize import place_base
 from ..runtime.sharding import local_bytes, shard_base
+from ..training.interfaces import Observer, TrainingError
 from ..training.log import say
 from ..training.memory import explain_out_of_memory
 from ..training.options import TrainOptions
@@ -39,7 +40,7 @@ from ..training.tasks.image_encoders import TowerTask, load_towers
 from ..training.tasks.lora import LoRATask as LoRATask
 from ..training.tasks.lora import modules_without_gradient
 from ..training.tasks.lora import objective_settings as objective_settings
-from ..training.trainer import Observer, Trainer, TrainingError, find_start
+from ..training.trainer import Trainer, find_start
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FINAL = "lora-final"
@@ -118,7 +119,7 @@ def train_lora(options: TrainOptions, observers: Sequence[Observer] = ()) -> Pat
     data = training_data(options, folder)
     world, device = start(options.device)
     final = _train(options, folder, data, world, device, observers)
-    stop()  # not after an error: leaving the group can mean to wait for the others (see interrupt.run_command)
+    stop()  # not after an error: leaving the group can mean to wait for the others (see signals.run_command)
     return final
 
 

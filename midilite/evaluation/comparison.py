@@ -20,6 +20,7 @@ from ..inference.generate import build_scene, instance_color
 from ..inference.preview import fitted
 from ..render.camera import Camera, orbit_camera
 from ..render.renderer import preview_sheet, render
+from ..training.interfaces import RunView
 from ..training.log import say
 from .scenes import SAMPLES, Evaluation, Generated
 from .validation import undisturbed
@@ -27,15 +28,13 @@ from .validation import undisturbed
 if TYPE_CHECKING:
     import trimesh
 
-    from ..training.trainer import Trainer
-
 SIZE = 320
 COMPARISON = f"{SAMPLES}/comparison.png"
 _SIDE, _ELEVATION = 20.0, 20.0  # degrees: a little from the side shows depth that the input hides
 
 
 class Comparison:
-    """Draws the picture after the last step and logs both F-scores; see `trainer.Observer`.
+    """Draws the picture after the last step and logs both F-scores; see `interfaces.Observer`.
 
     Args:
         evaluation: generates scenes; its scenes are drawn.
@@ -45,13 +44,13 @@ class Comparison:
     def __init__(self, evaluation: Evaluation, count: int) -> None:
         self.evaluation, self.count = evaluation, count
 
-    def after_step(self, trainer: Trainer, done: int, metrics: dict[str, float]) -> dict[str, float | None]:
-        """See `trainer.Observer`. All ranks generate, as a sharded base needs it; one writes."""
-        if done != trainer.total_steps:
+    def after_step(self, run: RunView, metrics: dict[str, float]) -> dict[str, float | None]:
+        """See `interfaces.Observer`. All ranks generate, as a sharded base needs it; one writes."""
+        if not run.is_last:
             return {}
-        rows, scores = self._rows(trainer.device)
-        if trainer.world.is_main:
-            path = trainer.output_dir / COMPARISON
+        rows, scores = self._rows(run.device)
+        if run.world.is_main:
+            path = run.output_dir / COMPARISON
             pictures, captions = (sum(parts, []) for parts in zip(*rows, strict=True))
             write_png(path, preview_sheet(pictures, captions, columns=4))
             shown = ", ".join(f"{name} {_number(value)}" for name, value in scores.items())

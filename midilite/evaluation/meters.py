@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import resource
 import sys
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,16 +15,14 @@ from torch import Tensor
 from ..common.distributed import sum_over_ranks
 from ..model.dit import DiT
 from ..training.flops import measure_roof, transformer_flops
+from ..training.interfaces import RunView
 from ..training.objective import SceneBatch
-
-if TYPE_CHECKING:
-    from ..training.trainer import Trainer
 
 BUCKETS = 5  # noise levels [0, 0.2), [0.2, 0.4), ...
 
 
 class Meter:
-    """Listens to every batch, and tells about them whenever a log line is due; see `trainer.Observer`.
+    """Listens to every batch, and tells about them whenever a log line is due; see `interfaces.Observer`.
 
     Args:
         transformer: what the batches go through.
@@ -66,13 +63,13 @@ class Meter:
             [condition.shape[1] for condition in first.conditions],
         )
 
-    def after_step(self, trainer: Trainer, done: int, metrics: dict[str, float]) -> dict[str, float | None]:
+    def after_step(self, run: RunView, metrics: dict[str, float]) -> dict[str, float | None]:
         """What is to be logged, when a line is due."""
         self.seconds += metrics["step_seconds"]
-        if done % trainer.options.logging_steps and done != trainer.total_steps:
+        if not run.log_due:
             return {}
         flops = torch.tensor([self.flops], dtype=torch.float64, device=self.device)
-        table = sum_over_ranks(torch.cat([self.sums, self.counts, flops]), trainer.world).tolist()
+        table = sum_over_ranks(torch.cat([self.sums, self.counts, flops]), run.world).tolist()
         sums, counts = table[:BUCKETS], table[BUCKETS : 2 * BUCKETS]
         values: dict[str, float | None] = {
             f"mse_sigma_{i / BUCKETS:.1f}_{(i + 1) / BUCKETS:.1f}": sums[i] / counts[i]
@@ -80,7 +77,7 @@ class Meter:
             if counts[i]
         }
         if self.roof is not None:
-            values["mfu"] = table[-1] / (self.seconds * self.roof * trainer.world.size)
+            values["mfu"] = table[-1] / (self.seconds * self.roof * run.world.size)
         self.seconds = 0.0
         self._clear()
         return values | memory_gib(self.device)

@@ -29,6 +29,7 @@ from ..model.dit import DiT
 from ..model.folder import ModelFolder
 from ..model.vae import VAE
 from ..render.renderer import preview_sheet
+from ..training.interfaces import RunView
 from ..training.log import say
 from ..training.options import TrainOptions
 from .metrics import SCENE_KEYS, scene_metrics
@@ -36,8 +37,6 @@ from .validation import load_plain, my_turns, undisturbed
 
 if TYPE_CHECKING:
     import trimesh
-
-    from ..training.trainer import Trainer
 
 SAMPLES = "samples"
 _POINTS = 20480  # on the surface of a generated mesh
@@ -73,7 +72,7 @@ class Generated:
 
 
 class Evaluation:
-    """Metrics every `eval_every` steps and at the end, previews every `preview_every`; see `trainer.Observer`.
+    """Metrics every `eval_every` steps and at the end, previews every `preview_every`; see `interfaces.Observer`.
 
     Logged are `eval_` and each of `metrics.SCENE_KEYS`, averaged over the scenes where it is defined (null when it is
     nowhere), and `eval_missing_instances`, how many instances came out without a surface.
@@ -102,23 +101,22 @@ class Evaluation:
         self.transformer, self.features, self.folder, self.options = transformer, features, folder, options
         self.scenes, self.with_metrics = scenes[: options.eval_scenes], with_metrics
 
-    def after_step(self, trainer: Trainer, done: int, metrics: dict[str, float]) -> dict[str, float | None]:
-        """See `trainer.Observer`."""
+    def after_step(self, run: RunView, metrics: dict[str, float]) -> dict[str, float | None]:
+        """See `interfaces.Observer`."""
         options = self.options
-        every = options.eval_every if self.with_metrics else 0
-        measure = bool(every) and (done % every == 0 or done == trainer.total_steps)
-        draw = bool(options.preview_every) and done % options.preview_every == 0
+        measure = self.with_metrics and run.is_due(options.eval_every)
+        draw = bool(options.preview_every) and run.step % options.preview_every == 0
         if not measure and not draw:
             return {}
-        table, sheets = self._generate_all(trainer.world, trainer.device, measure, draw)
-        if draw and trainer.world.is_main:
-            self._publish(trainer, done, sheets)
+        table, sheets = self._generate_all(run.world, run.device, measure, draw)
+        if draw and run.world.is_main:
+            self._publish(run, sheets)
         if not measure:
             return {}
         values = mean_metrics(table)
-        if trainer.world.is_main:
+        if run.world.is_main:
             shown = ", ".join(f"{key} {'-' if value is None else f'{value:.4f}'}" for key, value in values.items())
-            say(f"step {done}: {len(self.scenes)} generated scene(s): {shown}")
+            say(f"step {run.step}: {len(self.scenes)} generated scene(s): {shown}")
         return {f"eval_{key}": value for key, value in values.items()}
 
     def _generate_all(self, world: World, device: torch.device, measure: bool, draw: bool) -> tuple[Tensor, Tensor]:
@@ -176,11 +174,10 @@ class Evaluation:
             labels[data.labels == row + 1] = i + 1
         return Generated(scene.name, data.image, labels, data.surfaces[rows], meshes)
 
-    def _publish(self, trainer: Trainer, done: int, sheets: Tensor) -> None:
+    def _publish(self, run: RunView, sheets: Tensor) -> None:
         sheet = preview_sheet([Image.fromarray(picture.numpy()) for picture in sheets], columns=1)
-        write_png(trainer.output_dir / SAMPLES / f"step-{done:06d}.png", sheet)
-        if trainer.log is not None:
-            trainer.log.image(done, "samples", sheet)
+        write_png(run.output_dir / SAMPLES / f"step-{run.step:06d}.png", sheet)
+        run.show("samples", sheet)
 
 
 def _decode(vae: VAE, latents: Tensor, name: str, depth: int) -> list[trimesh.Trimesh | None]:

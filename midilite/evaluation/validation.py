@@ -15,7 +15,6 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +29,10 @@ from ..data.scenes import Scene
 from ..flow.schedule import add_noise, target
 from ..model.dit import DiT
 from ..model.vae import sample_latents
+from ..training.interfaces import RunView
 from ..training.log import say
 from ..training.objective import SceneBatch, SceneInputs, instance_losses
 from ..training.options import TrainOptions
-
-if TYPE_CHECKING:
-    from ..training.trainer import Trainer
 
 SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 BEST = "lora-best"
@@ -135,7 +132,7 @@ def my_turns(count: int, world: World) -> Iterator[tuple[int, bool]]:
 
 
 class Validation:
-    """The validation loss every `validate_every` steps and at the end; see `trainer.Observer`.
+    """The validation loss every `validate_every` steps and at the end; see `interfaces.Observer`.
 
     Logged are `val_loss` (mean over all instances and noise levels) and one `val_loss_sigma_S` per level; with EMA
     also `val_loss_ema`; and once per process `val_loss_base`, the same of the base alone.
@@ -160,22 +157,21 @@ class Validation:
         self.networks = networks or transformer
         self.base: float | None = None
 
-    def after_step(self, trainer: Trainer, done: int, metrics: dict[str, float]) -> dict[str, float | None]:
-        """See `trainer.Observer`."""
-        every = self.options.validate_every
-        if not every or (done % every and done != trainer.total_steps):
+    def after_step(self, run: RunView, metrics: dict[str, float]) -> dict[str, float | None]:
+        """See `interfaces.Observer`."""
+        if not run.is_due(self.options.validate_every):
             return {}
-        levels = self.measure(trainer.world, trainer.device)
+        levels = self.measure(run.world, run.device)
         values: dict[str, float | None] = {"val_loss": _mean(levels)}
         values |= {f"val_loss_sigma_{s}": value for s, value in zip(SIGMAS, levels, strict=True)}
-        if trainer.ema is not None:
-            with trainer.ema.applied():
-                values["val_loss_ema"] = _mean(self.measure(trainer.world, trainer.device))
+        if run.averaged is not None:
+            with run.averaged():
+                values["val_loss_ema"] = _mean(self.measure(run.world, run.device))
         if self.base is None:
             with lora.temporary_weights(self.networks, {}):
-                self.base = values["val_loss_base"] = _mean(self.measure(trainer.world, trainer.device))
-        if trainer.world.is_main:
-            say(f"step {done}: validation loss {values['val_loss']:.4f} (base {self.base:.4f})")
+                self.base = values["val_loss_base"] = _mean(self.measure(run.world, run.device))
+        if run.world.is_main:
+            say(f"step {run.step}: validation loss {values['val_loss']:.4f} (base {self.base:.4f})")
         return values
 
     def measure(self, world: World, device: torch.device) -> list[float]:
@@ -226,7 +222,7 @@ def best_metric(options: TrainOptions, has_validation: bool) -> str | None:
 
 
 class KeepBest:
-    """Writes `lora-best` whenever a metric is better than ever; see `trainer.Observer`.
+    """Writes `lora-best` whenever a metric is better than ever; see `interfaces.Observer`.
 
     It stands after the observers that give the metric. The best value is part of the run's state (`Progress.best`), so
     a resumed run goes on comparing with it.
@@ -236,13 +232,12 @@ class KeepBest:
         self.metric = metric
         self.sign = 1 if "loss" in metric or "chamfer" in metric else -1  # losses and distances shall be small
 
-    def after_step(self, trainer: Trainer, done: int, metrics: dict[str, float]) -> dict[str, float | None]:
-        """See `trainer.Observer`."""
-        value, best = metrics.get(self.metric), trainer.progress.best
+    def after_step(self, run: RunView, metrics: dict[str, float]) -> dict[str, float | None]:
+        """See `interfaces.Observer`."""
+        value, best = metrics.get(self.metric), run.best
         if value is None or not math.isfinite(value):
             return {}
         if best.get("metric") == self.metric and self.sign * value >= self.sign * best["value"]:
             return {}
-        trainer.progress.best = {"metric": self.metric, "value": value, "step": done}
-        trainer.save_weights(BEST)
+        run.keep_best(BEST, {"metric": self.metric, "value": value, "step": run.step})
         return {}

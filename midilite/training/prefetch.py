@@ -8,25 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..common.transfer import send
+from .interfaces import Batch
 
 
-class Mappable(Protocol):
-    """A batch whose tensors can all be replaced."""
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """The batch with every tensor replaced by the function of it."""
-
-
-Batch = TypeVar("Batch", bound=Mappable)
-
-
-class Prefetcher(Generic[Batch]):
+class Prefetcher:
     """Batches by step; the next one may be underway while this one is in use.
 
     Args:

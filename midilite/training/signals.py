@@ -19,10 +19,12 @@ from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
 
+from ..common.errors import CommandError
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupted(RuntimeError):
+class Interrupted(CommandError):
     """A run was asked to stop, and stopped. `exit_code` is 128 plus the signal's number, as shells have it."""
 
     def __init__(self, number: int, text: str) -> None:

@@ -1,7 +1,7 @@
 """The training loop, independent of what is trained.
 
-A `Task` knows its parameters, its scenes and their loss; the `Trainer` walks the plan: accumulate, reduce over ranks,
-clip, update, log, save, resume. The LoRA run is one task, training every weight of a small model is another.
+A `Task` (interfaces.py) knows its parameters, its scenes and their loss; the `Trainer` walks the plan: step (update.py
+has its second half), log, save, resume. The LoRA run is one task, training every weight of a small model is another.
 
 The loop keeps no generator state. What a step needs is keyed by (seed, step, scene); torch's global generator, which
 only dropout uses, is seeded anew at every step and differs from rank to rank.
@@ -12,132 +12,35 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..common.distributed import World, restarted, sum_gradients, sum_over_ranks
+from ..common.distributed import World, restarted, sum_over_ranks
 from ..common.files import read_json
 from ..common.options import changed_keys
 from ..common.seeds import seed_hidden_generators
 from ..common.transfer import receive, send
-from ..model.deterministic_attention import fixed_order
+from ..runtime.determinism import reproducible
 from .checkpoint import load_checkpoint, rotate, save_checkpoint, start_folder
-from .ema import EMA
+from .interfaces import Batch, Observer, RunView, Task, TrainingError
 from .log import RunLog, say
 from .options import TrainOptions
-from .plan import Plan, learning_rate_factor
+from .plan import Plan
 from .prefetch import Prefetcher
 from .signals import Interrupted, StopRequest
-
-
-class Batch(Protocol):
-    """The inputs of one forward pass; only their number of instances matters to the loop."""
-
-    num_instances: int
-
-
-class Task(Protocol):
-    """What the loop needs to know about a training job."""
-
-    parameters: dict[str, nn.Parameter]
-    num_scenes: int
-
-    def draw(self, scenes: list[int], step: int) -> Batch:
-        """The inputs of these scenes at a step: a function of (seed, step, scene)."""
-
-    def loss(self, batch: Batch, total_instances: int) -> tuple[Tensor, Tensor]:
-        """(share of the step's loss, unweighted loss of each instance [n]) of one batch.
-
-        The loss of a step is the mean over its `total_instances`, those of other batches and ranks included.
-        """
-
-    def save_weights(self, folder: Path) -> None:
-        """Write the trained weights in their useful form."""
-
-    # More, where they make sense:
-    # learning_rate_factors: dict[str, float], for parameters with a learning rate of their own
-    # scene_name(scene) -> str, for messages
-    # reads_ahead: bool, whether draw may run in a thread; its batches then move to the GPU by batch.map(function)
-    # scene_costs() -> list[float], relative work of each scene, for the option balance_scenes
-    # nothing(batch) -> Tensor, a loss of 0 after a pass through the network, for the option shard_base
-
-
-class Observer(Protocol):
-    """Something that watches a run: validation, previews, a live plot. It must not change it by a bit."""
-
-    def after_step(self, trainer: Trainer, done: int, metrics: dict[str, float]) -> dict[str, float | None]:
-        """Called on every rank after `done` steps; what it returns is logged with the step's metrics (None: undefined).
-
-        `metrics` are those of the step and of the observers before this one.
-        """
-
-
-class TrainingError(RuntimeError):
-    """Training can't go on, for a reason that the message explains."""
-
-
-class BadStepsError(TrainingError):
-    """Loss or gradients stay NaN or infinite."""
-
-
-@dataclass
-class Progress:
-    """Where a run is: `step` optimizer steps are done, `updates` of them changed the weights.
-
-    `bad_steps` were skipped because of a loss or gradient that was not finite, `skipped_in_a_row` of them just now.
-    `best` is what the best adapter so far reached: metric, value and step.
-    """
-
-    step: int = 0
-    updates: int = 0
-    bad_steps: int = 0
-    skipped_in_a_row: int = 0
-    best: dict[str, Any] = field(default_factory=dict)
-    scaler: dict[str, Any] = field(default_factory=dict)
-
-
-@contextlib.contextmanager
-def reproducible(wanted: bool) -> Iterator[None]:
-    """Within this context CUDA's kernels give the same bits at every run.
-
-    By default the gradients of attention are summed in whatever order the GPU's units finish: `fixed_order` has an
-    operator of its own for them where it can. torch's switch is for the whole process; it is turned only here, because
-    kernels outside of training need not have such a form.
-    """
-    if not wanted:
-        yield
-        return
-    with fixed_order(torch.device("cuda")), _deterministic_kernels():
-        yield
-
-
-@contextlib.contextmanager
-def _deterministic_kernels() -> Iterator[None]:
-    if torch.are_deterministic_algorithms_enabled():
-        yield
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else torch refuses; cuBLAS reads it when it starts
-    filling = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = False  # no kernel here reads what it did not write
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-        torch.utils.deterministic.fill_uninitialized_memory = filling
+from .update import Progress, Update
 
 
 def find_start(options: TrainOptions, world: World) -> Path | None:
     """The checkpoint that a run with these options starts from; None for the beginning.
 
-    Tidies the output folder (see `train_state.start_folder`); the main rank does and decides, all get its answer.
+    Tidies the output folder (see `checkpoint.start_folder`); the main rank does and decides, all get its answer.
 
     Raises:
         ValueError: the wanted folder is damaged, or was made with options that alter the run.
@@ -159,15 +62,6 @@ def _find_start(options: TrainOptions, world: World) -> Path | None:
             f"allow_config_change to continue with the new ones"
         )
     return folder
-
-
-def _parameter_groups(task: Task) -> list[dict[str, Any]]:
-    """AdamW's groups: parameters whose learning rate has the same factor, 1 unless the task says otherwise."""
-    factors = getattr(task, "learning_rate_factors", {})
-    groups: dict[float, list[nn.Parameter]] = {}
-    for key, parameter in task.parameters.items():
-        groups.setdefault(factors.get(key, 1.0), []).append(parameter)
-    return [{"params": parameters, "factor": factor} for factor, parameters in groups.items()]
 
 
 class Trainer:
@@ -201,22 +95,11 @@ class Trainer:
             tuple(task.scene_costs()) if options.balance_scenes else None,
         )
         self.total_steps = options.max_train_steps or options.num_epochs * self.plan.steps_per_epoch
-        self.factor = learning_rate_factor(options.lr_scheduler, options.lr_warmup_steps, self.total_steps)
-        self.optimizer = torch.optim.AdamW(
-            _parameter_groups(task),
-            lr=options.learning_rate,
-            betas=(options.adam_beta1, options.adam_beta2),
-            eps=options.adam_epsilon,
-            weight_decay=options.weight_decay,
-            fused=device.type == "cuda",  # one kernel for hundreds of small weights
-        )
-        self.scaler = torch.amp.GradScaler(device.type, enabled=options.mixed_precision == "fp16")
-        self.ema = EMA(task.parameters, options.ema_decay) if options.ema_decay else None
+        self.update = Update(task, options, self.total_steps, device)
         self.progress = Progress()
-        ahead = device.type == "cuda" and getattr(task, "reads_ahead", False)
-        self.batches = Prefetcher(self._draw, device, self.total_steps, ahead)
+        ahead = device.type == "cuda" and task.reads_ahead
+        self.batches = Prefetcher(self.draw, device, self.total_steps, ahead)
         self.output_dir = Path(options.output_dir)
-        self.log: RunLog | None = None  # while training
 
     def close(self) -> None:
         """End what reads ahead."""
@@ -238,22 +121,20 @@ class Trainer:
             contextlib.closing(self),
             RunLog(self.output_dir, self.progress.step, self.world.is_main) as log,
         ):
-            self.log = log
             started, first = time.monotonic(), self.progress.step
             while self.progress.step < self.total_steps:
-                step = self.progress.step
-                before = time.monotonic()
+                step, before = self.progress.step, time.monotonic()
                 metrics = self.step(step)
-                self.progress.step += 1
-                done = self.progress.step
+                self.progress.step = done = step + 1
                 pace = (time.monotonic() - started) / (done - first)
                 metrics["step_seconds"] = time.monotonic() - before
                 metrics["samples_per_second"] = len(self.plan.scenes(step)) / metrics["step_seconds"]
                 metrics["eta_seconds"] = pace * (self.total_steps - done)
+                run = self._view(log)
                 observed: dict[str, float | None] = {}
                 for observer in self.observers:
-                    observed |= observer.after_step(self, done, metrics | observed)
-                if observed or done % self.options.logging_steps == 0 or done == self.total_steps:
+                    observed |= observer.after_step(run, metrics | observed)
+                if observed or run.log_due:
                     log.write(done, self.total_steps, self.plan.epoch_of(step) + 1, metrics | observed)
                 saved = self._save_when_due(done)
                 if self.stop.agreed:
@@ -261,36 +142,63 @@ class Trainer:
                     raise Interrupted(self.stop.agreed, f"after step {done}, which {folder} holds")
         return self.progress
 
+    def _view(self, log: RunLog) -> RunView:
+        done, ema = self.progress.step, self.update.ema
+        return RunView(
+            step=done,
+            total_steps=self.total_steps,
+            world=self.world,
+            device=self.device,
+            output_dir=self.output_dir,
+            log_due=done % self.options.logging_steps == 0 or done == self.total_steps,
+            best=self.progress.best,
+            averaged=None if ema is None else ema.applied,
+            show=lambda name, picture: log.image(done, name, picture),
+            keep_best=self.keep_best,
+        )
+
+    # ---------------------------------------------------------------------------------------------------- one step
+
     def step(self, step: int) -> dict[str, float]:
-        """One optimizer step over all ranks; returns its metrics.
+        """One optimizer step over all ranks: draw, loss, backward, reduce, clip, update; returns its metrics.
 
         Raises:
             BadStepsError: too many steps in a row had a loss or gradient that is not finite.
         """
-        options = self.options
-        seed_hidden_generators(self.device, options.seed, "dropout", step, self.world.rank)
-        rate = options.learning_rate * self.factor(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
-        batches = list(zip(self.plan.batches(step, self.world.rank), self.batches.take(step), strict=True))
-        total = self._total(sum(batch.num_instances for _, batch in batches))
-        own = self._run_passes([batch for _, batch in batches], total, step)
-        if options.shard_base:
-            self._keep_pace(step, len(batches))
-        votes = send(own.new_tensor(self.stop.votes(), device="cpu"), self.device)
-        sums = sum_over_ranks(torch.cat([own.sum(0), votes]), self.world)
-        norm = self._reduce()
-        queued = self._queue_update(sums[0].isfinite() & norm.isfinite())
+        seed_hidden_generators(self.device, self.options.seed, "dropout", step, self.world.rank)
+        rate = self.update.set_learning_rate(step)
+        batches = self.batches.take(step)
+        own = self._losses_with_gradients(batches, step)
+        sums = self._sum_with_signals(own)
+        self.update.reduce(self.world)
+        norm = self.update.clip()
+        self.update.queue(sums[0].isfinite() & norm.isfinite())
         # A single GPU has the whole step in its queue before the first number is asked for, and never waits for the CPU
         norm, *numbers = receive(torch.cat([norm.to(own).reshape(1), sums, own[:, 0]]))
         (loss, plain, *votes), own_losses = numbers[: len(sums)], numbers[len(sums) :]
         self.stop.settle(votes)
-        for (scenes, _), own_loss in zip(batches, own_losses, strict=True):
-            if not math.isfinite(own_loss):
-                names = ", ".join(map(getattr(self.task, "scene_name", str), scenes))
-                say(f"rank {self.world.rank}, step {step + 1}: the loss of these scenes is not finite: {names}")
-        self._update(math.isfinite(loss), norm, queued)
+        self._name_bad_scenes(step, own_losses)
+        self.update.conclude(math.isfinite(loss), norm, self.progress)
         return {"loss": loss, "mse": plain, "lr": rate, "grad_norm": norm, "bad_steps": self.progress.bad_steps}
+
+    def draw(self, step: int) -> list[Batch]:
+        """The inputs of this rank's passes in a step."""
+        return [self.task.draw(scenes, step) for scenes in self.plan.batches(step, self.world.rank)]
+
+    def _losses_with_gradients(self, batches: Sequence[Batch], step: int) -> Tensor:
+        """Forward and backward; the weighted and the plain loss of each pass, as shares of the step's, fp64 [n, 2]."""
+        total = self._total(sum(batch.num_instances for batch in batches))
+        shares = [torch.zeros(0, 2, dtype=torch.float64, device=self.device)]  # a rank may have no scenes in a step
+        for batch in batches:
+            with reproducible(self.options.deterministic and self.device.type == "cuda"):
+                loss, losses = self.task.loss(batch, total)
+                self.batches.read_ahead(step + 1)  # now that the GPU has work: before, it would compete for the CPU
+                self.update.backward(loss)
+            shares.append(torch.stack([loss.detach().double(), losses.detach().double().sum() / total])[None])
+            del loss, losses  # nothing of a pass may live on while the next is recorded (runtime/cuda_graphs.py)
+        if self.options.shard_base:
+            self._keep_pace(step, len(batches))
+        return torch.cat(shares)
 
     def _total(self, count: int) -> int:
         """The sum of all ranks' counts; one rank does not ask its GPU for that."""
@@ -298,77 +206,21 @@ class Trainer:
             return count
         return int(sum_over_ranks(torch.tensor(float(count), device=self.device), self.world))
 
-    def _run_passes(self, batches: Sequence[Batch], total: int, step: int) -> Tensor:
-        """Forward and backward; the weighted and the plain loss of each pass, as shares of the step's, fp64 [n, 2]."""
-        shares = [torch.zeros(0, 2, dtype=torch.float64, device=self.device)]  # a rank may have no scenes in a step
-        for batch in batches:
-            with reproducible(self.options.deterministic and self.device.type == "cuda"):
-                loss, losses = self.task.loss(batch, total)
-                self.batches.read_ahead(step + 1)  # now that the GPU has work: before, it would compete for the CPU
-                self.scaler.scale(loss).backward()
-            shares.append(torch.stack([loss.detach().double(), losses.detach().double().sum() / total])[None])
-            del loss, losses  # nothing of a pass may live on while the next is recorded (runtime/cuda_graphs.py)
-        return torch.cat(shares)
-
-    def _draw(self, step: int) -> list[Batch]:
-        return [self.task.draw(scenes, step) for scenes in self.plan.batches(step, self.world.rank)]
-
     def _keep_pace(self, step: int, done: int) -> None:
         """Passes that count nothing, for as many as other ranks have more in this step: see runtime/sharding.py."""
         for _ in range(done, self.plan.passes(step)):
-            self.task.nothing(self.task.draw(self.plan.scenes(step)[:1], step)).backward()
+            self.task.zero_loss(self.task.draw(self.plan.scenes(step)[:1], step)).backward()
 
-    def _reduce(self) -> Tensor:
-        """Sum the gradients over ranks and clip them; returns their norm before clipping, equal on all ranks, []."""
-        parameters = list(self.task.parameters.values())
-        sum_gradients(parameters, self.world)
-        self.scaler.unscale_(self.optimizer)
-        return torch.nn.utils.clip_grad_norm_(parameters, self.options.max_grad_norm or float("inf"))
+    def _sum_with_signals(self, own: Tensor) -> Tensor:
+        """Over all passes of all ranks: both losses and, in the same message, who was asked to stop; fp64 [2 + k]."""
+        votes = send(own.new_tensor(self.stop.votes(), device="cpu"), self.device)
+        return sum_over_ranks(torch.cat([own.sum(0), votes]), self.world)
 
-    def _queue_update(self, finite: Tensor) -> bool:
-        """Let the optimizer decide on the GPU whether it changes anything; returns whether it can.
-
-        It is told as GradScaler tells it; fp16 leaves that to the scaler. What was queued needs no gradients any more.
-        """
-        if not self.optimizer.defaults["fused"] or self.scaler.is_enabled():
-            return False
-        self.optimizer.found_inf = finite.logical_not().float()
-        try:
-            self.optimizer.step()
-        finally:
-            del self.optimizer.found_inf
-        self.optimizer.zero_grad(set_to_none=True)
-        return True
-
-    def _update(self, finite_loss: bool, norm: float, queued: bool) -> None:
-        """Apply the gradients, unless loss or gradient is not finite; all ranks see the same numbers and agree.
-
-        With `queued` the optimizer has done so already, by the same rule, and only the books are kept.
-
-        fp16 overflows now and then by design: the scaler skips that step itself and lowers its scale. Such a step is
-        no bad step unless its loss is not finite either, but a row of them is as hopeless as a row of bad ones.
-        """
-        finite = finite_loss and math.isfinite(norm)
-        if not queued:
-            if finite:
-                self.scaler.step(self.optimizer)
-            self.optimizer.zero_grad(set_to_none=True)
-        if finite:
-            self.progress.updates += 1
-            if self.ema is not None:
-                self.ema.update(self.progress.updates)
-            self.progress.skipped_in_a_row = 0
-        else:
-            self.progress.skipped_in_a_row += 1
-            self.progress.bad_steps += not (finite_loss and self.scaler.is_enabled())
-        self.scaler.update(None if finite_loss else self.scaler.get_scale())
-        if self.progress.skipped_in_a_row > self.options.max_bad_steps:
-            raise BadStepsError(
-                f"{self.progress.skipped_in_a_row} steps in a row had a loss or gradient that is not finite; the "
-                "weights are those before them. Usual causes: a learning rate that is too high (it is "
-                f"{self.options.learning_rate}), fp16 (try mixed_precision bf16), or a damaged sample "
-                "(prepare_data.py --check)"
-            )
+    def _name_bad_scenes(self, step: int, own_losses: Sequence[float]) -> None:
+        for scenes, own_loss in zip(self.plan.batches(step, self.world.rank), own_losses, strict=True):
+            if not math.isfinite(own_loss):
+                names = ", ".join(map(self.task.scene_name, scenes))
+                say(f"rank {self.world.rank}, step {step + 1}: the loss of these scenes is not finite: {names}")
 
     # ------------------------------------------------------------------------------------------------------- state
 
@@ -387,20 +239,27 @@ class Trainer:
         self._check_finite()
         if self.world.is_main:
             self.task.save_weights(self.output_dir / name)
-            if self.ema is not None:
-                with self.ema.applied():
+            if self.update.ema is not None:
+                with self.update.ema.applied():
                     self.task.save_weights(self.output_dir / f"{name}-ema")
         self.world.barrier()
+
+    def keep_best(self, name: str, reached: dict[str, Any]) -> None:
+        """Note what the best weights so far reached, and write them as `<output_dir>/<name>`."""
+        self.progress.best = reached
+        self.save_weights(name)
 
     def save(self) -> Path:
         """Write `checkpoint-N` with the full state and remove the oldest (one rank writes, all wait)."""
         self._check_finite()
         folder = self.output_dir / f"checkpoint-{self.progress.step}"
         if self.world.is_main:
-            self.progress.scaler = self.scaler.state_dict()
+            self.progress.scaler = self.update.scaler.state_dict()
             options = json.loads(json.dumps(asdict(self.options)))
             state = {**asdict(self.progress), "options": options, "world_size": self.world.size}
-            save_checkpoint(folder, self.task.parameters, self.optimizer, state, self.task.save_weights, self.ema)
+            save_checkpoint(
+                folder, self.task.parameters, self.update.optimizer, state, self.task.save_weights, self.update.ema
+            )
             if self.options.keep_checkpoints:
                 rotate(folder, self.options.keep_checkpoints)
         self.world.barrier()
@@ -414,7 +273,7 @@ class Trainer:
 
     def resume(self, folder: Path) -> None:
         """Restore the state of a checkpoint folder. Raises ValueError when it holds other parameters."""
-        state = load_checkpoint(folder, self.task.parameters, self.optimizer, self.ema)
+        state = load_checkpoint(folder, self.task.parameters, self.update.optimizer, self.update.ema)
         self.progress = Progress(**{entry.name: state[entry.name] for entry in fields(Progress) if entry.name in state})
         if self.progress.scaler:
-            self.scaler.load_state_dict(self.progress.scaler)
+            self.update.scaler.load_state_dict(self.progress.scaler)

@@ -41,8 +41,8 @@ def test_fifty_steps_of_the_demo_give_the_recorded_losses(tmp_path):
         pass
 
     class At50:
-        def after_step(self, trainer, done, metrics):
-            if done == 50:
+        def after_step(self, run, metrics):
+            if run.step == 50:
                 raise Stop
             return {}
 

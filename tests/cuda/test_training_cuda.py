@@ -43,8 +43,8 @@ class CutAfter:
     def __init__(self, steps):
         self.steps = steps
 
-    def after_step(self, trainer, done, metrics):
-        if done == self.steps:
+    def after_step(self, run, metrics):
+        if run.step == self.steps:
             raise PowerCut
         return {}
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,9 +23,10 @@ from midilite.inference import generate
 from midilite.mesh.geometry import sample_surface
 from midilite.model.folder import ModelFolder
 from midilite.training import flops
+from midilite.training.interfaces import RunView
 from midilite.training.objective import SceneBatch, SceneInputs
 from midilite.training.options import TrainOptions
-from midilite.training.trainer import Progress, Trainer
+from midilite.training.trainer import Trainer
 
 MODEL = GOLDEN / "midi_tiny" / "checkpoint"
 ADAPTER = "adapter_model.safetensors"
@@ -222,14 +224,11 @@ def test_large_scenes_are_cut_to_the_best_visible_instances(options, prepared):
 # ---------------------------------------------------------------------------------------------------------- the best
 
 
-class Saver:
-    """As much of a trainer as KeepBest needs."""
-
-    def __init__(self):
-        self.progress, self.saved = Progress(), []
-
-    def save_weights(self, name):
-        self.saved.append((name, self.progress.best["value"]))
+def view(**facts) -> RunView:
+    """What an observer sees of a run that never was."""
+    known = {"step": 1, "total_steps": 10, "world": World(), "device": torch.device("cpu"), "output_dir": Path("run")}
+    more = {"log_due": True, "best": {}, "averaged": None, "show": None, "keep_best": None}
+    return RunView(**{**known, **more, **facts})
 
 
 @pytest.mark.parametrize(
@@ -242,10 +241,15 @@ class Saver:
     ],
 )
 def test_the_best_is_kept(metric, values, saved):
-    trainer, keeper = Saver(), validation.KeepBest(metric)
+    keeper, kept, best = validation.KeepBest(metric), [], {}
+
+    def keep(name, reached):
+        kept.append((name, reached["value"]))
+        best.update(reached)
+
     for step, value in enumerate(values):
-        keeper.after_step(trainer, step, {metric: value})
-    assert trainer.saved == [("lora-best", value) for value in saved]
+        keeper.after_step(view(step=step, best=best, keep_best=keep), {metric: value})
+    assert kept == [("lora-best", value) for value in saved]
 
 
 def test_the_best_survives_a_resume(options, tmp_path):
@@ -268,7 +272,9 @@ def test_a_resumed_run_does_not_take_a_worse_value_for_the_best(options, tmp_pat
     trainer = Trainer(task, options, World(), torch.device("cpu"))
     trainer.resume(tmp_path / "run" / "checkpoint-4")
     shutil.rmtree(tmp_path / "run" / "lora-best")
-    validation.KeepBest("val_loss").after_step(trainer, 6, {"val_loss": trainer.progress.best["value"] + 0.1})
+    best = trainer.progress.best
+    run = view(step=6, best=best, keep_best=trainer.keep_best)
+    validation.KeepBest("val_loss").after_step(run, {"val_loss": best["value"] + 0.1})
     assert not (tmp_path / "run" / "lora-best").exists()
 
 
@@ -350,28 +356,22 @@ def batch_of(sigmas, transformer) -> SceneBatch:
     return SceneBatch(tuple(SceneInputs(latents, latents, sigma, conditions, [1]) for sigma in sigmas))
 
 
-class Clock:
-    """As much of a trainer as the meter needs."""
-
-    options, world, total_steps = TrainOptions(logging_steps=2), World(), 10
-
-
 def test_the_meter_averages_by_noise_level_and_counts_operations():
     transformer = golden_dit("midi_tiny").requires_grad_(False)
     lora.inject(transformer, lora.LoRAConfig(rank=2))
     lora.freeze_base(transformer)
     meter = Meter(transformer, torch.device("cpu"), roof=1e9)
     meter.add(batch_of([0.1, 0.15, 0.99], transformer), torch.tensor([1.0, 2.0, 5.0]))
-    assert meter.after_step(Clock, 1, {"step_seconds": 0.5}) == {}
+    assert meter.after_step(view(step=1, log_due=False), {"step_seconds": 0.5}) == {}
     meter.add(batch_of([0.2, 1.0, 0.5], transformer), torch.tensor([3.0, 6.0, float("nan")]))
-    values = meter.after_step(Clock, 2, {"step_seconds": 1.5})
+    values = meter.after_step(view(step=2), {"step_seconds": 1.5})
     levels = {key: value for key, value in values.items() if key.startswith("mse")}
     assert levels == {"mse_sigma_0.0_0.2": 1.5, "mse_sigma_0.2_0.4": 3.0, "mse_sigma_0.8_1.0": 5.5}
     per_batch = flops.transformer_flops(transformer, [1, 1, 1], 12, (1, 5))
     assert values["mfu"] == pytest.approx(2 * per_batch / (2.0 * 1e9))
     assert 0.05 < values["memory_gib"] < 100
     meter.add(batch_of([0.5], transformer), torch.tensor([7.0]))
-    assert meter.after_step(Clock, 4, {"step_seconds": 1.0})["mse_sigma_0.4_0.6"] == 7.0  # starts anew
+    assert meter.after_step(view(step=4), {"step_seconds": 1.0})["mse_sigma_0.4_0.6"] == 7.0  # starts anew
 
 
 # ----------------------------------------------------------------------------------------------------- end of the run

@@ -178,6 +178,7 @@ def toy(output_dir: str, die_at: int | None = None) -> int:
     import shutil
 
     from torch import device
+    from toy import Toy
 
     from midilite.common.distributed import World
     from midilite.training.options import TrainOptions
@@ -205,32 +206,6 @@ def toy(output_dir: str, die_at: int | None = None) -> int:
     trainer.save_weights("final")
     print("calls", calls)
     return 0
-
-
-class Toy:
-    """Fits three numbers to the number of the step."""
-
-    num_scenes = 4
-
-    def __init__(self):
-        import torch
-
-        self.weight = torch.nn.Parameter(torch.ones(3))
-        self.parameters = {"w": self.weight}
-
-    def draw(self, scenes, step):
-        batch = type("Batch", (), {})()
-        batch.num_instances, batch.step = len(scenes), step
-        return batch
-
-    def loss(self, batch, total):
-        losses = (self.weight - batch.step).square().sum()[None]
-        return losses.sum() / total, losses
-
-    def save_weights(self, folder):
-        from midilite.common.files import write_json
-
-        write_json(folder / "numbers.json", self.weight.tolist())
 
 
 # ---------------------------------------------------------------------------------------------------------- server

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from midilite.common.distributed import World
+from midilite.training.interfaces import Task
 from midilite.training.options import TrainOptions
 from midilite.training.prefetch import Prefetcher
 from midilite.training.trainer import Trainer
@@ -73,7 +74,7 @@ def test_a_trainer_reads_the_next_step_while_the_device_has_work(tmp_path):
     """After the first pass of a step was handed to the device, not before, where it would delay that."""
     events = []
 
-    class Toy:
+    class Toy(Task):
         weight = torch.nn.Parameter(torch.ones(3))
         parameters, num_scenes = {"w": weight}, 6
 
@@ -86,9 +87,12 @@ def test_a_trainer_reads_the_next_step_while_the_device_has_work(tmp_path):
             losses = self.weight.square().sum()[None]
             return losses.sum() / total, losses
 
+        def save_weights(self, folder):
+            pass
+
     options = TrainOptions(output_dir=str(tmp_path), max_train_steps=2, device="cpu")
     trainer = Trainer(Toy(), options, World(), CPU)
-    trainer.batches = Prefetcher(trainer._draw, CPU, 2, threaded=True)
+    trainer.batches = Prefetcher(trainer.draw, CPU, 2, threaded=True)
     trainer.step(0)
     deadline = time.monotonic() + 10
     while len(events) < 3 and time.monotonic() < deadline:

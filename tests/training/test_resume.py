@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import Toy
 from safetensors.torch import load_file
+from toy import Toy
 
 from midilite.common.distributed import World
 from midilite.training import checkpoint as train_state
@@ -311,7 +311,9 @@ def test_moments_and_averages_are_restored_exactly(tmp_path):
     second = Trainer(Toy(), toy_options(tmp_path, ema_decay=0.5), World(), torch.device("cpu"))
     second.resume(tmp_path / "checkpoint-3")
     assert second.progress == first.progress
-    for key, value in first.optimizer.state[first.task.weight].items():
-        assert torch.equal(value, second.optimizer.state[second.task.weight][key]), key
-    assert torch.equal(first.ema.shadow["w"], second.ema.shadow["w"])
-    assert load_file(tmp_path / "checkpoint-3" / "ema.safetensors")["w"].tolist() == first.ema.shadow["w"].tolist()
+    for key, value in first.update.optimizer.state[first.task.weight].items():
+        assert torch.equal(value, second.update.optimizer.state[second.task.weight][key]), key
+    assert torch.equal(first.update.ema.shadow["w"], second.update.ema.shadow["w"])
+    assert (
+        load_file(tmp_path / "checkpoint-3" / "ema.safetensors")["w"].tolist() == first.update.ema.shadow["w"].tolist()
+    )

@@ -80,9 +80,9 @@ def test_lora_plus_keeps_its_ratio_over_the_schedule(options):
     task = make_task(options)
     trainer = Trainer(task, options, World(), torch.device("cpu"))
     rate_of = lambda key: next(  # noqa: E731
-        g["lr"] for g in trainer.optimizer.param_groups if any(p is task.parameters[key] for p in g["params"])
+        g["lr"] for g in trainer.update.optimizer.param_groups if any(p is task.parameters[key] for p in g["params"])
     )
-    assert sum(len(g["params"]) for g in trainer.optimizer.param_groups) == len(task.parameters)
+    assert sum(len(g["params"]) for g in trainer.update.optimizer.param_groups) == len(task.parameters)
     for step in range(4):
         metrics = trainer.step(step)
         for key in task.parameters:

@@ -84,8 +84,8 @@ class Remove:
     def __init__(self, path):
         self.path = path
 
-    def after_step(self, trainer, done, metrics):
-        if done == 1:
+    def after_step(self, run, metrics):
+        if run.step == 1:
             shutil.rmtree(self.path)
         return {}
 

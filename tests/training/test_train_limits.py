@@ -16,10 +16,11 @@ from midilite.commands.dry_run import run_dry
 from midilite.common.distributed import World
 from midilite.common.options import parse
 from midilite.model.config import DiTConfig
+from midilite.training.interfaces import BadStepsError, Task, TrainingError
 from midilite.training.memory import estimate, explain_out_of_memory, saved_numbers
 from midilite.training.options import PRESETS, TrainOptions
 from midilite.training.tasks import lora as lora_task
-from midilite.training.trainer import BadStepsError, Trainer, TrainingError
+from midilite.training.trainer import Trainer
 
 MODEL = GOLDEN / "midi_tiny" / "checkpoint"
 
@@ -29,7 +30,7 @@ def options(options) -> TrainOptions:
     return dataclasses.replace(options, learning_rate=1e-4, max_train_steps=4)
 
 
-class Toy:
+class Toy(Task):
     """Fits a number; its loss is poisoned at the steps given."""
 
     def __init__(self, poisoned=(), value=float("nan")):
@@ -105,7 +106,7 @@ def test_fp16_overflow_lowers_the_scale_and_is_no_bad_step(tmp_path):
             return losses.sum() / total, losses
 
     trainer = toy_run(tmp_path, Steep(), mixed_precision="fp16", max_bad_steps=20)
-    assert trainer.progress.bad_steps == 0 and trainer.scaler.get_scale() < 65536
+    assert trainer.progress.bad_steps == 0 and trainer.update.scaler.get_scale() < 65536
     assert torch.isfinite(trainer.task.weight).all()
 
 

@@ -18,7 +18,7 @@ from midilite import lora
 from midilite.model.dit import DiT
 from midilite.runtime.compile import compile_blocks, uncompile_blocks
 from midilite.runtime.cuda_graphs import LossGraphs, captured
-from midilite.training.trainer import reproducible
+from midilite.runtime.determinism import reproducible
 
 from ..bench import Bench, Case, describe, tidy
 from ..models import random_conditions, random_latents, random_transformer, shake_adapter

@@ -44,7 +44,7 @@ def run_flow(stage: Stage, minutes: float, total_minutes: float, part: int, test
     box = TimeBox(stage.folder / "flow-clock.json", 60 * total_minutes, 60 * minutes, world, device, plan.warmup)
     trainer = train_in_box(task, trainer_options(stage, "flow", plan.flow_batch, plan.flow_rate), box, report)
     stage.say(f"trained {trainer.progress.step} steps")
-    with trainer.ema.applied():
+    with trainer.update.ema.applied():
         if world.is_main:
             shutil.rmtree(stage.folder / "model", ignore_errors=True)
             networks.save(stage.folder / "model", torch.float16)

@@ -20,6 +20,7 @@ from midilite.common.seeds import torch_generator
 from midilite.flow.schedule import add_noise, sample_sigmas, target
 from midilite.model.images import Preprocessor
 from midilite.model.vae import VAE, sample_latents
+from midilite.training.interfaces import Task
 from midilite.training.objective import weighted_loss
 
 from .networks import Networks, preprocessors
@@ -135,8 +136,8 @@ class FlowSettings:
     logit_std: float = 1.0
 
 
-class FlowTask:
-    """See `midilite.training.trainer.Task`; a "scene" is a bundle. `num_scenes` of them are an epoch."""
+class FlowTask(Task):
+    """See `midilite.training.interfaces.Task`; a "scene" is a bundle. `num_scenes` of them are an epoch."""
 
     def __init__(
         self,
@@ -200,7 +201,7 @@ class FlowTask:
         return self.make(tinted[owner], mask)
 
     def loss(self, batch: FlowBatch, total_instances: int) -> tuple[Tensor, Tensor]:
-        """See `midilite.training.trainer.Task.loss`."""
+        """See `midilite.training.interfaces.Task.loss`."""
         device = batch.noised.device.type
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             clip = self.clip(batch.clip_pixels)[:, None] * batch.keep

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from midilite import lora
 from midilite.common.distributed import World
 from midilite.data.features import Features
+from midilite.training.interfaces import Task
 from midilite.training.objective import (
     ObjectiveSettings,
     SceneBatch,
@@ -106,8 +107,8 @@ def make_domain(
     return Domain(features, scenes, conditions, quality.true_points(pools, scenes), color)
 
 
-class StudyTask:
-    """See `midilite.training.trainer.Task`: the library's LoRA objective on scenes in memory."""
+class StudyTask(Task):
+    """See `midilite.training.interfaces.Task`: the library's LoRA objective on scenes in memory."""
 
     def __init__(self, networks: Networks, domain: Domain, variant: Variant, seed: int) -> None:
         self.dit, self.domain, self.variant = networks.dit.train(), domain, variant
@@ -130,7 +131,7 @@ class StudyTask:
         return SceneBatch(tuple(inputs))
 
     def loss(self, batch: SceneBatch, total_instances: int) -> tuple[Tensor, Tensor]:
-        """See `midilite.training.trainer.Task.loss`."""
+        """See `midilite.training.interfaces.Task.loss`."""
         device = self.dit.device.type
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             losses = instance_losses(self.dit, batch)

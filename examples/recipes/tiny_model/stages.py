@@ -190,7 +190,7 @@ def run_vae(stage: Stage, minutes: float, total_minutes: float) -> None:
     )
     options = trainer_options(stage, "vae", plan.vae_batch, plan.vae_rate)
     trainer = train_in_box(task, options, box, report)
-    with trainer.ema.applied():
+    with trainer.update.ema.applied():
         vae = copy.deepcopy(networks.vae).eval().requires_grad_(False)
     finish_output(vae, plan.vae.output_scale)
     spread = _normalise(vae, pools, models, plan)

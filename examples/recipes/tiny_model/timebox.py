@@ -17,8 +17,9 @@ import torch
 
 from midilite.common.distributed import World, sum_over_ranks
 from midilite.common.files import read_json, write_json
+from midilite.training.interfaces import RunView, Task
 from midilite.training.options import TrainOptions
-from midilite.training.trainer import Task, Trainer
+from midilite.training.trainer import Trainer
 
 ENDLESS = 10_000_000  # steps: the clock ends the run
 
@@ -77,16 +78,16 @@ def train_in_box(
     class Clock:
         """Ends the run when the box is used up."""
 
-        def after_step(self, trainer: Trainer, done: int, metrics: dict[str, float]) -> dict[str, float]:
-            """See `trainer.Observer`."""
+        def after_step(self, run: RunView, metrics: dict[str, float]) -> dict[str, float]:
+            """See `interfaces.Observer`."""
             if on_step is not None:
-                on_step(done, metrics)
+                on_step(run.step, metrics)
             if box.elapsed >= box.limit:
                 raise TimeUp
             return {}
 
     trainer = Trainer(task, options, box.world, box.device, [Clock()])
-    trainer.factor = box.factor
+    trainer.update.factor = box.factor
     try:
         trainer.train()
     except TimeUp:

@@ -27,6 +27,7 @@ from midilite.common.seeds import torch_generator
 from midilite.model.folder import config_dict
 from midilite.model.vae import VAE, sample_latents
 from midilite.model.weights import DIFFUSERS_STEM, save_weights
+from midilite.training.interfaces import Task
 
 from .pools import THICKNESS, Pools
 
@@ -127,8 +128,8 @@ def take(table: Tensor, index: Tensor) -> Tensor:
     return table[torch.arange(len(table), device=table.device)[:, None], index]
 
 
-class VAETask:
-    """See `trainer.Task`; a "scene" is one model, and an epoch takes each many times, because batches are
+class VAETask(Task):
+    """See `interfaces.Task`; a "scene" is one model, and an epoch takes each many times, because batches are
     large.
 
     Args:
@@ -200,7 +201,7 @@ class VAETask:
         return points, torch.cdist(points, surface).amin(-1), outside.float()
 
     def loss(self, batch: VAEBatch, total_instances: int) -> tuple[Tensor, Tensor]:
-        """See `midilite.training.trainer.Task.loss`."""
+        """See `midilite.training.interfaces.Task.loss`."""
         settings, device = self.settings, batch.points.device.type
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             mean, logvar = self.encode(batch.surfaces, batch.queries)

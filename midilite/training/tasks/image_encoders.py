@@ -142,12 +142,12 @@ class TowerTask(LoRATask):
         return self.features.load_pixels(scene, view, variant)
 
     def loss(self, batch: SceneBatch, total_instances: int) -> tuple[Tensor, Tensor]:
-        """See `trainer.Task.loss`."""
+        """See `interfaces.Task.loss`."""
         return super().loss(self._encoded(batch), total_instances)
 
-    def nothing(self, batch: SceneBatch) -> Tensor:
-        """See `LoRATask.nothing`."""
-        return super().nothing(self._encoded(batch))
+    def zero_loss(self, batch: SceneBatch) -> Tensor:
+        """See `LoRATask.zero_loss`."""
+        return super().zero_loss(self._encoded(batch))
 
     def _encoded(self, batch: SceneBatch) -> SceneBatch:
         """Pixels replaced by conditions that gradients flow through."""

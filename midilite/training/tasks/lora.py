@@ -24,6 +24,7 @@ from ...lora.writers import write_peft_folder, write_state_dict
 from ...model.dit import DiT
 from ...runtime.cuda_graphs import LossGraphs
 from ..flops import transformer_flops
+from ..interfaces import Task
 from ..objective import (
     ObjectiveSettings,
     SceneBatch,
@@ -55,8 +56,8 @@ def modules_without_gradient(transformer: DiT, modules: Iterable[str]) -> list[s
     return [path for path in modules if transformer.config.has_second_condition and path.endswith(".attn2.to_q")]
 
 
-class LoRATask:
-    """Training a LoRA on a frozen transformer from encoded scenes; see `trainer.Task`.
+class LoRATask(Task):
+    """Training a LoRA on a frozen transformer from encoded scenes; see `interfaces.Task`.
 
     Args:
         transformer: with no adapter of the name "default" yet.
@@ -109,11 +110,11 @@ class LoRATask:
         return self.features.load(scene, view, variant)
 
     def scene_name(self, scene: int) -> str:
-        """For messages."""
+        """The sample's name."""
         return self.scenes[scene].name
 
     def loss(self, batch: SceneBatch, total_instances: int) -> tuple[Tensor, Tensor]:
-        """See `trainer.Task.loss`."""
+        """See `interfaces.Task.loss`."""
         noised, targets, timesteps, conditions = model_inputs(batch, self.transformer.device)
         weights = instance_weights(batch.sigmas, self.options.loss_weighting, total_instances)
         groups = batch.groups(self.options.enable_multi_instance_attention)
@@ -129,7 +130,7 @@ class LoRATask:
         losses = squared_errors(self.transformer, noised, targets, timesteps, conditions, groups)
         return (losses * weights).sum(), losses.detach()
 
-    def nothing(self, batch: SceneBatch) -> Tensor:
+    def zero_loss(self, batch: SceneBatch) -> Tensor:
         """A loss of 0 whose gradients are 0, after a whole pass of a batch through the transformer."""
         return instance_losses(self.transformer, batch, self.options.enable_multi_instance_attention).sum() * 0
 
