@@ -74,7 +74,6 @@ def train(size: Size, device: torch.device, preset: str) -> dict[str, Any]:
     features = KeptFeatures(transformer.config, size.tokens, size.condition_tokens[1], transformer.dtype)
     instances = [options.max_num_instances] * options.batch_size
     task = LoRATask(transformer, scenes_of(instances), features, options)
-    task.reads_ahead = True
     speed_up(task, options, device)
     shake_adapter(transformer)
     trainer, seconds, metrics = Trainer(task, options, World(), device), 0.0, {}

@@ -216,7 +216,6 @@ def prepare(machine: Machine, work: Workload, options: TrainOptions, world: Worl
     task = LoRATask(model, work.make_scenes(), machine.features(work.tokens), options)
     if options.shard_base:
         shard_base(model, task.parameters.values(), world, machine.device)
-    task.reads_ahead = True  # as with a cache on the disk
     speed_up(task, options, machine.device)
     machine.tidy()
     return Prepared(task, [p.detach().clone() for p in task.parameters.values()])

@@ -15,7 +15,7 @@ from midilite.model.config import DiTConfig
 
 
 class RandomFeatures:
-    """Encoded scenes that are random; the interface of `cache.LiveFeatures` as far as training goes.
+    """Encoded scenes that are random; the interface of `cache.FeatureSource` as far as training goes.
 
     Args:
         config: of the transformer.
@@ -24,7 +24,7 @@ class RandomFeatures:
         dtype: of the conditions; a run's cache keeps them in the type that it computes in.
     """
 
-    mask_variants = (0,)
+    mask_variants, is_stored = (0,), True  # as with a cache on the disk
 
     def __init__(
         self, config: DiTConfig, num_tokens: int, condition_tokens: int, dtype: torch.dtype = torch.float32

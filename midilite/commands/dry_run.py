@@ -1,6 +1,7 @@
 """`--dry_run`: what a training run would do and need, without writing a file.
 
-Two steps are really computed (on live features, not the cache), because a measured second says more than any formula.
+Two steps are really computed (on scenes encoded for them, not the cache), because a measured second says more than any
+formula.
 """
 
 from __future__ import annotations
@@ -11,12 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..common.distributed import World
-from ..data.cache import LiveFeatures
 from ..model.folder import ModelFolder
 from ..training.memory import estimate_presets
 from ..training.options import TrainOptions
 from ..training.trainer import Trainer
-from .train import DTYPES, load_base, make_task, training_data
+from .train import load_base, make_task, open_features, training_data
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,10 @@ def run_dry(options: TrainOptions) -> DryRun:
     data = training_data(options, folder)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     num_tokens = options.num_tokens or folder.default_num_tokens
-    dtype = DTYPES[options.mixed_precision]
-    live = LiveFeatures(folder, num_tokens, options.seed, dtype, device, options.mask_variants)
+    features = open_features(folder, options, device, num_tokens, stored=False)
     transformer = load_base(folder, options, device)
     base = sum(p.numel() for p in transformer.parameters())
-    task = make_task(transformer, folder, data.scenes, live, options, device)
+    task = make_task(transformer, folder, data.scenes, features, options, device)
     trainer = Trainer(task, replace(options, resume_from_checkpoint=None), World(), device)
     times = []
     for step in range(2):
@@ -69,16 +68,16 @@ def run_dry(options: TrainOptions) -> DryRun:
         trainer.step(step)
         times.append(time.perf_counter() - started)
     trainable = sum(p.numel() for p in task.parameters.values())
-    sample = live.load(data.scenes[0])
+    sample = features.load(data.scenes[0])
     condition_tokens = tuple(c.shape[1] for c in sample.conditions())
     encoded = [*data.scenes, *data.validation]
-    instances = sum(live.num_instances(scene, view) for scene in encoded for view in range(len(scene.views)))
+    instances = sum(features.num_instances(scene, view) for scene in encoded for view in range(len(scene.views)))
     return DryRun(
         trainable=trainable,
         base=base,
         steps=trainer.total_steps,
         steps_per_epoch=trainer.plan.steps_per_epoch,
-        cache_bytes=live.encoder.feature_bytes(instances) * len(options.mask_variants),
+        cache_bytes=features.encoder.feature_bytes(instances) * len(options.mask_variants),
         memory_gib=estimate_presets(options, transformer.config, base, trainable, num_tokens, condition_tokens),
         step_seconds=times,
         device=str(device),

@@ -17,14 +17,15 @@ import torch
 
 from ..common.distributed import World, start, stop
 from ..common.options import write_yaml
-from ..data.cache import FeatureCache, FeatureSource, LiveFeatures
+from ..data.cache import FeatureCache, FeatureSource
 from ..data.check import check_data
 from ..data.scenes import Scene
+from ..data.split import check_separate, first_views, split_scenes
 from ..evaluation.comparison import Comparison
 from ..evaluation.meters import Meter
 from ..evaluation.scenes import Evaluation
 from ..evaluation.summary import PICTURE, closing_summary, read_history, write_loss_picture
-from ..evaluation.validation import KeepBest, Validation, best_metric, check_separate, first_views, split_scenes
+from ..evaluation.validation import KeepBest, Validation, best_metric
 from ..model.dit import DiT
 from ..model.folder import ASSETS, ModelFolder
 from ..runtime.compile import compile_blocks
@@ -47,13 +48,15 @@ FINAL = "lora-final"
 
 
 def open_features(
-    folder: ModelFolder, options: TrainOptions, device: torch.device, num_tokens: int
-) -> FeatureCache | LiveFeatures:
-    """The cache of encoded scenes, or encoders that run at every step with `no_cache`."""
-    settings = (folder, num_tokens, options.seed, DTYPES[options.mixed_precision], device, options.mask_variants)
-    if options.no_cache:
-        return LiveFeatures(*settings)
-    return FeatureCache(options.cache_dir or Path(options.output_dir) / "cache", *settings)
+    folder: ModelFolder, options: TrainOptions, device: torch.device, num_tokens: int, stored: bool = True
+) -> FeatureCache:
+    """The cache of encoded scenes; with `no_cache`, or unless `stored`, encoders that run at every step."""
+    keeps = stored and not options.no_cache
+    where = options.cache_dir or Path(options.output_dir) / "cache"
+    dtype = DTYPES[options.mixed_precision]
+    return FeatureCache(
+        where if keeps else None, folder, num_tokens, options.seed, dtype, device, options.mask_variants
+    )
 
 
 def load_base(folder: ModelFolder, options: TrainOptions, device: torch.device) -> DiT:

@@ -8,6 +8,7 @@ through an unpickler that knows how to rebuild numpy arrays and refuses every ot
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -92,10 +93,13 @@ def write_png(path: str | Path, picture: Image) -> None:
         picture.save(temporary, format="PNG")
 
 
-def write_npy(path: str | Path, array: np.ndarray) -> None:
-    """Write a plain array as `.npy`, atomically. Object arrays are refused, because reading them needs pickle."""
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, array, allow_pickle=False)
+def file_digest(path: str | Path, size: int = 16) -> bytes:
+    """BLAKE2b of a file's content, of so many bytes. Raises ValueError naming a file that can't be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=size)).digest()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def read_json(path: str | Path) -> Any:

@@ -31,15 +31,13 @@ def choose_instances(
     generator: torch.Generator,
     max_num_instances: int | None = None,
     min_mask_share: float = 0.0,
-    shuffle: bool = True,
 ) -> Tensor:
-    """Which instances of a scene take part in a step, and in which order.
+    """Which instances of a scene take part in a step, in a random order.
 
     Args:
         mask_share: [n], the share of the picture that each instance covers.
         max_num_instances: at most so many, drawn at random; None takes all.
         min_mask_share: smaller ones are left out; when all are smaller, the largest one stays.
-        shuffle: random order; else the scene's own.
 
     Returns:
         int64 rows [1..n].
@@ -54,8 +52,7 @@ def choose_instances(
         raise ValueError(f"max_num_instances is {max_num_instances}, expected at least 1")
     rows = torch.nonzero(share >= min_mask_share)[:, 0]
     rows = rows if len(rows) else share.argmax()[None]
-    order = torch.randperm(len(rows), generator=generator, device=generator.device).cpu()[:max_num_instances]
-    return rows[order] if shuffle else rows[order.sort().values]
+    return rows[torch.randperm(len(rows), generator=generator, device=generator.device).cpu()[:max_num_instances]]
 
 
 def vary_mask(mask: np.ndarray, pixels: int) -> np.ndarray:

@@ -1,8 +1,8 @@
 """What training needs of a scene, encoded once: condition tokens and latent statistics.
 
 The base is frozen, so the image encoders and the shape encoder would compute the same thing at every step.
-`FeatureCache` stores it; `LiveFeatures` has the same interface and stores nothing. Of the latents mean and log-variance
-are kept, and the trainer draws latents anew at each step (`vae.sample_latents`).
+`FeatureCache` stores it, or with no folder computes it anew at every request. Of the latents mean and log-variance are
+kept, and the trainer draws latents anew at each step (`vae.sample_latents`).
 
 **On disk**: `<folder>/<first two digits>/<key>.safetensors`, one per view and mask variant, with `clip` [n, 1, E]
 (absent for TripoSG), `dinov2` [n, S, E], `mean` and `logvar` [n, T, C], `mask_share` [n]; the metadata holds the
@@ -16,7 +16,7 @@ a file that is changed while a run reads it is noticed by the next run.) An entr
 first loads it. A damaged entry is computed again, with a warning. Not in the key: the device and the torch version,
 whose roundings differ by less than the type's precision.
 
-Entries that no scene uses any more stay until `FeatureCache.remove_unused` is called.
+Entries that no scene uses any more stay. The folder can be removed at any time: what is needed is encoded again.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor
 
+from ..common.files import file_digest
 from ..model.folder import ModelFolder
 from ..model.weights import write_safetensors
 from .features import Features, SceneEncoder
-from .sample_layout import content_hash
 from .scenes import Scene, read_scene
 
 ENCODING_VERSION = 1  # raise it when the same inputs give other features
@@ -77,6 +77,10 @@ class FeatureSource(Protocol):
     mask_variants: tuple[int, ...]
 
     @property
+    def is_stored(self) -> bool:
+        """Whether features are read from the disk, so that a thread can do it while the device works."""
+
+    @property
     def encoder(self) -> SceneEncoder:
         """What computes the features."""
 
@@ -92,20 +96,26 @@ class FeatureSource(Protocol):
         """n of a view: objects out of sight are not counted."""
 
 
-class LiveFeatures:
-    """Features computed at every request; nothing is stored, and the encoders stay loaded.
+class FeatureCache:
+    """Encoded scenes, kept on disk; see the module's docstring.
 
     Args:
+        folder: where they are kept; None keeps nothing: features are computed at every request, and the encoders stay
+            loaded.
         model: the checkpoint folder with the encoders.
         num_tokens: T, latent tokens per instance.
         seed: draws the points that the shape encoder starts from, together with the scene's name.
         dtype: type of the image encoders and of the stored tokens; the shape encoder works in fp32.
         device: where the encoders run. Features are returned on the CPU.
         mask_variants: mask sizes in pixels more (or less) than drawn; `load` takes their index.
+
+    Raises:
+        ValueError: no mask variant, or two equal ones.
     """
 
     def __init__(
         self,
+        folder: str | Path | None,
         model: ModelFolder,
         num_tokens: int,
         seed: int = 0,
@@ -117,49 +127,17 @@ class LiveFeatures:
             raise ValueError(
                 f"mask_variants is {list(mask_variants)}; expected different numbers of pixels, such as 0 2 -2"
             )
+        self.folder = None if folder is None else Path(folder)
         self.encoder = SceneEncoder(model, num_tokens, seed, dtype, device)
         self.mask_variants = tuple(mask_variants)
-
-    def prepare(
-        self, scenes: Sequence[Scene], rank: int = 0, world_size: int = 1, progress: Progress | None = None
-    ) -> Prepared:
-        """Nothing to prepare; announces that, as `FeatureCache.prepare` announces its work."""
-        if progress is not None:
-            progress(0, 0, f"no cache: {sum(len(s.views) for s in scenes)} view(s) are encoded anew at every step")
-        return Prepared(0, 0, 0)
-
-    def load(self, scene: Scene, view: int = 0, variant: int = 0) -> Features:
-        """Features of one view. Raises ValueError naming the file when the scene can't be read."""
-        data = read_scene(scene, view)
-        latents = self.encoder.latents(data)
-        return self.encoder.features(data, latents, self.mask_variants[variant])
-
-    def num_instances(self, scene: Scene, view: int = 0) -> int:
-        """n of a view: objects out of sight are not counted."""
-        if scene.views[view].mask is None:
-            return len(scene.instances)
-        return len(read_scene(scene, view).indices)
-
-
-class FeatureCache:
-    """Features on disk; see the module's docstring. The arguments after `folder` are those of `LiveFeatures`."""
-
-    def __init__(
-        self,
-        folder: str | Path,
-        model: ModelFolder,
-        num_tokens: int,
-        seed: int = 0,
-        dtype: torch.dtype = torch.float32,
-        device: str | torch.device = "cpu",
-        mask_variants: Sequence[int] = (0,),
-    ) -> None:
-        self.folder = Path(folder)
-        self.live = LiveFeatures(model, num_tokens, seed, dtype, device, mask_variants)
-        self.mask_variants = self.live.mask_variants
         self._hashes: dict[Path, str] = {}
         self._keys: dict[tuple[Scene, int, int], str] = {}
         self._verified: set[Path] = set()
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether features are read from the disk, so that a thread can do it while the device works."""
+        return self.folder is not None
 
     # ------------------------------------------------------------------------------------------------------- filling
 
@@ -180,6 +158,10 @@ class FeatureCache:
             ValueError: a scene can't be read, or the disk has too little space (both numbers are given).
             OSError: the cache can't be written.
         """
+        if self.folder is None:
+            if progress is not None:
+                progress(0, 0, f"no cache: {sum(len(s.views) for s in scenes)} view(s) are encoded anew at every step")
+            return Prepared(0, 0, 0)
         jobs = [(scene, view) for scene in scenes for view in range(len(scene.views))][rank::world_size]
         todo = [(scene, view, missing) for scene, view in jobs if (missing := self._missing(scene, view))]
         found = len(jobs) * len(self.mask_variants) - sum(len(missing) for _, _, missing in todo)
@@ -203,11 +185,6 @@ class FeatureCache:
         finally:
             self.encoder.free()
         return Prepared(sum(len(missing) for _, _, missing in todo), found, written)
-
-    @property
-    def encoder(self) -> SceneEncoder:
-        """What computes the features."""
-        return self.live.encoder
 
     def _missing(self, scene: Scene, view: int) -> list[int]:
         return [v for v in range(len(self.mask_variants)) if not self._is_whole(self.path(scene, view, v), scene.name)]
@@ -252,6 +229,9 @@ class FeatureCache:
         Raises:
             ValueError: the entry had to be computed and the scene can't be read.
         """
+        if self.folder is None:
+            data = read_scene(scene, view)
+            return self.encoder.features(data, self.encoder.latents(data), self.mask_variants[variant])
         path = self.path(scene, view, variant)
         features = self._read(path, scene.name)
         if features is not None:
@@ -272,6 +252,8 @@ class FeatureCache:
         """n of a view: objects out of sight are not counted."""
         if scene.views[view].mask is None:
             return len(scene.instances)
+        if self.folder is None:
+            return len(read_scene(scene, view).indices)
         try:
             with safe_open(self.path(scene, view), framework="pt") as file:
                 return file.get_slice("mask_share").get_shape()[0]
@@ -302,7 +284,7 @@ class FeatureCache:
 
     def _hash(self, path: Path) -> str:
         if path not in self._hashes:
-            self._hashes[path] = content_hash(path)
+            self._hashes[path] = file_digest(path).hex()
         return self._hashes[path]
 
     def _is_whole(self, path: Path, name: str) -> bool:
@@ -334,27 +316,6 @@ class FeatureCache:
             return None
         self._verified.add(path)
         return Features(**{"clip": None, **tensors})
-
-    # ------------------------------------------------------------------------------------------------------ clearing
-
-    def remove_unused(self, scenes: Sequence[Scene]) -> list[Path]:
-        """Remove the entries that none of these scenes uses with these settings; returns them.
-
-        Only files with the name and the metadata of an entry are touched.
-        """
-        used = {
-            self.path(s, view, v)
-            for s in scenes
-            for view in range(len(s.views))
-            for v in range(len(self.mask_variants))
-        }
-        removed = []
-        for path in sorted(self.folder.glob("[0-9a-f][0-9a-f]/*.safetensors")):
-            is_entry = len(path.stem) == 40 and path.stem.startswith(path.parent.name)
-            if is_entry and path not in used:
-                path.unlink()
-                removed.append(path)
-        return removed
 
 
 def _warn(text: str) -> None:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -88,23 +86,6 @@ class DataReport:
         ]
         return "\n".join(lines)
 
-    def to_dict(self) -> dict[str, Any]:
-        """For a program: the same, as plain JSON values."""
-        problems = [
-            {"severity": p.severity, "scene": p.scene, "file": p.file, "reason": p.reason} for p in self.problems
-        ]
-        return {
-            "data_dir": self.data_dir,
-            "scenes_found": self.found,
-            "scenes": [scene.name for scene in self.scenes],
-            "views": sum(self.instances.values()),
-            "instances_per_view": {str(n): self.instances[n] for n in sorted(self.instances)},
-            "points_per_instance": {str(n): self.points[n] for n in sorted(self.points)},
-            "image_sizes": {size: self.image_sizes[size] for size in sorted(self.image_sizes)},
-            "missing_normals": self.missing_normals,
-            "problems": problems,
-        }
-
 
 def _counts(counter: Counter) -> str:
     shown = [f"{value} ({counter[value]}x)" for value in sorted(counter)]
@@ -118,37 +99,29 @@ def _lines(problems: list[Problem]) -> str:
 
 def check_data(
     data_dir: str | Path,
-    layout: str = "auto",
-    index_range: tuple[int, int] | None = None,
-    room_list: str | Path | None = None,
-    object_list: str | Path | None = None,
     num_tokens: int | None = None,
     min_mask_share: float = MIN_MASK_SHARE,
     num_workers: int = 4,
-    progress: Callable[[int, int], None] | None = None,
 ) -> DataReport:
-    """Read every view of every scene and report. The first five arguments are those of `data.find_scenes`.
+    """Read every view of every scene of a folder and report.
 
     Args:
         num_tokens: latent tokens per instance: surfaces need at least as many points. None does not compare.
         min_mask_share: masks that cover less of the picture are a warning.
         num_workers: threads; the report does not depend on it.
-        progress: called with (scenes done, scenes).
 
     Raises:
         ValueError: no such folder, or nothing in it that looks like a sample.
     """
     report = DataReport(printable(str(data_dir)))
-    scenes = scan(data_dir, report.problems, layout, index_range, room_list, object_list)
+    scenes = scan(data_dir, report.problems)
     unreadable = {problem.scene for problem in report.errors}
     report.found = len(scenes) + len(unreadable - {scene.name for scene in scenes})
     seen: dict[str, str] = {}
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
         checked = pool.map(lambda scene: _check_scene(scene, num_tokens, min_mask_share), scenes)
-        for done, (scene, facts) in enumerate(zip(scenes, checked, strict=True), start=1):
+        for scene, facts in zip(scenes, checked, strict=True):
             _enter(report, scene, facts, seen)
-            if progress is not None:
-                progress(done, len(scenes))
     report.problems = list(dict.fromkeys(report.problems))  # views of a scene repeat what is wrong with its surfaces
     return report
 

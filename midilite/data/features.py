@@ -88,7 +88,7 @@ class PixelFeatures:
 
 
 class SceneEncoder:
-    """The encoders of a checkpoint folder; arguments as in `cache.LiveFeatures`."""
+    """The encoders of a checkpoint folder; arguments as in `cache.FeatureCache`."""
 
     def __init__(
         self, model: ModelFolder, num_tokens: int, seed: int, dtype: torch.dtype, device: str | torch.device

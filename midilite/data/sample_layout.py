@@ -15,13 +15,12 @@ file. A folder that can't be used becomes a `Problem`; none is passed over in si
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..common.files import read_npy_header
+from ..common.files import file_digest, read_npy_header
 from ..model.images import label_values, load_mask
 from .sample_folder import MANIFEST, read_manifest
 
@@ -204,7 +203,7 @@ def _merge_same_picture(group: list[Scene], problems: list[Problem]) -> Iterator
     same: dict[str, list[Scene]] = {}
     for scene in group:
         try:
-            key = "" if len(group) == 1 else content_hash(scene.image)
+            key = "" if len(group) == 1 else file_digest(scene.image).hex()
         except ValueError as error:
             problems.append(Problem("error", scene.name, str(scene.image), str(error)))
             continue
@@ -223,7 +222,7 @@ def _distinct_instances(scenes: list[Scene], problems: list[Problem]) -> Iterato
     for scene in scenes:
         for source in scene.instances:
             try:
-                key = (content_hash(source.mask), source.label, content_hash(source.surface), source.row)
+                key = (file_digest(source.mask).hex(), source.label, file_digest(source.surface).hex(), source.row)
             except ValueError as error:
                 problems.append(Problem("error", scene.name, str(source.surface), str(error)))
                 continue
@@ -233,12 +232,3 @@ def _distinct_instances(scenes: list[Scene], problems: list[Problem]) -> Iterato
                 continue
             seen[key] = scene.name
             yield source
-
-
-def content_hash(path: Path) -> str:
-    """BLAKE2b of a file's bytes. Raises ValueError naming a file that can't be read."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error

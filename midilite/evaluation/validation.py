@@ -1,4 +1,4 @@
-"""Validation: which scenes are kept aside, the loss on them, and the best adapter so far.
+"""Validation: the loss on scenes that are kept aside (data/split.py), and the best adapter so far.
 
 A training loss can't tell whether a run gets better: its noise levels, noise and scenes change with every step. Here
 they are fixed. Every validation scene goes through the transformer at the same five noise levels with the same noise,
@@ -14,17 +14,15 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from .. import lora
 from ..common.distributed import World, sum_over_ranks
-from ..common.seeds import derive_seed, torch_generator
+from ..common.seeds import torch_generator
 from ..data.cache import FeatureSource
 from ..data.features import Features
-from ..data.sample_layout import content_hash
 from ..data.scenes import Scene
 from ..flow.schedule import add_noise, target
 from ..model.dit import DiT
@@ -38,53 +36,7 @@ SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 BEST = "lora-best"
 
 
-# ------------------------------------------------------------------------------------------------------- the split
-
-
-def split_scenes(scenes: Sequence[Scene], fraction: float, seed: int) -> tuple[list[Scene], list[Scene]]:
-    """(training scenes, validation scenes), by a hash of seed and name.
-
-    A scene's side depends on its own name, so scenes that are added later move none (unless one side would be empty:
-    the scene with the lowest or highest hash is moved there).
-
-    Raises:
-        ValueError: fewer than two scenes.
-    """
-    if len(scenes) < 2:
-        raise ValueError(
-            f"a validation split needs at least two scenes, there is {len(scenes)}; pass val_dir, or val_fraction 0"
-        )
-    share = {scene.name: derive_seed(seed, "validation", scene.name) / 2**63 for scene in scenes}
-    ranked = sorted(scenes, key=lambda scene: share[scene.name])
-    count = sum(value < fraction for value in share.values())
-    chosen = {scene.name for scene in ranked[: min(max(count, 1), len(scenes) - 1)]}
-    return [s for s in scenes if s.name not in chosen], [s for s in scenes if s.name in chosen]
-
-
-def check_separate(training: Sequence[Scene], validation: Sequence[Scene]) -> None:
-    """Raise ValueError, naming them, when pictures of training scenes (byte for byte) are among the validation scenes.
-
-    Files are hashed only where sizes are equal.
-    """
-    by_size: dict[int, list[Scene]] = {}
-    for scene in training:
-        by_size.setdefault(scene.image.stat().st_size, []).append(scene)
-    shared = []
-    for scene in validation:
-        twins = by_size.get(scene.image.stat().st_size, [])
-        own = content_hash(scene.image) if twins else ""
-        shared += [f"{scene.image} is {twin.image}" for twin in twins if content_hash(twin.image) == own]
-    if shared:
-        raise ValueError(
-            f"{len(shared)} validation scene(s) are training scenes too, so they would tell nothing: "
-            + "; ".join(shared[:5])
-            + (" ..." if len(shared) > 5 else "")
-        )
-
-
-def first_views(scenes: Sequence[Scene]) -> list[Scene]:
-    """The scenes with their first view only, which is what validation looks at."""
-    return [replace(scene, views=scene.views[:1]) for scene in scenes]
+# ------------------------------------------------------------------------------------------------------ the inputs
 
 
 def load_plain(source: FeatureSource, scene: Scene, options: TrainOptions) -> tuple[Features, Tensor]:

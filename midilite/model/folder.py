@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..common.files import read_json, write_json
+from ..common.files import file_digest, read_json, write_json
 from ..flow.schedule import RectifiedFlowScheduler
 from .config import (
     CLIPVisionConfig,
@@ -214,8 +214,7 @@ class ModelFolder:
             files = [folder / "config.json", *find_weights(folder, stem)]
         digest = hashlib.blake2b(digest_size=16)
         for file in files:
-            with open(file, "rb") as handle:
-                digest.update(hashlib.file_digest(handle, hashlib.blake2b).digest())
+            digest.update(file_digest(file, 64))
         return digest.hexdigest()
 
 

@@ -20,8 +20,6 @@ def test_choose_instances():
     share = [0.1, 0.0001, 0.2, 0.3]
     picks = {tuple(choose_instances(share, generator(s), 2, 0.001).tolist()) for s in range(200)}
     assert picks == {(a, b) for a in (0, 2, 3) for b in (0, 2, 3) if a != b}
-    ordered = {tuple(choose_instances(share, generator(s), 2, 0.001, shuffle=False).tolist()) for s in range(200)}
-    assert ordered == {(0, 2), (0, 3), (2, 3)}
     assert choose_instances(share, generator(), None, 0.9).tolist() == [3], "the largest stays when all are small"
     assert sorted(choose_instances(torch.tensor(share), generator()).tolist()) == [0, 1, 2, 3]
     assert choose_instances(share, generator(5)).tolist() == choose_instances(share, generator(5)).tolist()

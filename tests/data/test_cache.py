@@ -18,7 +18,7 @@ from sample_factory import blocks, picture, scene_surfaces, sphere, write_front3
 from midilite.common.seeds import torch_generator
 from midilite.data import cache as cache_module
 from midilite.data import features as feature_encoder
-from midilite.data.cache import CacheWarning, FeatureCache, LiveFeatures
+from midilite.data.cache import CacheWarning, FeatureCache
 from midilite.data.scenes import find_scenes, read_scene
 from midilite.model.folder import ModelFolder
 from midilite.model.vae import sample_latents
@@ -82,9 +82,9 @@ def test_latents_equal_the_encoder(tmp_path, scenes, midi_vae):
 
 def test_chunks_do_not_matter(tmp_path, scenes, monkeypatch):
     """Rooms have more objects than fit an encoder at once; an instance must not depend on its neighbours."""
-    whole = LiveFeatures(ModelFolder(MIDI / "checkpoint"), TOKENS).load(scenes[0])
+    whole = FeatureCache(None, ModelFolder(MIDI / "checkpoint"), TOKENS).load(scenes[0])
     monkeypatch.setattr(feature_encoder, "_CHUNK", 1)
-    single = LiveFeatures(ModelFolder(MIDI / "checkpoint"), TOKENS).load(scenes[0])
+    single = FeatureCache(None, ModelFolder(MIDI / "checkpoint"), TOKENS).load(scenes[0])
     for name, tensor in whole.tensors().items():
         assert relative_error(single.tensors()[name], tensor) < 1e-5, name
 
@@ -93,7 +93,7 @@ def test_cached_equals_live(tmp_path, scenes):
     """--no_cache is the same run."""
     cache = make(tmp_path, mask_variants=(0, 2))
     cache.prepare(scenes)
-    live = LiveFeatures(ModelFolder(MIDI / "checkpoint"), TOKENS, 5, mask_variants=(0, 2))
+    live = FeatureCache(None, ModelFolder(MIDI / "checkpoint"), TOKENS, 5, mask_variants=(0, 2))
     said = []
     assert live.prepare(scenes, progress=lambda *a: said.append(a)).computed == 0 and "no cache" in said[0][2]
     for scene in scenes:
@@ -106,7 +106,7 @@ def test_features_can_be_trained_on(tmp_path, scenes):
     """Inference tensors can't be saved for backward; both sources must return ordinary ones."""
     cache = make(tmp_path)
     cache.prepare(scenes)
-    for source in (cache, LiveFeatures(ModelFolder(MIDI / "checkpoint"), TOKENS)):
+    for source in (cache, FeatureCache(None, ModelFolder(MIDI / "checkpoint"), TOKENS)):
         features = source.load(scenes[0])
         weight = torch.ones(features.dinov2.shape[-1], 3, requires_grad=True)
         latents = sample_latents(features.mean, features.logvar, torch_generator(1))
@@ -116,7 +116,7 @@ def test_features_can_be_trained_on(tmp_path, scenes):
 
 def test_select_permutes_every_tensor(tmp_path, scenes):
     """Instance order is a permutation of rows: of all tensors alike."""
-    features = LiveFeatures(ModelFolder(MIDI / "checkpoint"), TOKENS).load(scenes[0])
+    features = FeatureCache(None, ModelFolder(MIDI / "checkpoint"), TOKENS).load(scenes[0])
     swapped = features.select(torch.tensor([1, 0]))
     for name, tensor in features.tensors().items():
         torch.testing.assert_close(swapped.tensors()[name], tensor.flip(0), atol=0, rtol=0)
@@ -146,7 +146,7 @@ def test_dtype_is_that_of_the_tokens(tmp_path, scenes):
     features = cache.load(scenes[0])
     assert features.dinov2.dtype == features.clip.dtype == torch.bfloat16
     assert features.mean.dtype == features.logvar.dtype == torch.float32
-    exact = LiveFeatures(ModelFolder(MIDI / "checkpoint"), TOKENS, 5).load(scenes[0])
+    exact = FeatureCache(None, ModelFolder(MIDI / "checkpoint"), TOKENS, 5).load(scenes[0])
     assert relative_error(features.dinov2.float(), exact.dinov2) < 0.03
     torch.testing.assert_close(features.mean, exact.mean, atol=0, rtol=0)
 
@@ -314,7 +314,7 @@ def test_views_of_a_room(tmp_path, monkeypatch):
     cache = make(tmp_path)
     assert cache.prepare(scenes).computed == 4 and calls == [(0, 1, 2), (0, 2), (0,)]
     counts = [cache.num_instances(scenes[0], view) for view in range(3)]
-    live = LiveFeatures(ModelFolder(MIDI / "checkpoint"), TOKENS, 5)
+    live = FeatureCache(None, ModelFolder(MIDI / "checkpoint"), TOKENS, 5)
     assert counts == [3, 2, 3] == [len(cache.load(scenes[0], view)) for view in range(3)]
     assert counts == [live.num_instances(scenes[0], view) for view in range(3)]
     torch.testing.assert_close(cache.load(scenes[0], 0).mean, cache.load(scenes[0], 2).mean, atol=0, rtol=0)
@@ -354,6 +354,6 @@ def test_loading_hashes_nothing_twice(tmp_path, scenes, monkeypatch):
     cache = make(tmp_path)
     cache.prepare(scenes)
     first = cache.load(scenes[0])
-    monkeypatch.setattr(cache_module, "content_hash", lambda path: pytest.fail(f"{path} was hashed again"))
+    monkeypatch.setattr(cache_module, "file_digest", lambda path: pytest.fail(f"{path} was hashed again"))
     monkeypatch.setattr(cache_module, "_digest", lambda tensors: pytest.fail("the entry was hashed again"))
     assert_equal(cache.load(scenes[0]), first)

@@ -110,17 +110,3 @@ def test_changed_input_is_never_served_from_the_cache(tmp_path, scenes, name):
     assert unlike == {
         "surface.npy": ["mean", "logvar"], "seg.png": ["clip", "dinov2"], "scene_rgb.png": ["clip", "dinov2"]
     }[name]  # fmt: skip
-    assert cache.remove_unused(scenes) and len(entries(tmp_path)) == 2
-
-
-def test_unused_entries_only_are_removed(tmp_path, scenes):
-    """Nothing that isn't an entry is ever deleted."""
-    make(tmp_path).prepare(scenes)
-    foreign = [tmp_path / "cache" / "notes.txt", tmp_path / "cache" / "ab" / "model.safetensors"]
-    for path in foreign:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("mine")
-    cache = make(tmp_path)
-    gone = cache.path(scenes[1])
-    assert cache.remove_unused(scenes[:1]) == [gone]
-    assert all(path.exists() for path in [*foreign, cache.path(scenes[0])]) and not gone.exists()

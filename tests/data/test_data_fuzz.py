@@ -231,7 +231,6 @@ def run_case(number: int, originals: list[Path], folder: Path) -> tuple[list[str
         assert type(error) is ValueError and str(folder) in str(error), f"does not name the folder: {error!r}"
         return done, "error"
     report.to_text().encode()
-    json.dumps(report.to_dict())
     assert_usable_is_readable(report)
     assert_nothing_is_forgotten(folder, report)
     return done, "report" if report.problems else "clean"

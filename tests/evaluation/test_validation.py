@@ -16,6 +16,7 @@ from midilite import lora
 from midilite.commands import train
 from midilite.common.distributed import World
 from midilite.data.scenes import find_scenes
+from midilite.data.split import first_views
 from midilite.evaluation import scenes as evaluation
 from midilite.evaluation import validation
 from midilite.evaluation.meters import Meter
@@ -89,29 +90,6 @@ def test_an_undisturbed_module_gets_its_modes_and_generators_back():
 # --------------------------------------------------------------------------------------------------------- the split
 
 
-def named(count: int, scene):
-    return [dataclasses.replace(scene, name=f"scene_{i:04d}") for i in range(count)]
-
-
-def test_the_split_is_by_name_so_new_scenes_move_none(prepared):
-    scenes = named(500, find_scenes(prepared)[0])
-    few, many = validation.split_scenes(scenes[:400], 0.1, 7), validation.split_scenes(scenes, 0.1, 7)
-    for side in (0, 1):
-        names = {scene.name for scene in many[side]}
-        assert {scene.name for scene in few[side]} <= names
-    assert len(many[0]) + len(many[1]) == 500 and 25 < len(many[1]) < 80
-    assert not {s.name for s in many[0]} & {s.name for s in many[1]}
-    assert many[1] != validation.split_scenes(scenes, 0.1, 8)[1]
-
-
-@pytest.mark.parametrize("fraction", [0.001, 0.999])
-def test_neither_side_is_ever_empty(prepared, fraction):
-    training, kept = validation.split_scenes(named(3, find_scenes(prepared)[0]), fraction, 0)
-    assert len(training) >= 1 and len(kept) >= 1
-    with pytest.raises(ValueError, match="at least two scenes"):
-        validation.split_scenes(training[:1], fraction, 0)
-
-
 def test_a_validation_folder_must_hold_other_scenes(options, prepared, tmp_path):
     folder = ModelFolder(MODEL)
     scenes = find_scenes(prepared)
@@ -173,7 +151,7 @@ def test_the_validation_loss_is_the_formula(options):
 def test_ranks_share_the_scenes_and_agree_exactly(options, monkeypatch):
     """Three ranks, one after the other: the sum of their tables gives the very numbers of one process."""
     task, _ = ready(options)
-    scenes = validation.first_views(find_scenes(options.data_dir))
+    scenes = first_views(find_scenes(options.data_dir))
     watch = validation.Validation(task.transformer, task.features, scenes, options)
     whole, tables = watch.measure(World(), torch.device("cpu")), []
 

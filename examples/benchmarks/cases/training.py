@@ -82,7 +82,6 @@ def make_trainer(bench: Bench, transformer: DiT, sizes: Sequence[int], **changes
     )
     features = KeptFeatures(transformer.config, bench.size.tokens, bench.size.condition_tokens[1], bench.dtype)
     task = LoRATask(transformer, scenes_of(sizes), features, options)
-    task.reads_ahead = True  # as with a cache on the disk
     shake_adapter(transformer)
     return Trainer(task, options, World(), bench.device)
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import lora
-from ...data.cache import FeatureCache, FeatureSource, Prepared, Progress
+from ...data.cache import FeatureSource, Prepared, Progress
 from ...data.features import Features, PixelFeatures, SceneEncoder
 from ...data.scenes import Scene, read_scene_quietly
 from ...lora.files import network_group
@@ -66,7 +66,7 @@ def encode(towers: nn.ModuleDict, pixels: Sequence[Tensor]) -> tuple[Tensor, ...
 
 
 class TowerFeatures:
-    """Latents from a cache (or live), conditions from towers that may have changed since; see `cache.FeatureSource`.
+    """Latents from a cache, conditions from towers that may have changed since; see `cache.FeatureSource`.
 
     Args:
         stored: where the latents come from.
@@ -75,6 +75,11 @@ class TowerFeatures:
 
     def __init__(self, stored: FeatureSource, towers: nn.ModuleDict) -> None:
         self.stored, self.towers, self.mask_variants = stored, towers, stored.mask_variants
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether latents are read from the disk."""
+        return self.stored.is_stored
 
     @property
     def encoder(self) -> SceneEncoder:
@@ -132,7 +137,7 @@ class TowerTask(LoRATask):
         for tower in towers.values():
             tower.gradient_checkpointing = options.gradient_checkpointing
         self._train_adapters(network_group(transformer, **towers))
-        self.reads_ahead = isinstance(features, FeatureCache)  # pixels are cut out on the CPU
+        self.reads_ahead = features.is_stored  # pixels are cut out on the CPU
         # whole paths: a name that is meant for one network may be there in another
         self.config = dataclasses.replace(self.config, target_modules=tuple(self.modules))
         self.metadata = {**self.metadata, "image_towers": list(towers)}

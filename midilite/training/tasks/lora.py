@@ -16,7 +16,7 @@ from ... import lora
 from ...common.seeds import torch_generator
 from ...common.transfer import send
 from ...data.augment import choose
-from ...data.cache import FeatureCache, FeatureSource
+from ...data.cache import FeatureSource
 from ...data.features import Features, PixelFeatures
 from ...data.scenes import Scene
 from ...lora.files import describe
@@ -80,7 +80,7 @@ class LoRATask(Task):
         self.num_scenes = len(scenes)
         self.listeners: list[Callable[[SceneBatch, Tensor], None]] = []
         self.graphs: LossGraphs | None = None  # replays passes instead of running `weighted_errors`
-        self.reads_ahead = isinstance(features, FeatureCache)  # encoders that run at every step want the GPU's stream
+        self.reads_ahead = features.is_stored  # encoders that run at every step want the GPU's stream
         facts = {"data_dir": str(options.data_dir), "scenes": self.num_scenes, "seed": options.seed}
         facts |= {"quantize_base": options.quantize_base} if options.quantize_base != "none" else {}
         # now: it reads base weights, which shard_base takes apart
