@@ -161,12 +161,12 @@ def run_python(code: str, environment: dict[str, str] | None = None) -> str:
     ).stdout
 
 
-@pytest.mark.parametrize("command", ["train", "infer"])
+@pytest.mark.parametrize("command", ["prepare_data", "train", "infer", "evaluate", "adapter"])
 @pytest.mark.parametrize("own", [{}, {"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}])
 def test_commands_choose_how_memory_grows_before_torch_is_there_unless_the_user_has(command, own):
     code = (
-        "import os, runpy, sys; from midilite.training import signals;"
-        "signals.run_command = lambda main: print('torch' in sys.modules, os.environ.get('PYTORCH_ALLOC_CONF'));"
+        "import os, runpy, sys; from midilite.commands import launch;"
+        "launch.run = lambda name: print('torch' in sys.modules, os.environ.get('PYTORCH_ALLOC_CONF')) or 0;"
         f"runpy.run_path('examples/{command}.py', run_name='__main__')"
     )
     plain = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name}

@@ -41,7 +41,7 @@ from typing import Any
 
 sys.path[:0] = map(str, Path(__file__).resolve().parents[1:3])  # run from a checkout without installing
 
-from midilite.commands.launch import grow_segments  # noqa: E402
+from midilite.commands.launch import grow_segments, run_command  # noqa: E402
 
 grow_segments()  # before torch is imported
 
@@ -61,7 +61,6 @@ from benchmarks.parallel_training import (  # noqa: E402
 from midilite.commands.train import DTYPES  # noqa: E402
 from midilite.common.distributed import start, stop  # noqa: E402
 from midilite.training.log import say  # noqa: E402
-from midilite.training.signals import run_command  # noqa: E402
 
 NAMES = (
     "one", "per process", "total", "balanced per process", "balanced total", "denoising", "whole scenes", "same losses",
@@ -114,7 +113,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="NAME=VALUE",
-        help="more options of training, such as recompute=selective",
+        help="more options of training, such as gradient_checkpointing=selective",
     )
     add("--compile", action="store_true", help="compile the transformer's blocks (a minute or two in the first case)")
     add("--memory_limit_gib", type=float, default=6.0, help="of `small gpus`")

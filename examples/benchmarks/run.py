@@ -19,12 +19,11 @@ from pathlib import Path
 
 sys.path[:0] = map(str, Path(__file__).resolve().parents[1:3])  # run from a checkout without installing
 
-from midilite.commands.launch import grow_segments  # noqa: E402
+from midilite.commands.launch import grow_segments, run_command  # noqa: E402
 
 grow_segments()  # as train.py and infer.py do
 
 from benchmarks.command import main  # noqa: E402
-from midilite.training.signals import run_command  # noqa: E402
 
 if __name__ == "__main__":
     run_command(main)

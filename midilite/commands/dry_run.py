@@ -16,6 +16,7 @@ from ..model.folder import ModelFolder
 from ..training.memory import estimate_presets
 from ..training.options import TrainOptions
 from ..training.trainer import Trainer
+from . import train
 from .train import load_base, make_task, open_features, training_data
 
 
@@ -45,6 +46,14 @@ class DryRun:
                 f"measured steps on {self.device}: {times}; all steps about {hours:.2f} h",
             ]
         )
+
+
+def run(options: TrainOptions) -> None:
+    """What `examples/train.py` does with its options: train, or print what that would take."""
+    if options.dry_run:
+        print(run_dry(options))
+    else:
+        train.train_lora(options)
 
 
 def run_dry(options: TrainOptions) -> DryRun:

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..common.options import option
+from ..common.options import Options, option
 from ..data.scenes import LAYOUTS
 from ..training.log import say
+from .infer import check_scales
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,44 +30,34 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
-    """Options of `examples/evaluate.py`; see the help texts."""
+class EvaluateOptions(Options):
+    """Measure a model on a folder of samples: Chamfer distance, F-score and bounding-box IoU."""
 
     pretrained_model: str = option("tiny", "checkpoint folder, name of a shipped model, or hub:OWNER/NAME")
-    data_dir: str | None = option(None, "folder of samples, or MIDI's 3D-Front set")
+    data_dir: str | None = option(None, "folder of samples, or MIDI's 3D-Front set", required="a folder of samples")
     layout: str = option("auto", "how data_dir is laid out", LAYOUTS)
-    index_range: tuple[int, ...] | None = option(None, "first and end of the scenes wanted, such as 0 100")
+    index_range: tuple[int, int] | None = option(None, "first and end of the scenes wanted, such as 0 100")
     room_list: str | None = option(None, "3D-Front: json list of rooms (default: found by its name)")
     object_list: str | None = option(None, "3D-Front: json list of each room's objects (default: found by its name)")
-    max_scenes: int | None = option(None, "at most so many scenes")
+    max_scenes: int | None = option(None, "at most so many scenes", least=1)
     lora_path: tuple[str, ...] | None = option(None, "adapters: folders or files of any format; the base is shown, too")
     lora_scale: tuple[float, ...] = option((1.0,), "strength of each adapter, or one for all")
     lora_alpha: float | None = option(None, "for adapter files that don't hold their alpha (default: their rank)")
     output: str = option("outputs/evaluation.json", "all numbers, of every scene and their means")
-    num_inference_steps: int = option(25, "denoising steps")
+    num_inference_steps: int = option(25, "denoising steps", least=1, most=1000)
     guidance_scale: float = option(7.0, "classifier-free guidance; 1 switches it off and halves the work")
     seed: int = option(42, "of the initial noise, together with each scene's name")
     num_tokens: int | None = option(None, "latent tokens per instance (default: the model's)")
-    num_points: int = option(20480, "points on each generated surface, and at most so many of each true one")
-    tau: float = option(0.1, "distance of the F-score")
-    grid_depth: int = option(7, "surface grid of 2^depth cells per axis around each object")
+    num_points: int = option(20480, "points on each generated surface, and at most so many of each true one", least=16)
+    tau: float = option(0.1, "distance of the F-score", above=0)
+    grid_depth: int = option(7, "surface grid of 2^depth cells per axis around each object", least=3, most=10)
     mi_attention_blocks: tuple[str, ...] | None = option(None, "multi-instance blocks (default: the model's own)")
     mixed_precision: str | None = option(None, "no, bf16 or fp16 (default: bf16 on a GPU)", ("no", "bf16", "fp16"))
     device: str | None = option(None, "cpu, cuda or cuda:N (default: a GPU when there is one)")
 
-    def __post_init__(self) -> None:
-        for name, least, most in (
-            ("num_inference_steps", 1, 1000), ("grid_depth", 3, 10), ("num_points", 16, 10**7), ("max_scenes", 1, None),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and (value < least or (most is not None and value > most)):
-                raise ValueError(f"{name} is {value}, expected {least} to {most or 'any number'}")
-        if self.tau <= 0:
-            raise ValueError(f"tau is {self.tau}, expected a distance above 0")
-        if self.index_range is not None and len(self.index_range) != 2:
-            raise ValueError(f"index_range is {list(self.index_range)}, expected two numbers: first and end")
-        if self.lora_path and len(self.lora_scale) not in (1, len(self.lora_path)):
-            raise ValueError(f"{len(self.lora_path)} adapters but {len(self.lora_scale)} scales; give one, or one each")
+    def check_together(self) -> None:
+        """Raise ValueError where options that are fine alone do not fit each other."""
+        check_scales(self.lora_path, self.lora_scale)
 
 
 def run(options: EvaluateOptions) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..common.options import option
+from ..common.options import Options, option
 from ..mesh.scene import check_suffix, export_scene
 from ..training.log import say
 
@@ -25,8 +25,8 @@ PATIENCE = timedelta(minutes=10)  # of a process with others that load the model
 
 
 @dataclass(frozen=True)
-class InferOptions:
-    """Options of `examples/infer.py`; see the help texts."""
+class InferOptions(Options):
+    """Turn an image and its instance mask into a 3D scene of separate objects."""
 
     pretrained_model: str = option("tiny", "checkpoint folder, name of a shipped model, or hub:OWNER/NAME")
     rgb_image: str | None = option(None, "the picture (default: the example that ships with midilite)")
@@ -35,11 +35,15 @@ class InferOptions:
     lora_path: tuple[str, ...] | None = option(None, "adapters: folders or files of any format")
     lora_scale: tuple[float, ...] = option((1.0,), "strength of each adapter, or one for all")
     lora_alpha: float | None = option(None, "for adapter files that don't hold their alpha (default: their rank)")
-    num_inference_steps: int | None = option(None, "denoising steps (default: the model's, 50 for published ones)")
+    num_inference_steps: int | None = option(
+        None, "denoising steps (default: the model's, 50 for published ones)", least=1, most=1000
+    )
     guidance_scale: float | None = option(None, "1 switches guidance off and halves the work (default: the model's, 7)")
     seed: int = option(42, "of the initial noise")
     num_tokens: int | None = option(None, "latent tokens per instance (default: the model's)")
-    grid_depth: int | None = option(None, "surface grid of 2^depth cells per axis (default: the model's, 8)")
+    grid_depth: int | None = option(
+        None, "surface grid of 2^depth cells per axis (default: the model's, 8)", least=3, most=10
+    )
     smoothing: str = option("none", "mean over 3x3x3 grid nodes before the surface is taken", ("none", "box3"))
     padding: bool = option(False, "paste the picture on a larger white square when objects reach near its border")
     mi_attention_blocks: tuple[str, ...] | None = option(None, "multi-instance blocks (default: the model's own)")
@@ -47,19 +51,22 @@ class InferOptions:
     quantize_base: str | None = option(None, "keep the transformer in eight bits (default: don't)", ("int8", "fp8"))
     offload_blocks: bool = option(False, "keep its blocks in host memory and copy each to the GPU when it runs")
     offload_parts: bool = option(False, "for small GPUs: encoders and VAE rest in host memory, guidance by halves")
-    compile: bool = option(False, "compile the transformer: pays for many scenes in one process, takes a minute first")
+    compile: bool = option(False, "compile the transformer: pays for many scenes in one process")
     device: str | None = option(None, "cpu, cuda or cuda:N (default: a GPU when there is one)")
     preview: bool = option(True, "write the preview picture")
 
-    def __post_init__(self) -> None:
+    def check_together(self) -> None:
+        """Raise ValueError where options that are fine alone do not fit each other."""
         check_suffix(self.output)
         if (self.rgb_image is None) != (self.seg_image is None) and self.rgb_image is None:
             raise ValueError("seg_image is given without rgb_image: pass both, or neither for the shipped example")
-        for name, least, most in (("num_inference_steps", 1, 1000), ("grid_depth", 3, 10)):
-            if getattr(self, name) is not None and not least <= getattr(self, name) <= most:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected {least} to {most}")
-        if self.lora_path and len(self.lora_scale) not in (1, len(self.lora_path)):  # before the model is loaded
-            raise ValueError(f"{len(self.lora_path)} adapters but {len(self.lora_scale)} scales; give one, or one each")
+        check_scales(self.lora_path, self.lora_scale)
+
+
+def check_scales(paths: Sequence[str] | None, scales: Sequence[float]) -> None:
+    """Raise ValueError for neither one scale for all adapters nor one each."""
+    if paths and len(scales) not in (1, len(paths)):
+        raise ValueError(f"{len(paths)} adapters but {len(scales)} scales; give one, or one each")
 
 
 def run(options: InferOptions) -> Result:
@@ -135,8 +142,7 @@ def load_adapters(pipe: Pipeline, paths: Sequence[str], scales: Sequence[float],
     Raises:
         ValueError: neither one scale nor one each, or an adapter does not fit.
     """
-    if paths and len(scales) not in (1, len(paths)):
-        raise ValueError(f"{len(paths)} adapters but {len(scales)} scales; give one, or one each")
+    check_scales(paths, scales)
     for i, path in enumerate(paths):
         scale = scales[i if len(scales) > 1 else 0]
         for note in pipe.load_adapter(path, scale, f"lora_{i}", lora_alpha):

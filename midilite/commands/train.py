@@ -3,7 +3,7 @@
     check data -> encode what the cache lacks -> transformer + fresh adapter -> Trainer -> lora-final/
 
 The base is loaded in the type of `mixed_precision` and frozen; the adapter is fp32 throughout. Encoders are in memory
-only while the cache is filled (with `no_cache` they stay, with `train_towers` the image towers do).
+only while the cache is filled (with `no_cache` they stay, with `train_image_encoders` the image towers do).
 """
 
 from __future__ import annotations
@@ -81,15 +81,15 @@ def make_task(
     options: TrainOptions,
     device: torch.device,
 ) -> LoRATask:
-    """The task with fresh adapters: on the transformer, and with `train_towers` on the image towers too."""
-    if not options.train_towers:
+    """The task with fresh adapters: on the transformer, and with `train_image_encoders` on the image encoders too."""
+    if not options.train_image_encoders:
         return LoRATask(transformer, scenes, features, options)
     towers = load_towers(folder, device, DTYPES[options.mixed_precision])
     return TowerTask(transformer, towers, scenes, features, options)
 
 
 def speed_up(task: LoRATask, options: TrainOptions, device: torch.device) -> None:
-    """Compile the transformer's blocks and record passes as CUDA graphs, as far as asked for and possible."""
+    """Compile the transformer's blocks when asked to, and record passes as CUDA graphs where that can be done."""
     if options.compile:
         compile_blocks(task.transformer)
     # a scaled loss, dropout's random numbers, weights or conditions that come and go: nothing to be recorded
@@ -98,9 +98,9 @@ def speed_up(task: LoRATask, options: TrainOptions, device: torch.device) -> Non
         options.lora_dropout > 0,
         options.shard_base,
         options.offload_blocks,
-        options.train_towers,
+        options.train_image_encoders,
     )
-    if options.cuda_graphs and device.type == "cuda" and not any(changing):
+    if device.type == "cuda" and not any(changing):
         task.graphs = LossGraphs(task.weighted_errors, list(task.parameters.values()))
 
 
@@ -122,7 +122,7 @@ def train_lora(options: TrainOptions, observers: Sequence[Observer] = ()) -> Pat
     data = training_data(options, folder)
     world, device = start(options.device)
     final = _train(options, folder, data, world, device, observers)
-    stop()  # not after an error: leaving the group can mean to wait for the others (see signals.run_command)
+    stop()  # not after an error: leaving the group can mean to wait for the others (see launch.run_command)
     return final
 
 

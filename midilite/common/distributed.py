@@ -8,7 +8,7 @@ published size is 60 MB, a millisecond over a link of 100 GB/s, in a step that t
 (`examples/benchmarks/distributed.py` measures it).
 
 **When a process fails** the others must not wait for it. It prints its message and ends at once
-(`signals.run_command`): a tidy end would wait for partners that wait for it. The others then lose their connection,
+(`launch.run_command`): a tidy end would wait for partners that wait for it. The others then lose their connection,
 or torchrun ends them (30 s at most), and they say which of the messages to look for. A process that hangs without
 ending is noticed after `TIMEOUT`, which can't be short: ranks wait for each other while the cache is filled.
 """

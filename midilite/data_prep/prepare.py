@@ -40,16 +40,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..common.errors import CommandError
 from ..common.files import read_json, write_json
 from ..common.seeds import numpy_generator
 from ..data.sample_folder import MADE_BY, ForeignFolderError, check_writable, read_manifest, write_sample
-from .samples import PrepareSettings, build_samples, sample_name
+from .options import PrepareSettings
+from .samples import build_samples, sample_name
 from .sources import SceneSource, find_scenes, load_instances
 
 REPORT = "dataset_info.json"
 
 
-class OutputError(RuntimeError):
+class OutputError(CommandError):
     """The output folder cannot be written (disk full, no permission) or a worker process died. Samples are intact."""
 
 

@@ -12,7 +12,6 @@ time of a sample goes into the large one.
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,71 +25,14 @@ from ..mesh.geometry import sample_surface, scene_transform
 from ..model.images import MAX_LABELS, label_values, load_mask, load_rgb
 from ..render.renderer import Camera, Rendered, RenderMesh, orbit_camera, render, render_batch, to_render_mesh
 from .arrange import arrange, yaw_rotation
-from .sources import SPLIT_NODES, Instance, SceneSource, load_instances, match_labels
+from .options import PrepareSettings
+from .sources import Instance, SceneSource, load_instances, match_labels
 
 EXTENT = 0.95
 _VIEW_TRIES = 8  # cameras tried until every instance shows
 _ARRANGEMENT_TRIES = 4  # arrangements tried in turn, each with that many cameras
 _WELL_SHOWN = 0.3  # a camera is taken at once when no instance is covered to more than 70%
 _PROBE_SIZE = 128  # pixels of the small picture that decides whether a camera will do
-
-
-@dataclass(frozen=True)
-class PrepareSettings:
-    """Everything that decides what a sample holds (angles in degrees, sizes in pixels)."""
-
-    num_samples: int = 20480  # surface points per instance
-    image_size: int = 512
-    num_views: int = 1
-    elevation_range: tuple[float, float] = (0.0, 30.0)
-    azimuth_range: tuple[float, float] = (0.0, 360.0)
-    fov: float = 40.0
-    min_visible: float = 0.002  # least share of the picture that an instance must cover, judged on the small picture
-    compose: int = 0  # most objects of a random arrangement; 0 makes none
-    num_scenes: int | None = None  # number of random arrangements; None: as many as there are loose files
-    singles: bool = True  # loose files become single-object scenes, too
-    scale_range: tuple[float, float] = (0.8, 1.25)
-    size_ratio: float = 4.0
-    split_nodes: str = "auto"
-    up_axis: str = "y"
-    seed: int = 42
-
-    def __post_init__(self) -> None:
-        """Raises ValueError naming the setting, its value and what it may be."""
-        limits = {
-            "num_samples": (1, math.inf),
-            "image_size": (32, 8192),
-            "num_views": (1, 1000),
-            "elevation_range": (-89.0, 89.0),
-            "azimuth_range": (-360.0, 360.0),
-            "fov": (5.0, 120.0),
-            "min_visible": (0.0, 0.99),
-            "compose": (0, MAX_LABELS),
-            "num_scenes": (0, math.inf),
-            "scale_range": (0.01, 100.0),
-            "size_ratio": (1.0, math.inf),
-            "seed": (0, math.inf),
-        }
-        for name, (least, most) in limits.items():
-            value = getattr(self, name)
-            low, high = value if isinstance(value, tuple) else (value, value)
-            if value is not None and not least <= low <= high <= most:
-                order = ", the lower bound first" if isinstance(value, tuple) else ""
-                raise ValueError(f"{name} is {value}; it must lie between {least} and {most}{order}")
-        for name, choices in (("split_nodes", SPLIT_NODES), ("up_axis", ("y", "z"))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
-        if self.compose and self.split_nodes == "always":
-            raise ValueError("compose arranges whole files, so it cannot be used together with split_nodes 'always'")
-        if not self.singles and not self.compose:
-            raise ValueError("singles is off and compose is 0: loose files would be left out; set compose to 2 or more")
-
-    def of_sample(self, kind: str) -> dict[str, Any]:
-        """The settings that one sample depends on (a kept sample is compared by them), as JSON holds them."""
-        others = {"num_views", "num_scenes", "singles"}
-        if kind != "composed":
-            others |= {"compose", "scale_range", "size_ratio"}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if k not in others}
 
 
 @dataclass(frozen=True, eq=False)

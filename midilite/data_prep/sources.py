@@ -29,11 +29,11 @@ import numpy as np
 
 from ..common.files import read_json
 from ..mesh.geometry import MESH_SUFFIXES, face_normals_and_areas, load_mesh, load_parts
+from .options import SPLIT_NODES
 
 if TYPE_CHECKING:
     import trimesh
 
-SPLIT_NODES = ("auto", "always", "never")
 _PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _SELF_CONTAINED_UP = (".glb", ".gltf")  # glTF defines y as up; the other formats leave it to the user
 

@@ -112,7 +112,7 @@ def load_pipeline(
         world: this process among those that make scenes together; default: it is alone.
         quantize: "int8" or "fp8" keeps the transformer in eight bits, which changes its results a little (quantize.py).
         offload: keep the transformer's blocks in host memory and copy each to the GPU when it runs (offload.py).
-        compile: compile the transformer's blocks, which takes a minute before the first scene (runtime/compile.py).
+        compile: compile the transformer's blocks (runtime/compile.py), which the first scene waits for.
         offload_parts: for small GPUs, see `Pipeline.offload_parts`.
 
     Raises:

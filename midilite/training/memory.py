@@ -87,8 +87,8 @@ def estimate(
     """
     saved = saved or saved_numbers(config, num_tokens + 1, condition_tokens)
     size, instances = _BYTES[options.mixed_precision], options.batch_size * options.max_num_instances
-    blocks = 1 if options.gradient_checkpointing else config.num_layers
-    inputs = (num_tokens + 1) * config.width * (2 * config.num_layers if options.gradient_checkpointing else 0)
+    blocks = 1 if options.recomputes else config.num_layers
+    inputs = (num_tokens + 1) * config.width * (2 * config.num_layers if options.recomputes else 0)
     parts = {
         "base weights": base_bytes(options, config, base_parameters) / GIB,
         "adapter, gradients, moments": adapter_parameters * 16 / GIB,
@@ -124,7 +124,7 @@ def explain_out_of_memory(error: BaseException, options: TrainOptions, parameter
     if torch.cuda.is_available():
         held += f", all tensors at the peak {torch.cuda.max_memory_allocated() / GIB:.2f} GiB"
     remedies = []
-    if not options.gradient_checkpointing:
+    if not options.recomputes:
         remedies.append("--gradient_checkpointing")
     if options.mixed_precision == "no":
         remedies.append("--mixed_precision bf16")

@@ -1,4 +1,4 @@
-"""How a run ends before its end: SIGTERM and ctrl-C as a wish that the loop grants between two steps, and errors.
+"""How a run ends before its end: SIGTERM and ctrl-C as a wish that the loop grants between two steps.
 
 The handlers only set a flag. The loop shows the flags of all processes to each other (`votes`, `settle`), because one
 that stops alone leaves the others waiting for it; the flags travel in a sum that the step computes anyway. A second
@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import FrameType, TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 from ..common.errors import CommandError
 
@@ -77,20 +75,3 @@ class StopRequest:
     def settle(self, votes: Sequence[float]) -> None:
         """Take the sum of everybody's votes: one process's signal stops all of them."""
         self.agreed = max((int(n) for n, count in zip(SIGNALS, votes, strict=True) if count), default=0)
-
-
-def run_command(main: Callable[[], int]) -> NoReturn:
-    """End the process with the exit code of `main`; when it fails, without waiting for partners (torchrun)."""
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    try:
-        code = main()
-    except Exception:
-        if not several:
-            raise
-        traceback.print_exc()
-        code = 1
-    if code and several:  # the tidy way out leaves the process group, which can mean to wait for the others
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)

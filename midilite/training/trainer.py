@@ -139,7 +139,8 @@ class Trainer:
                 saved = self._save_when_due(done)
                 if self.stop.agreed:
                     folder = saved or self.save()
-                    raise Interrupted(self.stop.agreed, f"after step {done}, which {folder} holds")
+                    text = f"after step {done}, which {folder} holds; --resume_from_checkpoint latest continues"
+                    raise Interrupted(self.stop.agreed, text)
         return self.progress
 
     def _view(self, log: RunLog) -> RunView:

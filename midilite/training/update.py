@@ -19,6 +19,8 @@ from .interfaces import BadStepsError, Task
 from .options import TrainOptions
 from .plan import learning_rate_factor
 
+MOST_SKIPPED = 10  # steps in a row; after more of them the run ends
+
 
 @dataclass
 class Progress:
@@ -66,8 +68,6 @@ class Update:
         self.optimizer = torch.optim.AdamW(
             parameter_groups(task),
             lr=options.learning_rate,
-            betas=(options.adam_beta1, options.adam_beta2),
-            eps=options.adam_epsilon,
             weight_decay=options.weight_decay,
             fused=device.type == "cuda",  # one kernel for hundreds of small weights
         )
@@ -135,7 +135,7 @@ class Update:
             progress.skipped_in_a_row += 1
             progress.bad_steps += not (finite_loss and self.scaler.is_enabled())
         self.scaler.update(None if finite_loss else self.scaler.get_scale())
-        if progress.skipped_in_a_row > self.options.max_bad_steps:
+        if progress.skipped_in_a_row > MOST_SKIPPED:
             raise BadStepsError(
                 f"{progress.skipped_in_a_row} steps in a row had a loss or gradient that is not finite; the "
                 "weights are those before them. Usual causes: a learning rate that is too high (it is "

@@ -263,5 +263,6 @@ def test_sweep_shows_one_scene_at_every_strength(tmp_path, command, capsys):
     assert "scale 0: " in said and "scale 1: " in said
     with Image.open(out) as sheet:
         assert sheet.width > 2.9 * 256 and sheet.height > 2 * 256
-    assert command(["sweep", *arguments, "--lora_scale", "1", "2", "--scales", "0"]) == 1
+    with pytest.raises(SystemExit, match="2"):
+        command(["sweep", *arguments, "--lora_scale", "1", "2", "--scales", "0"])
     assert "1 adapters but 2 scales" in capsys.readouterr().err

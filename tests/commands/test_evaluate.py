@@ -109,7 +109,6 @@ def test_means_over_different_scenes_have_no_difference():
 def test_mistakes_are_one_line_with_an_exit_code(prepared, tmp_path, capsys):
     model = ["--pretrained_model", str(MIDI / "checkpoint"), "--device", "cpu"]
     for arguments, message in (
-        ([], "data_dir is missing"),
         (["--data_dir", str(tmp_path / "nowhere")], "nowhere: no such data folder"),
         (["--data_dir", str(prepared), "--lora_path", str(tmp_path / "lora")], "lora"),
     ):
@@ -117,10 +116,11 @@ def test_mistakes_are_one_line_with_an_exit_code(prepared, tmp_path, capsys):
         last = capsys.readouterr().err.strip().splitlines()[-1]
         assert last.startswith("evaluate.py: error:") and message in last
     for arguments, message in (
+        ([], "data_dir is missing"),
         (["--tau", "0"], "tau is 0.0"),
         (["--layout", "folders"], "invalid choice"),
-        (["--index_range", "3"], "two numbers"),
-        (["--grid_depth", "20"], "grid_depth is 20, expected 3 to 10"),
+        (["--index_range", "3"], "expected 2 arguments"),
+        (["--grid_depth", "20"], "grid_depth is 20, expected at least 3 and at most 10"),
     ):
         with pytest.raises(SystemExit) as end:
             command(*arguments)

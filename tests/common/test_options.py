@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from midilite.commands.infer import InferOptions
-from midilite.common.options import build_parser, from_mapping, parse, read_yaml, write_yaml
+from midilite.common.options import build_parser, changed_keys, from_mapping, parse, read_yaml, write_yaml
 from midilite.training.options import TrainOptions
 
 DOCUMENTED = (  # the flags that users already have in their scripts
@@ -40,7 +40,7 @@ def test_documented_inference_flags_are_frozen():
 def test_flags_win_over_the_file(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("learning_rate: 1e-3\nbatch_size: 3\nmi_attention_blocks: [1, blocks.2]\nuse_rslora: yes\n")
-    options = parse(TrainOptions, ["--config", str(file), "--batch_size", "5"])
+    options = parse(TrainOptions, ["--config", str(file), "--data_dir", "d", "--batch_size", "5"])
     assert (options.learning_rate, options.batch_size) == (1e-3, 5)
     assert options.mi_attention_blocks == ("1", "blocks.2") and options.use_rslora is True
 
@@ -59,14 +59,15 @@ def test_written_options_read_back(tmp_path):
         ("batch_size: many", "c.yaml: batch_size is 'many' (str), expected int"),
         ("batch_size: 2.5", "batch_size is 2.5 (float), expected int"),
         ("batch_size: true", "batch_size is True (bool), expected int"),
-        ("gradient_checkpointing: 1", "gradient_checkpointing is 1 (int), expected bool"),
+        ("compile: 1", "compile is 1 (int), expected bool"),
+        ("gradient_checkpointing: half", "gradient_checkpointing is 'half', expected one of off, full, selective"),
         ("lora_target_modules: to_q", "lora_target_modules is 'to_q', expected a list of str"),
         (
             "lr_scheduler: cosin",
             "expected one of constant, constant_with_warmup, linear, cosine; did you mean 'cosine'?",
         ),
         ("batch_size: 0", "batch_size is 0, expected at least 1"),
-        ("condition_dropout: 1.5", "condition_dropout is 1.5, expected a probability"),
+        ("condition_dropout: 1.5", "condition_dropout is 1.5, expected at least 0 and at most 1"),
         ("- a\n- b", "c.yaml: holds a list, expected 'key: value' lines"),
         ("a: [", "c.yaml: is not valid YAML"),
     ],
@@ -108,3 +109,88 @@ def test_inference_options_that_do_not_fit():
         InferOptions(seg_image="seg.png")
     with pytest.raises(ValueError, match="2 adapters but 3 scales"):
         InferOptions(lora_path=("a", "b"), lora_scale=(1.0, 0.5, 0.2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora_rank": "a"}, "^lora_rank is 'a' \\(str\\), expected int$"),
+        ({"learning_rate": None}, "^learning_rate is None \\(NoneType\\), expected float$"),
+        ({"mask_variants": 2}, "^mask_variants is 2, expected a list of int$"),
+        ({"compile": "yes"}, "^compile is 'yes' \\(str\\), expected bool$"),
+        ({"lr_scheduler": "cosin"}, "did you mean 'cosine'"),
+        ({"batch_size": 0}, "^batch_size is 0, expected at least 1$"),
+    ],
+)
+def test_a_wrong_value_in_python_names_the_option_too(changes, message):
+    with pytest.raises(ValueError, match=message):
+        TrainOptions(**changes)
+
+
+def test_harmless_differences_of_type_are_taken(tmp_path):
+    options = TrainOptions(data_dir=tmp_path, learning_rate=1, mask_variants=[0, 2])
+    assert options.data_dir == str(tmp_path) and options.mask_variants == (0, 2)
+    assert type(options.learning_rate) is float
+
+
+@pytest.mark.parametrize(
+    ("flags", "value"),
+    [
+        ([], "off"),
+        (["--gradient_checkpointing"], "full"),
+        (["--gradient_checkpointing", "selective"], "selective"),
+        (["--gradient_checkpointing", "--recompute", "selective"], "selective"),
+        (["--recompute", "selective", "--gradient_checkpointing"], "selective"),
+        (["--gradient_checkpointing", "--recompute", "full"], "full"),
+        (["--no-gradient_checkpointing"], "off"),
+    ],
+)
+def test_gradient_checkpointing_in_all_its_spellings(flags, value):
+    assert parse(TrainOptions, ["--data_dir", "d", *flags]).gradient_checkpointing == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("true", "full"), ("false", "off"), ("off", "off"), ("selective", "selective")]
+)
+def test_gradient_checkpointing_in_a_file(tmp_path, text, value):
+    file = tmp_path / "c.yaml"
+    file.write_text(f"data_dir: d\ngradient_checkpointing: {text}\n")
+    assert parse(TrainOptions, ["--config", str(file)]).gradient_checkpointing == value
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected", "said"),
+    [
+        (["--train_towers"], {"train_image_encoders": True}, "train_towers is called --train_image_encoders now"),
+        (
+            ["--train_towers", "--lora_tower_targets", "q_proj", "fc1"],
+            {"lora_image_encoder_targets": ("q_proj", "fc1")},
+            "lora_tower_targets is called --lora_image_encoder_targets now",
+        ),
+        (["--no-cuda_graphs"], {}, "cuda_graphs is no choice any more"),
+        (["--recompute", "selective"], {"gradient_checkpointing": "selective"}, "--gradient_checkpointing now"),
+    ],
+)
+def test_spellings_of_earlier_versions_work_and_say_what_is_written_now(capsys, flags, expected, said):
+    options = parse(TrainOptions, ["--data_dir", "d", *flags])
+    assert {name: getattr(options, name) for name in expected} == expected
+    assert said in capsys.readouterr().err
+    assert flags[0] not in build_parser(TrainOptions).format_help()
+
+
+def test_the_resolved_options_of_an_earlier_version_are_read(tmp_path, capsys):
+    """A run's config.yaml as --config, and the options in its checkpoints: what is gone is passed over."""
+    saved = {"train_towers": True, "gradient_checkpointing": True, "recompute": "selective", "adam_beta1": 0.9}
+    (tmp_path / "config.yaml").write_text("\n".join(f"{k}: {str(v).lower()}" for k, v in saved.items()))
+    options = parse(TrainOptions, ["--data_dir", "d", "--config", str(tmp_path / "config.yaml")])
+    assert options.train_image_encoders and options.gradient_checkpointing == "selective"
+    assert capsys.readouterr().err.count("note: ") == 3
+    assert changed_keys({**saved, "data_dir": "d"}, options) == [] and capsys.readouterr().err == ""
+
+
+def test_help_is_grouped_by_what_a_person_wants_and_says_each_default_once():
+    text = build_parser(TrainOptions).format_help()
+    titles = ["data:", "adapter:", "optimisation:", "memory and speed:", "evaluation and previews:", "saving:"]
+    places = [text.index(f"\n{title}\n") for title in titles]
+    assert places == sorted(places) and "default: None" not in text
+    assert text.count("(default: a GPU when there is one)") == 1

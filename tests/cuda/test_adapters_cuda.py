@@ -120,7 +120,7 @@ def test_towers_train_on_a_gpu_as_on_a_cpu(prepared, tmp_path, precision):
         options = TrainOptions(
             pretrained_model=str(GOLDEN / "midi_tiny" / "checkpoint"), data_dir=str(prepared), device=device,
             output_dir=str(tmp_path / device), cache_dir=str(tmp_path / "cache"), num_tokens=16, lora_rank=4,
-            learning_rate=1e-3, max_train_steps=6, batch_size=2, train_towers=True, mixed_precision=precision,
+            learning_rate=1e-3, max_train_steps=6, batch_size=2, train_image_encoders=True, mixed_precision=precision,
             gradient_checkpointing=device == "cuda",
         )  # fmt: skip
         folders[device] = train_lora(options)

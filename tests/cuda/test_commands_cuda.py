@@ -76,7 +76,7 @@ def test_watching_changes_no_bit(watched, cache, tmp_path):
         pytest.param({"quantize_base": "fp8"}, marks=FP8),
         {"offload_blocks": True, "gradient_checkpointing": True},
         {"offload_blocks": True, "gradient_checkpointing": True, "quantize_base": "int8"},
-        {"train_towers": True},
+        {"train_image_encoders": True},
         {"use_dora": True},
         {"lora_init": "pissa", "lora_plus_ratio": 4.0},
         {"deterministic": False},
@@ -91,7 +91,9 @@ def test_every_way_of_training_runs(changes, cache, tmp_path):
     train_lora(options)
     found = losses(tmp_path / "run")
     assert len(found) == 4 and all(map(math.isfinite, found))
-    same_inputs = not {"train_towers", "gradient_accumulation_steps", "enable_multi_instance_attention"} & set(changes)
+    same_inputs = not {"train_image_encoders", "gradient_accumulation_steps", "enable_multi_instance_attention"} & set(
+        changes
+    )
     if same_inputs:
         plain = dataclasses.replace(SHORT, output_dir=str(tmp_path / "plain"), cache_dir=cache, max_train_steps=1)
         train_lora(plain)

@@ -119,8 +119,8 @@ def test_check_command(tmp_path, capsys):
     write_sample(tmp_path / "other", sphere(20), [1], seed=1)
     assert command.main(["--check", str(tmp_path)]) == 1
     assert "cannot be read as an image" in capsys.readouterr().out
-    assert command.main(["--check", str(tmp_path / "nowhere")]) == 2
+    assert command.main(["--check", str(tmp_path / "nowhere")]) == 1
     assert "no such data folder" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         command.main(["--input_dir", str(tmp_path)])
-    assert "required: --output_dir (or --check DIR)" in capsys.readouterr().err
+    assert "output_dir is missing: pass --input_dir and --output_dir, or --check DIR" in capsys.readouterr().err

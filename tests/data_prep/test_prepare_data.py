@@ -339,7 +339,7 @@ def test_compose_writes_scenes_of_the_loose_files(raw, out):
 def test_compose_without_usable_choice_is_an_error(raw, out, capsys):
     (raw / "room").mkdir()
     box().export(raw / "room" / "a.obj")
-    assert prepare(raw, out, "--compose", "3") == 2
+    assert prepare(raw, out, "--compose", "3") == 1
     assert "--compose needs loose mesh files" in capsys.readouterr().err and not out.exists()
 
 
@@ -411,7 +411,7 @@ def test_a_report_of_another_program_is_not_replaced(raw, out, capsys):
     box().export(raw / "a.glb")
     out.mkdir()
     (out / "dataset_info.json").write_text("{}")
-    assert prepare(raw, out) == 2
+    assert prepare(raw, out) == 1
     assert "was not written by this script" in capsys.readouterr().err and contents(out) == {"dataset_info.json": b"{}"}
 
 
@@ -426,8 +426,7 @@ def test_an_interrupted_sample_is_made_again(raw, out, monkeypatch):
         return real(source, target)
 
     monkeypatch.setattr(os, "replace", dies_at_the_manifest)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(raw, out)
+    assert prepare(raw, out) == 130
     monkeypatch.undo()
     names = {p.name for p in (out / "a").iterdir()}
     assert "surface.npy" in names and "scene.json" not in names and "scene.json.part" in names
@@ -523,34 +522,36 @@ def test_folders_without_meshes_are_left_aside_by_name(raw, out, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--fov", "170"], "fov is 170.0; it must lie between 5.0 and 120.0"),
-        (["--elevation_range", "30", "0"], "elevation_range is (30.0, 0.0)"),
+        (["--fov", "170"], "fov is 170.0, expected at least 5 and at most 120"),
+        (["--elevation_range", "30", "0"], "elevation_range is 30.0 0.0, expected the lower bound first"),
         (["--num_samples", "0"], "num_samples is 0"),
         (["--min_visible", "nan"], "min_visible is nan"),
         (["--num_workers", "0"], "num_workers is 0"),
         (["--compose", "3", "--split_nodes"], "cannot be used together with split_nodes"),
         (["--no_singles"], "set compose to 2 or more"),
-        (["--input_dir", "missing_folder"], "missing_folder: no such folder"),
     ],
 )
 def test_unusable_arguments_exit_2_with_the_reason(raw, out, capsys, flags, message):
     box().export(raw / "a.glb")
-    assert prepare(raw, out, *flags) == 2
+    with pytest.raises(SystemExit, match="2"):
+        prepare(raw, out, *flags)
     assert message in capsys.readouterr().err and not out.exists()
 
 
-def test_an_empty_input_or_the_input_as_output_is_refused(raw, out, capsys):
-    assert prepare(raw, out) == 2
+def test_an_input_that_is_missing_or_empty_or_the_output_is_refused(raw, out, capsys):
+    assert prepare(raw / "missing_folder", out) == 1
+    assert "missing_folder: no such folder" in capsys.readouterr().err and not out.exists()
+    assert prepare(raw, out) == 1
     assert "no mesh files and no scene folders" in capsys.readouterr().err
     box().export(raw / "a.glb")
-    assert prepare(raw, raw) == 2
+    assert prepare(raw, raw) == 1
     assert "input and output folder are the same" in capsys.readouterr().err
 
 
 def test_two_scenes_of_one_sample_name_are_refused(raw, out, capsys):
     for name in ("a.glb", "a_view01.glb"):
         box().export(raw / name)
-    assert prepare(raw, out, "--num_views", "2") == 2
+    assert prepare(raw, out, "--num_views", "2") == 1
     assert "would both become the sample 'a_view01'" in capsys.readouterr().err
 
 

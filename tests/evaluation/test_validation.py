@@ -110,7 +110,7 @@ def test_a_validation_folder_must_hold_other_scenes(options, prepared, tmp_path)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"val_fraction": 1.0}, "expected a share from 0 to less than 1"),
+        ({"val_fraction": 1.0}, "val_fraction is 1.0, expected at least 0 and less than 1"),
         ({"val_dir": "x"}, "val_fraction and val_dir are both given"),
         ({"val_fraction": 0.0, "eval_every": 5}, "eval_every needs validation scenes"),
         ({"best_metric": "val_loss"}, "needs val_fraction or val_dir, and validate_every"),

@@ -216,7 +216,7 @@ def _child(request: dict) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ.update(request["environment"])
-    from midilite.training.signals import run_command
+    from midilite.commands.launch import run_command
 
     run_command(lambda: globals()[request["start"]](**request["arguments"]))
 

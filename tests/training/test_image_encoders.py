@@ -32,7 +32,9 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def options(options) -> TrainOptions:
-    return dataclasses.replace(options, learning_rate=5e-3, batch_size=2, condition_dropout=0.3, train_towers=True)
+    return dataclasses.replace(
+        options, learning_rate=5e-3, batch_size=2, condition_dropout=0.3, train_image_encoders=True
+    )
 
 
 def of_kind(options, kind):
@@ -62,7 +64,7 @@ def scramble(task, size=0.05):
 def test_a_fresh_task_has_the_losses_of_one_that_reads_conditions_from_the_cache(options, kind):
     """The same instances, noise, noise levels and dropped conditions; views and mask variants, too."""
     options = dataclasses.replace(of_kind(options, kind), mask_variants=(0, 3), max_num_instances=2)
-    towers, plain = make_task(options), make_task(dataclasses.replace(options, train_towers=False))
+    towers, plain = make_task(options), make_task(dataclasses.replace(options, train_image_encoders=False))
     dropped = 0
     for step in range(8):
         scenes = [step % 5, (step + 2) % 5]
@@ -113,7 +115,7 @@ def test_gradients_are_the_slopes_of_the_loss(options, kind, checkpointed):
     "base, limit",
     [
         ({"gradient_checkpointing": True, "offload_blocks": True}, 1e-6),
-        ({"gradient_checkpointing": True, "recompute": "selective"}, 1e-6),
+        ({"gradient_checkpointing": "selective"}, 1e-6),
         ({"quantize_base": "int8"}, 0.15),
     ],
 )
@@ -164,7 +166,7 @@ KINDS = {
     "lora": {},
     "patterns": {
         "lora_target_modules": ("*",),
-        "lora_tower_targets": ("image_encoder_2.*.fc1", "q_proj"),
+        "lora_image_encoder_targets": ("image_encoder_2.*.fc1", "q_proj"),
         "lora_rank_pattern": ("image_encoder_2.*=2", "blocks.1.*=3"),
         "use_rslora": True,
     },
@@ -177,7 +179,10 @@ KINDS = {
 def test_the_pipeline_with_the_saved_file_does_what_the_trained_networks_do(options, tmp_path, settings, kind):
     changes = dict(KINDS[settings])
     if kind == "triposg_tiny" and settings == "patterns":
-        changes |= {"lora_tower_targets": ("image_encoder_dinov2.*.fc1",), "lora_rank_pattern": ("blocks.1.*=3",)}
+        changes |= {
+            "lora_image_encoder_targets": ("image_encoder_dinov2.*.fc1",),
+            "lora_rank_pattern": ("blocks.1.*=3",),
+        }
     options = dataclasses.replace(of_kind(options, kind), **changes)
     task = make_task(options)
     Trainer(task, options, World(), CPU).train()
@@ -251,7 +256,7 @@ def test_watching_changes_nothing_and_sees_the_towers(options, tmp_path):
     logged = [line for line in lines if "val_loss" in line]
     assert len(logged) == 2 and logged[0]["val_loss"] != logged[1]["val_loss"] != logged[1]["val_loss_ema"]
     plain = dataclasses.replace(
-        options, train_towers=False, validate_every=2, output_dir=str(tmp_path / "plain"), max_train_steps=2
+        options, train_image_encoders=False, validate_every=2, output_dir=str(tmp_path / "plain"), max_train_steps=2
     )
     train.train_lora(plain)
     expected = [json.loads(line) for line in open(tmp_path / "plain" / "metrics.jsonl")][-1]
@@ -282,7 +287,7 @@ def test_no_cache_trains_the_same(options, tmp_path):
 
 @pytest.mark.parametrize("more", [[], ["--shard_base"]])
 def test_two_processes_train_as_one_does(forks, flags, tmp_path, more):
-    common = ["--max_train_steps", 10, "--train_towers"]
+    common = ["--max_train_steps", 10, "--train_image_encoders"]
     one, two, log = tmp_path / "one", tmp_path / "two", tmp_path / "log"
     assert forks.run("train", log, arguments=flags(one, *common, "--batch_size", 4)) == 0, log.read_text()
     codes = forks.run_group("train", log, arguments=flags(two, *common, "--batch_size", 2, *more))
@@ -293,14 +298,14 @@ def test_two_processes_train_as_one_does(forks, flags, tmp_path, more):
 def test_a_dry_run_counts_the_towers(options):
     """And computes its steps through them."""
     with_towers = run_dry(dataclasses.replace(options, resume_from_checkpoint=None)).trainable
-    without = run_dry(dataclasses.replace(options, train_towers=False)).trainable
+    without = run_dry(dataclasses.replace(options, train_image_encoders=False)).trainable
     assert with_towers - without == sum(
         p.numel() for key, p in make_task(options).parameters.items() if key.startswith("image_encoder")
     )
 
 
 def test_unusable_options(options):
-    with pytest.raises(ValueError, match="lora_tower_targets is given without train_towers"):
-        dataclasses.replace(options, train_towers=False, lora_tower_targets=("q_proj",))
+    with pytest.raises(ValueError, match="lora_image_encoder_targets is given without train_image_encoders"):
+        dataclasses.replace(options, train_image_encoders=False, lora_image_encoder_targets=("q_proj",))
     with pytest.raises(ValueError, match="LoRA target 'to_q' matches no linear layer; last names that exist: .*q_proj"):
-        make_task(dataclasses.replace(options, lora_tower_targets=("to_q",)))
+        make_task(dataclasses.replace(options, lora_image_encoder_targets=("to_q",)))

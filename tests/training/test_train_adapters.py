@@ -128,11 +128,11 @@ def test_modules_that_can_not_train_are_named_once(options, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lora_plus_ratio": 0.0}, "lora_plus_ratio is 0.0, expected a number above 0"),
+        ({"lora_plus_ratio": 0.0}, "lora_plus_ratio is 0.0, expected more than 0"),
         ({"lora_rank_pattern": ("to_q",)}, "lora_rank_pattern: 'to_q' is no entry; write it as blocks.8-12"),
         ({"lora_rank_pattern": ("to_q=2.5",)}, "lora_rank_pattern: 'to_q=2.5' is no entry"),
         ({"lora_alpha_pattern": ("=2",)}, "lora_alpha_pattern: '=2' is no entry"),
-        ({"lora_init": "svd"}, "LoRA init is 'svd', expected one of kaiming, pissa"),
+        ({"lora_init": "svd"}, "lora_init is 'svd', expected one of kaiming, pissa"),
         ({"lora_init": "pissa", "lora_alpha": -1.0}, "needs alphas above 0"),
     ],
 )

@@ -16,6 +16,7 @@ from midilite.commands.dry_run import run_dry
 from midilite.common.distributed import World
 from midilite.common.options import parse
 from midilite.model.config import DiTConfig
+from midilite.training import update
 from midilite.training.interfaces import BadStepsError, Task, TrainingError
 from midilite.training.memory import estimate, explain_out_of_memory, saved_numbers
 from midilite.training.options import PRESETS, TrainOptions
@@ -90,22 +91,24 @@ def test_the_weights_after_a_skipped_step_are_those_of_a_run_without_it(tmp_path
     assert torch.equal(poisoned.task.weight, other.task.weight)
 
 
-def test_many_bad_steps_in_a_row_stop_the_run_with_an_explanation(tmp_path):
+def test_many_bad_steps_in_a_row_stop_the_run_with_an_explanation(tmp_path, monkeypatch):
+    monkeypatch.setattr(update, "MOST_SKIPPED", 3)
     task = Toy(poisoned=range(2, 8))
     with pytest.raises(BadStepsError, match=r"4 steps in a row .* learning rate that is too high \(it is 0.1\).*bf16"):
-        toy_run(tmp_path, task, max_bad_steps=3)
+        toy_run(tmp_path, task)
     assert torch.isfinite(task.weight).all()
 
 
-def test_fp16_overflow_lowers_the_scale_and_is_no_bad_step(tmp_path):
+def test_fp16_overflow_lowers_the_scale_and_is_no_bad_step(tmp_path, monkeypatch):
     """The scaler's first guess is far too high for a loss near fp32's limit; it must find its way down."""
+    monkeypatch.setattr(update, "MOST_SKIPPED", 20)
 
     class Steep(Toy):
         def loss(self, batch, total):
             losses = (self.weight.sum() * 1e34)[None]
             return losses.sum() / total, losses
 
-    trainer = toy_run(tmp_path, Steep(), mixed_precision="fp16", max_bad_steps=20)
+    trainer = toy_run(tmp_path, Steep(), mixed_precision="fp16")
     assert trainer.progress.bad_steps == 0 and trainer.update.scaler.get_scale() < 65536
     assert torch.isfinite(trainer.task.weight).all()
 
@@ -181,9 +184,9 @@ def test_checkpointing_and_half_precision_lower_the_estimate():
 
 def test_presets_are_overridden_by_file_and_flags(tmp_path):
     (tmp_path / "c.yaml").write_text("preset: 8gb\nlora_rank: 5\n")
-    options = parse(TrainOptions, ["--config", str(tmp_path / "c.yaml"), "--max_num_instances", "2"])
-    assert (options.lora_rank, options.max_num_instances, options.gradient_checkpointing) == (5, 2, True)
-    assert parse(TrainOptions, ["--preset", "24gb"]).lora_rank == PRESETS["24gb"]["lora_rank"]
+    options = parse(TrainOptions, ["--config", str(tmp_path / "c.yaml"), "--data_dir", "d", "--max_num_instances", "2"])
+    assert (options.lora_rank, options.max_num_instances, options.gradient_checkpointing) == (5, 2, "full")
+    assert parse(TrainOptions, ["--data_dir", "d", "--preset", "24gb"]).lora_rank == PRESETS["24gb"]["lora_rank"]
 
 
 def test_the_command_prints_one_line_for_what_a_user_can_mend(options, capsys, tmp_path):

@@ -111,7 +111,6 @@ def open_domains(args: argparse.Namespace) -> Domains:
                 output_dir=str(args.output / f"runs-{name}"),
                 cache_dir=str(args.output / "cache"),
                 device=args.device,
-                cuda_graphs=False,  # batches of several scenes are rarely composed alike
                 batch_size=args.batch_size,
                 max_train_steps=args.steps,
                 lr_scheduler="cosine",

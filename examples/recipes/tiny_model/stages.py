@@ -207,7 +207,6 @@ def trainer_options(stage: Stage, name: str, batch: int, rate: float) -> TrainOp
         batch_size=batch,
         max_train_steps=ENDLESS,
         learning_rate=rate,
-        adam_beta2=0.99,
         ema_decay=0.999,
         checkpointing_steps=0,
         save_every_n_epochs=0,

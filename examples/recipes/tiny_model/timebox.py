@@ -88,6 +88,8 @@ def train_in_box(
 
     trainer = Trainer(task, options, box.world, box.device, [Clock()])
     trainer.update.factor = box.factor
+    for group in trainer.update.optimizer.param_groups:
+        group["betas"] = (0.9, 0.99)  # the second moment follows within a short run
     try:
         trainer.train()
     except TimeUp:

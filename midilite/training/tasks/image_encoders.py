@@ -1,4 +1,4 @@
-"""Adapters on the image towers, trained together with the transformer's (`--train_towers`).
+"""Adapters on the image towers, trained together with the transformer's (`--train_image_encoders`).
 
     pixels -> towers + adapters -> conditions -> transformer + adapter -> loss
 
@@ -132,10 +132,10 @@ class TowerTask(LoRATask):
     ) -> None:
         self.towers = towers
         super().__init__(transformer, scenes, TowerFeatures(features, towers), options)
-        targets = options.lora_tower_targets or default_targets(towers)
+        targets = options.lora_image_encoder_targets or default_targets(towers)
         self.modules += lora.inject(towers, dataclasses.replace(self.config, target_modules=targets), seed=options.seed)
         for tower in towers.values():
-            tower.gradient_checkpointing = options.gradient_checkpointing
+            tower.gradient_checkpointing = options.recomputes
         self._train_adapters(network_group(transformer, **towers))
         self.reads_ahead = features.is_stored  # pixels are cut out on the CPU
         # whole paths: a name that is meant for one network may be there in another

@@ -1,0 +1,189 @@
+"""Look at adapter files, convert, resize, average and merge them, and see one scene at several strengths.
+
+Every format is read. What is written is a PEFT folder, or by the suffix diffusers' file (.safetensors) or a bare state
+dict (.pth); `--format` chooses otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from ..common.options import Options, option
+from .infer import check_scales
+
+FORMATS = ("peft", "diffusers", "kohya", "state_dict")
+
+_place = partial(option, None, positional=True)
+_format = partial(option, None, "what is written (default: by the suffix)", FORMATS)
+_alpha = partial(option, None, "for files that don't hold their alpha (default: their rank)")
+_model = partial(option, "tiny", "checkpoint folder, name of a shipped model, or hub:OWNER/NAME")
+_adapters = partial(option, None, "adapters: folders or files of any format", required="one or several adapters")
+_scales = partial(option, (1.0,), "strength of each adapter, or one for all")
+
+
+@dataclass(frozen=True)
+class InspectOptions(Options):
+    """Settings, facts and norms of an adapter file; the norms as a bar chart, too."""
+
+    file: str | None = _place("the adapter")
+    chart: str | None = option(None, "where the bar chart goes (default: FILE.norms.png)")
+    lora_alpha: float | None = _alpha()
+
+
+@dataclass(frozen=True)
+class ConvertOptions(Options):
+    """Write an adapter in another format."""
+
+    file: str | None = _place("the adapter")
+    out: str | None = _place("the file or folder to write")
+    format: str | None = _format()
+    lora_alpha: float | None = _alpha()
+
+
+@dataclass(frozen=True)
+class ResizeOptions(ConvertOptions):
+    """The best adapter of another rank, and its error."""
+
+    rank: int | None = option(None, "the rank to bring it to", least=1, required="the new rank")
+
+
+@dataclass(frozen=True)
+class AverageOptions(Options):
+    """One adapter that does the weighted sum of what several do."""
+
+    files: tuple[str, ...] | None = _place("two or more adapters, and last the file or folder to write")
+    weights: tuple[float, ...] | None = option(None, "one each (default: 1/n)")
+    rank: int | None = option(None, "resize the result (default: the sum of the ranks, exact)", least=1)
+    format: str | None = _format()
+    lora_alpha: float | None = _alpha()
+
+    def check_together(self) -> None:
+        """Raise ValueError for fewer than two adapters."""
+        if self.files is not None and len(self.files) < 3:
+            raise ValueError("average needs at least two adapters and, last, the file or folder to write")
+
+
+@dataclass(frozen=True)
+class MergeOptions(Options):
+    """A checkpoint folder with adapters merged into the base."""
+
+    pretrained_model: str = _model()
+    lora_path: tuple[str, ...] | None = _adapters()
+    lora_scale: tuple[float, ...] = _scales()
+    lora_alpha: float | None = _alpha()
+    output: str | None = option(None, "a new folder", required="a new folder")
+
+    def check_together(self) -> None:
+        """Raise ValueError for neither one scale nor one each."""
+        check_scales(self.lora_path, self.lora_scale)
+
+
+@dataclass(frozen=True)
+class SweepOptions(Options):
+    """One scene rendered at several strengths side by side."""
+
+    pretrained_model: str = _model()
+    lora_path: tuple[str, ...] | None = _adapters()
+    lora_scale: tuple[float, ...] = _scales()
+    lora_alpha: float | None = _alpha()
+    rgb_image: str | None = option(None, "the picture", required="a picture")
+    seg_image: str | None = option(None, "its instance mask; needed for MIDI models")
+    scales: tuple[float, ...] = option((0.0, 0.5, 1.0), "factors on all lora_scales")
+    output: str = option("outputs/sweep.png", "where the picture goes")
+    num_inference_steps: int = option(50, "denoising steps", least=1, most=1000)
+    guidance_scale: float = option(7.0, "classifier-free guidance; 1 switches it off and halves the work")
+    seed: int = option(42, "of the initial noise")
+    num_tokens: int | None = option(None, "latent tokens per instance (default: the model's)", least=1)
+    grid_depth: int = option(7, "surface grid of 2^depth cells per axis", least=3, most=10)
+    device: str | None = option(None, "cpu, cuda or cuda:N (default: a GPU when there is one)")
+
+    def check_together(self) -> None:
+        """Raise ValueError for neither one scale nor one each."""
+        check_scales(self.lora_path, self.lora_scale)
+
+
+SUBCOMMANDS = {
+    "inspect": InspectOptions,
+    "convert": ConvertOptions,
+    "resize": ResizeOptions,
+    "average": AverageOptions,
+    "merge": MergeOptions,
+    "sweep": SweepOptions,
+}
+
+
+def run(name: str, options: Options) -> None:
+    """Do what a subcommand is for. Raises ValueError or OSError for files and models that can't be used."""
+    {"inspect": _inspect, "convert": _rewrite, "resize": _rewrite, "average": _average, "merge": _merge,
+     "sweep": _sweep}[name](options)  # fmt: skip
+
+
+def _inspect(options: InspectOptions) -> None:
+    from ..common.files import write_png
+    from ..lora.files import read_adapter
+    from .adapter import norm_chart, report
+
+    path = Path(options.file)
+    adapter = read_adapter(path, options.lora_alpha)
+    print(report(adapter, path))
+    chart = Path(options.chart or f"{path}.norms.png")
+    write_png(chart, norm_chart(adapter, path.name))
+    print(f"chart: {chart}")
+
+
+def _rewrite(options: ConvertOptions) -> None:
+    """Convert, or resize."""
+    from ..lora.arithmetic import resize
+    from ..lora.files import read_adapter, write_adapter
+    from .adapter import format_for
+
+    adapter = read_adapter(options.file, options.lora_alpha)
+    for note in adapter.notes:
+        print(f"note: {note}")
+    if isinstance(options, ResizeOptions):
+        result = resize(adapter, options.rank)
+        for module, error in result.errors.items():
+            print(f"{module}: relative error {error:.3g}")
+        print(f"all modules together: relative error {result.error:.3g}")
+        adapter = result.adapter
+    write_adapter(options.out, adapter, format_for(options.out, options.format))
+    print(f"wrote {options.out} ({format_for(options.out, options.format)})")
+
+
+def _average(options: AverageOptions) -> None:
+    """Average adapters, and resize the result when asked to."""
+    from ..lora.arithmetic import average, resize
+    from ..lora.files import read_adapter, write_adapter
+    from .adapter import format_for
+
+    *files, out = options.files
+    adapter = average([read_adapter(file, options.lora_alpha) for file in files], options.weights)
+    if options.rank:
+        result = resize(adapter, options.rank)
+        print(f"rank {options.rank}: relative error {result.error:.3g}")
+        adapter = result.adapter
+    write_adapter(out, adapter, format_for(out, options.format))
+    print(f"wrote {out} ({format_for(out, options.format)}), rank {adapter.config.rank}")
+
+
+def _merge(options: MergeOptions) -> None:
+    from .adapter import merge
+
+    merge(options.pretrained_model, options.lora_path, options.output, options.lora_scale, options.lora_alpha)
+    print(f"wrote {options.output}: a checkpoint folder that needs no adapter")
+
+
+def _sweep(options: SweepOptions) -> None:
+    from ..common.files import write_png
+    from ..inference.pipeline import load_pipeline
+    from .adapter import SweepSettings, sweep
+    from .infer import load_adapters
+
+    pipe = load_pipeline(options.pretrained_model, options.device)
+    load_adapters(pipe, options.lora_path, options.lora_scale, options.lora_alpha)
+    steps = options.num_inference_steps, options.guidance_scale, options.seed
+    settings = SweepSettings(*steps, options.num_tokens, options.grid_depth)
+    write_png(options.output, sweep(pipe, options.rgb_image, options.seg_image, options.scales, settings))
+    print(f"wrote {options.output}")

@@ -1,0 +1,71 @@
+"""Meshes to training data: what `examples/prepare_data.py` does with its options."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+from ..common.options import Old, option
+from ..data_prep.options import PrepareSettings
+
+
+@dataclass(frozen=True)
+class PrepareOptions(PrepareSettings):
+    """Turn a folder of meshes into training data: pictures, instance masks and surface points."""
+
+    old_spellings: ClassVar[Sequence[Old]] = (
+        Old("no_singles", bool, "is spelt --no-singles now", lambda value: {"singles": not value}),
+    )
+
+    input_dir: str | None = option(None, "loose mesh files and/or one subfolder per scene")
+    output_dir: str | None = option(None, "where the samples go; complete samples there are kept")
+    check: str | None = option(None, "report on the training data in this folder; nothing is prepared or changed")
+    overwrite: bool = option(False, "make samples again that are complete already (only our own files)")
+    num_workers: int | None = option(
+        None, "processes (default: one per core); the result does not depend on it", least=1
+    )
+
+    def check_together(self) -> None:
+        """Raise ValueError where options that are fine alone do not fit each other."""
+        super().check_together()
+        for name in ("input_dir", "output_dir"):
+            if self.check is None and getattr(self, name) is None:
+                raise ValueError(f"{name} is missing: pass --input_dir and --output_dir, or --check DIR")
+
+    def settings(self) -> PrepareSettings:
+        """What decides what a sample holds, without folders and processes."""
+        return PrepareSettings(**{entry.name: getattr(self, entry.name) for entry in fields(PrepareSettings)})
+
+
+def run(options: PrepareOptions) -> int:
+    """Prepare, or check; returns 0 when nothing was skipped and nothing is wrong, else 1.
+
+    Raises:
+        ValueError: the folders can't be used.
+        OutputError: the output can't be written.
+    """
+    if options.check is not None:
+        return check(options.check)
+    from ..data_prep.prepare import prepare
+
+    outcome = prepare(options.input_dir, options.output_dir, options.settings(), options.overwrite, options.num_workers)
+    counts = f"{len(outcome.written)} written, {len(outcome.kept)} kept, {len(outcome.skipped)} skipped"
+    print(f"{counts}: {options.output_dir}")
+    if outcome.kept_with_other_settings:
+        print(
+            f"note: {len(outcome.kept_with_other_settings)} kept samples were made with other settings "
+            f"(e.g. {outcome.kept_with_other_settings[0]}); --overwrite makes them again",
+            file=sys.stderr,
+        )
+    return 1 if outcome.skipped else 0
+
+
+def check(data_dir: str) -> int:
+    """Print the report on a folder of training data; returns 1 when it found errors. Raises ValueError for no data."""
+    from ..data.check import check_data
+
+    report = check_data(data_dir)
+    print(report.to_text())
+    return 1 if report.errors else 0
