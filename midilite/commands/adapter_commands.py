@@ -10,17 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from ..common import shared_options as shared
 from ..common.options import Options, option
-from .infer import check_scales
 
 FORMATS = ("peft", "diffusers", "kohya", "state_dict")
 
 _place = partial(option, None, positional=True)
 _format = partial(option, None, "what is written (default: by the suffix)", FORMATS)
-_alpha = partial(option, None, "for files that don't hold their alpha (default: their rank)")
-_model = partial(option, "tiny", "checkpoint folder, name of a shipped model, or hub:OWNER/NAME")
-_adapters = partial(option, None, "adapters: folders or files of any format", required="one or several adapters")
-_scales = partial(option, (1.0,), "strength of each adapter, or one for all")
+_adapters = partial(shared.lora_path, required="one or several adapters")
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class InspectOptions(Options):
 
     file: str | None = _place("the adapter")
     chart: str | None = option(None, "where the bar chart goes (default: FILE.norms.png)")
-    lora_alpha: float | None = _alpha()
+    lora_alpha: float | None = shared.lora_alpha()
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class ConvertOptions(Options):
     file: str | None = _place("the adapter")
     out: str | None = _place("the file or folder to write")
     format: str | None = _format()
-    lora_alpha: float | None = _alpha()
+    lora_alpha: float | None = shared.lora_alpha()
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class AverageOptions(Options):
     weights: tuple[float, ...] | None = option(None, "one each (default: 1/n)")
     rank: int | None = option(None, "resize the result (default: the sum of the ranks, exact)", least=1)
     format: str | None = _format()
-    lora_alpha: float | None = _alpha()
+    lora_alpha: float | None = shared.lora_alpha()
 
     def check_together(self) -> None:
         """Raise ValueError for fewer than two adapters."""
@@ -69,25 +66,25 @@ class AverageOptions(Options):
 class MergeOptions(Options):
     """A checkpoint folder with adapters merged into the base."""
 
-    pretrained_model: str = _model()
+    pretrained_model: str = shared.pretrained_model()
     lora_path: tuple[str, ...] | None = _adapters()
-    lora_scale: tuple[float, ...] = _scales()
-    lora_alpha: float | None = _alpha()
+    lora_scale: tuple[float, ...] = shared.lora_scale()
+    lora_alpha: float | None = shared.lora_alpha()
     output: str | None = option(None, "a new folder", required="a new folder")
 
     def check_together(self) -> None:
         """Raise ValueError for neither one scale nor one each."""
-        check_scales(self.lora_path, self.lora_scale)
+        shared.check_scales(self.lora_path, self.lora_scale)
 
 
 @dataclass(frozen=True)
 class SweepOptions(Options):
     """One scene rendered at several strengths side by side."""
 
-    pretrained_model: str = _model()
+    pretrained_model: str = shared.pretrained_model()
     lora_path: tuple[str, ...] | None = _adapters()
-    lora_scale: tuple[float, ...] = _scales()
-    lora_alpha: float | None = _alpha()
+    lora_scale: tuple[float, ...] = shared.lora_scale()
+    lora_alpha: float | None = shared.lora_alpha()
     rgb_image: str | None = option(None, "the picture", required="a picture")
     seg_image: str | None = option(None, "its instance mask; needed for MIDI models")
     scales: tuple[float, ...] = option((0.0, 0.5, 1.0), "factors on all lora_scales")
@@ -95,13 +92,13 @@ class SweepOptions(Options):
     num_inference_steps: int = option(50, "denoising steps", least=1, most=1000)
     guidance_scale: float = option(7.0, "classifier-free guidance; 1 switches it off and halves the work")
     seed: int = option(42, "of the initial noise")
-    num_tokens: int | None = option(None, "latent tokens per instance (default: the model's)", least=1)
+    num_tokens: int | None = shared.num_tokens()
     grid_depth: int = option(7, "surface grid of 2^depth cells per axis", least=3, most=10)
-    device: str | None = option(None, "cpu, cuda or cuda:N (default: a GPU when there is one)")
+    device: str | None = shared.device()
 
     def check_together(self) -> None:
         """Raise ValueError for neither one scale nor one each."""
-        check_scales(self.lora_path, self.lora_scale)
+        shared.check_scales(self.lora_path, self.lora_scale)
 
 
 SUBCOMMANDS = {

@@ -14,13 +14,15 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..common import shared_options as shared
 from ..common.options import Options, option
 from ..data.scenes import LAYOUTS
 from ..training.log import say
-from .infer import check_scales
+from .infer import SCENE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,35 +31,45 @@ if TYPE_CHECKING:
     from ..inference.pipeline import ImageConditions, Pipeline
 
 
+_data, _scene = partial(option, group="data"), partial(option, group=SCENE)
+_measure = partial(option, group="measures")
+
+
 @dataclass(frozen=True)
 class EvaluateOptions(Options):
     """Measure a model on a folder of samples: Chamfer distance, F-score and bounding-box IoU."""
 
-    pretrained_model: str = option("tiny", "checkpoint folder, name of a shipped model, or hub:OWNER/NAME")
-    data_dir: str | None = option(None, "folder of samples, or MIDI's 3D-Front set", required="a folder of samples")
-    layout: str = option("auto", "how data_dir is laid out", LAYOUTS)
-    index_range: tuple[int, int] | None = option(None, "first and end of the scenes wanted, such as 0 100")
-    room_list: str | None = option(None, "3D-Front: json list of rooms (default: found by its name)")
-    object_list: str | None = option(None, "3D-Front: json list of each room's objects (default: found by its name)")
-    max_scenes: int | None = option(None, "at most so many scenes", least=1)
-    lora_path: tuple[str, ...] | None = option(None, "adapters: folders or files of any format; the base is shown, too")
-    lora_scale: tuple[float, ...] = option((1.0,), "strength of each adapter, or one for all")
-    lora_alpha: float | None = option(None, "for adapter files that don't hold their alpha (default: their rank)")
+    pretrained_model: str = shared.pretrained_model()
     output: str = option("outputs/evaluation.json", "all numbers, of every scene and their means")
-    num_inference_steps: int = option(25, "denoising steps", least=1, most=1000)
-    guidance_scale: float = option(7.0, "classifier-free guidance; 1 switches it off and halves the work")
-    seed: int = option(42, "of the initial noise, together with each scene's name")
-    num_tokens: int | None = option(None, "latent tokens per instance (default: the model's)")
-    num_points: int = option(20480, "points on each generated surface, and at most so many of each true one", least=16)
-    tau: float = option(0.1, "distance of the F-score", above=0)
-    grid_depth: int = option(7, "surface grid of 2^depth cells per axis around each object", least=3, most=10)
-    mi_attention_blocks: tuple[str, ...] | None = option(None, "multi-instance blocks (default: the model's own)")
-    mixed_precision: str | None = option(None, "no, bf16 or fp16 (default: bf16 on a GPU)", ("no", "bf16", "fp16"))
-    device: str | None = option(None, "cpu, cuda or cuda:N (default: a GPU when there is one)")
+    mixed_precision: str | None = shared.run_precision()
+    device: str | None = shared.device()
+
+    data_dir: str | None = _data(None, "folder of samples, or MIDI's 3D-Front set", required="a folder of samples")
+    layout: str = _data("auto", "how data_dir is laid out", LAYOUTS)
+    index_range: tuple[int, int] | None = _data(None, "first and end of the scenes wanted, such as 0 100")
+    room_list: str | None = _data(None, "3D-Front: json list of rooms (default: found by its name)")
+    object_list: str | None = _data(None, "3D-Front: json list of each room's objects (default: found by its name)")
+    max_scenes: int | None = _data(None, "at most so many scenes", least=1)
+
+    lora_path: tuple[str, ...] | None = shared.lora_path(group="adapters (the base is shown, too)")
+    lora_scale: tuple[float, ...] = shared.lora_scale(group="adapters (the base is shown, too)")
+    lora_alpha: float | None = shared.lora_alpha(group="adapters (the base is shown, too)")
+
+    num_inference_steps: int = _scene(25, "denoising steps", least=1, most=1000)
+    guidance_scale: float = _scene(7.0, "classifier-free guidance; 1 switches it off and halves the work")
+    seed: int = _scene(42, "of the initial noise, together with each scene's name")
+    num_tokens: int | None = shared.num_tokens(group=SCENE)
+    mi_attention_blocks: tuple[str, ...] | None = shared.mi_attention_blocks(group=SCENE)
+    grid_depth: int = _scene(7, "surface grid of 2^depth cells per axis around each object", least=3, most=10)
+
+    num_points: int = _measure(
+        20480, "points on each generated surface, and at most so many of each true one", least=16
+    )
+    tau: float = _measure(0.1, "distance of the F-score", above=0)
 
     def check_together(self) -> None:
         """Raise ValueError where options that are fine alone do not fit each other."""
-        check_scales(self.lora_path, self.lora_scale)
+        shared.check_scales(self.lora_path, self.lora_scale)
 
 
 def run(options: EvaluateOptions) -> dict[str, Any]:

@@ -10,9 +10,11 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..common import shared_options as shared
 from ..common.options import Options, option
 from ..mesh.scene import check_suffix, export_scene
 from ..training.log import say
@@ -24,49 +26,50 @@ EXAMPLE = Path(__file__).parents[1] / "assets" / "example"
 PATIENCE = timedelta(minutes=10)  # of a process with others that load the model or decode more than it does
 
 
+SCENE, MEMORY = "the scene and its surface", "memory and speed"
+_scene, _memory = partial(option, group=SCENE), partial(option, group=MEMORY)
+
+
 @dataclass(frozen=True)
 class InferOptions(Options):
     """Turn an image and its instance mask into a 3D scene of separate objects."""
 
-    pretrained_model: str = option("tiny", "checkpoint folder, name of a shipped model, or hub:OWNER/NAME")
+    pretrained_model: str = shared.pretrained_model()
     rgb_image: str | None = option(None, "the picture (default: the example that ships with midilite)")
     seg_image: str | None = option(None, "its instance mask; TripoSG models need none")
     output: str = option("outputs/scene.glb", "scene file: .glb, .obj, .ply or .stl; a .png preview goes beside it")
-    lora_path: tuple[str, ...] | None = option(None, "adapters: folders or files of any format")
-    lora_scale: tuple[float, ...] = option((1.0,), "strength of each adapter, or one for all")
-    lora_alpha: float | None = option(None, "for adapter files that don't hold their alpha (default: their rank)")
-    num_inference_steps: int | None = option(
+    preview: bool = option(True, "write the preview picture")
+    device: str | None = shared.device()
+
+    lora_path: tuple[str, ...] | None = shared.lora_path(group="adapters")
+    lora_scale: tuple[float, ...] = shared.lora_scale(group="adapters")
+    lora_alpha: float | None = shared.lora_alpha(group="adapters")
+
+    num_inference_steps: int | None = _scene(
         None, "denoising steps (default: the model's, 50 for published ones)", least=1, most=1000
     )
-    guidance_scale: float | None = option(None, "1 switches guidance off and halves the work (default: the model's, 7)")
-    seed: int = option(42, "of the initial noise")
-    num_tokens: int | None = option(None, "latent tokens per instance (default: the model's)")
-    grid_depth: int | None = option(
+    guidance_scale: float | None = _scene(None, "1 switches guidance off and halves the work (default: the model's, 7)")
+    seed: int = _scene(42, "of the initial noise")
+    num_tokens: int | None = shared.num_tokens(group=SCENE)
+    mi_attention_blocks: tuple[str, ...] | None = shared.mi_attention_blocks(group=SCENE)
+    grid_depth: int | None = _scene(
         None, "surface grid of 2^depth cells per axis (default: the model's, 8)", least=3, most=10
     )
-    smoothing: str = option("none", "mean over 3x3x3 grid nodes before the surface is taken", ("none", "box3"))
-    padding: bool = option(False, "paste the picture on a larger white square when objects reach near its border")
-    mi_attention_blocks: tuple[str, ...] | None = option(None, "multi-instance blocks (default: the model's own)")
-    mixed_precision: str | None = option(None, "no, bf16 or fp16 (default: bf16 on a GPU)", ("no", "bf16", "fp16"))
-    quantize_base: str | None = option(None, "keep the transformer in eight bits (default: don't)", ("int8", "fp8"))
-    offload_blocks: bool = option(False, "keep its blocks in host memory and copy each to the GPU when it runs")
-    offload_parts: bool = option(False, "for small GPUs: encoders and VAE rest in host memory, guidance by halves")
-    compile: bool = option(False, "compile the transformer: pays for many scenes in one process")
-    device: str | None = option(None, "cpu, cuda or cuda:N (default: a GPU when there is one)")
-    preview: bool = option(True, "write the preview picture")
+    smoothing: str = _scene("none", "mean over 3x3x3 grid nodes before the surface is taken", ("none", "box3"))
+    padding: bool = _scene(False, "paste the picture on a larger white square when objects reach near its border")
+
+    mixed_precision: str | None = shared.run_precision(group=MEMORY)
+    quantize_base: str | None = _memory(None, "keep the transformer in eight bits (default: don't)", ("int8", "fp8"))
+    offload_blocks: bool = _memory(False, "keep its blocks in host memory and copy each to the GPU when it runs")
+    offload_parts: bool = _memory(False, "for small GPUs: encoders and VAE rest in host memory, guidance by halves")
+    compile: bool = _memory(False, "compile the transformer: pays for many scenes in one process")
 
     def check_together(self) -> None:
         """Raise ValueError where options that are fine alone do not fit each other."""
         check_suffix(self.output)
         if (self.rgb_image is None) != (self.seg_image is None) and self.rgb_image is None:
             raise ValueError("seg_image is given without rgb_image: pass both, or neither for the shipped example")
-        check_scales(self.lora_path, self.lora_scale)
-
-
-def check_scales(paths: Sequence[str] | None, scales: Sequence[float]) -> None:
-    """Raise ValueError for neither one scale for all adapters nor one each."""
-    if paths and len(scales) not in (1, len(paths)):
-        raise ValueError(f"{len(paths)} adapters but {len(scales)} scales; give one, or one each")
+        shared.check_scales(self.lora_path, self.lora_scale)
 
 
 def run(options: InferOptions) -> Result:
@@ -142,7 +145,7 @@ def load_adapters(pipe: Pipeline, paths: Sequence[str], scales: Sequence[float],
     Raises:
         ValueError: neither one scale nor one each, or an adapter does not fit.
     """
-    check_scales(paths, scales)
+    shared.check_scales(paths, scales)
     for i, path in enumerate(paths):
         scale = scales[i if len(scales) > 1 else 0]
         for note in pipe.load_adapter(path, scale, f"lora_{i}", lora_alpha):

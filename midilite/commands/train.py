@@ -82,10 +82,11 @@ def make_task(
     device: torch.device,
 ) -> LoRATask:
     """The task with fresh adapters: on the transformer, and with `train_image_encoders` on the image encoders too."""
+    timesteps = folder.load_scheduler().config.num_train_timesteps
     if not options.train_image_encoders:
-        return LoRATask(transformer, scenes, features, options)
+        return LoRATask(transformer, scenes, features, options, timesteps)
     towers = load_towers(folder, device, DTYPES[options.mixed_precision])
-    return TowerTask(transformer, towers, scenes, features, options)
+    return TowerTask(transformer, towers, scenes, features, options, timesteps)
 
 
 def speed_up(task: LoRATask, options: TrainOptions, device: torch.device) -> None:
@@ -181,7 +182,7 @@ def make_observers(
     observers: list[Observer] = [meter]
     shared = (task.transformer, task.features)
     if data.validation and options.validate_every:
-        observers.append(Validation(*shared, data.validation, options, task.networks))
+        observers.append(Validation(*shared, data.validation, options, task.networks, task.num_train_timesteps))
     scenes = data.validation or first_views(data.scenes)
     evaluation = Evaluation(*shared, folder, scenes, options, bool(data.validation), task.networks)
     if options.eval_every or options.preview_every:

@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any
 
 from ..common.options import Options, option
+from ..model.config import MAX_LABELS
 
 SPLIT_NODES = ("auto", "always", "never")
-MOST_OBJECTS = 64  # of an arrangement: `images.MAX_LABELS`
 
 _scenes = partial(option, group="scenes")
 _pictures = partial(option, group="pictures, for scenes without rgb.png and seg.png")
@@ -45,7 +45,7 @@ class PrepareSettings(Options):
         least=0,
         most=0.99,
     )
-    compose: int = _arranged(0, "up to so many objects on a floor; 0 = none", least=0, most=MOST_OBJECTS)
+    compose: int = _arranged(0, "up to so many objects on a floor; 0 = none", least=0, most=MAX_LABELS)
     num_scenes: int | None = _arranged(None, "number of arrangements (default: the number of loose files)", least=0)
     singles: bool = _arranged(True, "single-object scenes beside the arrangements")
     scale_range: tuple[float, float] = _arranged((0.8, 1.25), "random scale of each object", least=0.01, most=100)

@@ -29,7 +29,7 @@ from ..model.dit import DiT
 from ..model.vae import sample_latents
 from ..training.interfaces import RunView
 from ..training.log import say
-from ..training.objective import SceneBatch, SceneInputs, instance_losses
+from ..training.objective import TIMESTEPS, SceneBatch, SceneInputs, instance_losses
 from ..training.options import TrainOptions
 
 SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -95,6 +95,7 @@ class Validation:
         scenes: the validation scenes.
         options: of the run.
         networks: all that has the adapter, when that is more than the transformer.
+        num_train_timesteps: of the model's scheduler.
     """
 
     def __init__(
@@ -104,8 +105,10 @@ class Validation:
         scenes: list[Scene],
         options: TrainOptions,
         networks: nn.Module | None = None,
+        num_train_timesteps: int = TIMESTEPS,
     ) -> None:
         self.transformer, self.features, self.scenes, self.options = transformer, features, scenes, options
+        self.num_train_timesteps = num_train_timesteps
         self.networks = networks or transformer
         self.base: float | None = None
 
@@ -141,10 +144,8 @@ class Validation:
         """float64 [noise levels, n] on the CPU."""
         features, _ = load_plain(self.features, scene, self.options)
         together = self.options.enable_multi_instance_attention
-        losses = [
-            instance_losses(self.transformer, SceneBatch((validation_inputs(features, scene.name, s),)), together)
-            for s in SIGMAS
-        ]
+        batches = [SceneBatch((validation_inputs(features, scene.name, s),)) for s in SIGMAS]
+        losses = [instance_losses(self.transformer, b, together, self.num_train_timesteps) for b in batches]
         return torch.stack(losses).double().cpu()
 
 

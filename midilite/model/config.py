@@ -15,6 +15,8 @@ from typing import Any, ClassVar, Self
 
 from ..common.files import read_json
 
+MAX_LABELS = 64  # instances of a scene
+
 
 def _require_multiple(owner: str, width: int, heads: int, name: str = "width") -> None:
     if heads < 1 or width < 1 or width % heads:

@@ -26,10 +26,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
-from .config import PreprocessorConfig
+from .config import MAX_LABELS, PreprocessorConfig
 
 ImageSource = str | Path | Image.Image | np.ndarray
-MAX_LABELS = 64
 WHITE = (255, 255, 255)
 
 

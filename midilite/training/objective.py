@@ -20,23 +20,27 @@ from ..common.transfer import send
 from ..data.augment import choose_instances
 from ..data.features import Features, PixelFeatures
 from ..flow.schedule import add_noise, loss_weight, sample_sigmas, target
+from ..model.config import SchedulerConfig
 from ..model.dit import DiT
 from ..model.vae import sample_latents
+from .options import TrainOptions
+
+TIMESTEPS = SchedulerConfig.num_train_timesteps  # of models that do not say otherwise
 
 
 @dataclass(frozen=True)
 class ObjectiveSettings:
     """How noise levels, conditions and instances are drawn; the fields are those of `TrainOptions`."""
 
-    seed: int = 42
-    sigma_density: str = "logit_normal"
-    logit_mean: float = 0.0
-    logit_std: float = 1.0
-    loss_weighting: str = "none"
-    condition_dropout: float = 0.1
-    single_object_share: float = 0.3
-    max_num_instances: int = 7
-    min_mask_share: float = 0.0
+    seed: int = TrainOptions.seed
+    sigma_density: str = TrainOptions.sigma_density
+    logit_mean: float = TrainOptions.logit_mean
+    logit_std: float = TrainOptions.logit_std
+    loss_weighting: str = TrainOptions.loss_weighting
+    condition_dropout: float = TrainOptions.condition_dropout
+    single_object_share: float = TrainOptions.single_object_share
+    max_num_instances: int = TrainOptions.max_num_instances
+    min_mask_share: float = TrainOptions.min_mask_share
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ class SceneBatch:
 
 
 def model_inputs(
-    batch: SceneBatch, device: torch.device, num_train_timesteps: int = 1000
+    batch: SceneBatch, device: torch.device, num_train_timesteps: int = TIMESTEPS
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
     """All scenes of a batch together on a device: noised latents and targets [n, T, C], timesteps [n], conditions."""
     scenes = batch.scenes
@@ -142,13 +146,14 @@ def squared_errors(
 
 
 def instance_losses(
-    transformer: DiT, batch: SceneBatch, multi_instance: bool = True, num_train_timesteps: int = 1000
+    transformer: DiT, batch: SceneBatch, multi_instance: bool = True, num_train_timesteps: int = TIMESTEPS
 ) -> Tensor:
     """Mean squared error of each instance of a batch of scenes, unweighted, in fp32: [sum of n].
 
     Args:
         batch: from `draw_scene`; its tensors are moved to the transformer's device.
         multi_instance: False trains every instance as a scene of its own.
+        num_train_timesteps: of the model's scheduler: what the network is told is this times sigma.
     """
     device = transformer.device
     return squared_errors(

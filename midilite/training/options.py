@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
+from ..common import shared_options as shared
 from ..common.options import Old, Options, gone, option, renamed
 from ..lora.config import DEFAULT_TARGETS, INITS, LoRAConfig, parse_pattern
 
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
-PRECISIONS = ("no", "bf16", "fp16")
 CHECKPOINTING = ("off", "full", "selective")
 BASES = ("none", "int8", "fp8")
 BEST_METRICS = (
@@ -68,8 +68,8 @@ class TrainOptions(Options):
     dry_run: bool = option(
         False, "print sizes, memory per preset and the time of two steps; write nothing", alters_run=False
     )
-    pretrained_model: str = option("tiny", "checkpoint folder, name of a shipped model, or hub:OWNER/NAME")
-    device: str | None = option(None, "cpu, cuda or cuda:N (default: a GPU when there is one)", alters_run=False)
+    pretrained_model: str = shared.pretrained_model()
+    device: str | None = shared.device(alters_run=False)
     seed: int = option(42, "all randomness is a function of this, the step and the scene", least=0)
 
     data_dir: str | None = _data(
@@ -112,9 +112,7 @@ class TrainOptions(Options):
         1.0, "learning rate of B as a multiple of A's (LoRA+; its authors use 16)", above=0
     )
     enable_multi_instance_attention: bool = _adapter(True, "let the instances of a scene attend to each other")
-    mi_attention_blocks: tuple[str, ...] | None = _adapter(
-        None, "blocks with multi-instance attention, as blocks.8 or 8 (default: the model's own)"
-    )
+    mi_attention_blocks: tuple[str, ...] | None = shared.mi_attention_blocks(group="adapter")
 
     batch_size: int = _optimisation(1, "scenes per process and step", least=1)
     num_epochs: int = _optimisation(100, "passes over the data", least=1)
@@ -139,7 +137,7 @@ class TrainOptions(Options):
         0.3, "probability of training a scene's objects each on its own", least=0, most=1
     )
 
-    mixed_precision: str = _memory("no", "type of the frozen base; the adapter is always fp32", PRECISIONS)
+    mixed_precision: str = _memory("no", "type of the frozen base; the adapter is always fp32", shared.PRECISIONS)
     gradient_checkpointing: str = _memory(
         "off",
         "compute again in the backward pass, to save memory: nothing, whole blocks, or (selective) all but attention; "

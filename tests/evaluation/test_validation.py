@@ -387,3 +387,27 @@ def test_two_processes_watch_together(forks, flags, tmp_path):
     one, two = (json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[1]) for name in ("one", "two"))
     assert one["val_loss_base"] == two["val_loss_base"]
     assert (tmp_path / "two" / "samples" / "step-000002.png").is_file() and (tmp_path / "two" / "lora-best").is_dir()
+
+
+# -------------------------------------------------------------------------------------------------------- timesteps
+
+
+def test_training_and_validation_tell_the_network_the_time_in_the_models_own_steps(options, tmp_path):
+    """What a scheduler's config says holds in inference, so it must in training; published models all say 1000."""
+    shutil.copytree(MODEL, tmp_path / "model")
+    config = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "num_train_timesteps": 500}))
+    folder, cpu = ModelFolder(tmp_path / "model"), torch.device("cpu")
+    options = dataclasses.replace(options, val_fraction=0.5, validate_every=1)
+    data = train.training_data(options, folder)
+    features = train.open_features(folder, options, cpu, options.num_tokens)
+    task = train.make_task(folder.load_transformer(), folder, data.scenes, features, options, cpu)
+    told = []
+    task.transformer.register_forward_pre_hook(lambda module, given: told.append(given[1].clone()))
+    batch = task.draw([0], 0)
+    task.loss(batch, batch.num_instances)
+    assert torch.equal(told[0], batch.sigmas * 500)
+    told.clear()
+    (watching,) = [o for o in train.make_observers(task, data, folder, options, cpu) if hasattr(o, "measure")]
+    watching.measure(World(), cpu)
+    assert sorted({round(float(t)) for times in told for t in times}) == [round(500 * s) for s in validation.SIGMAS]

@@ -31,7 +31,7 @@ from ...lora.files import network_group
 from ...model.dit import DiT
 from ...model.encoders import CLIPVision
 from ...model.folder import ModelFolder
-from ..objective import SceneBatch, SceneInputs
+from ..objective import TIMESTEPS, SceneBatch, SceneInputs
 from ..options import TrainOptions
 from .lora import LoRATask
 
@@ -129,9 +129,10 @@ class TowerTask(LoRATask):
         scenes: list[Scene],
         features: FeatureSource,
         options: TrainOptions,
+        num_train_timesteps: int = TIMESTEPS,
     ) -> None:
         self.towers = towers
-        super().__init__(transformer, scenes, TowerFeatures(features, towers), options)
+        super().__init__(transformer, scenes, TowerFeatures(features, towers), options, num_train_timesteps)
         targets = options.lora_image_encoder_targets or default_targets(towers)
         self.modules += lora.inject(towers, dataclasses.replace(self.config, target_modules=targets), seed=options.seed)
         for tower in towers.values():

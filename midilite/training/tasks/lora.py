@@ -26,6 +26,7 @@ from ...runtime.cuda_graphs import LossGraphs
 from ..flops import transformer_flops
 from ..interfaces import Task
 from ..objective import (
+    TIMESTEPS,
     ObjectiveSettings,
     SceneBatch,
     draw_scene,
@@ -64,13 +65,22 @@ class LoRATask(Task):
         scenes: the training scenes.
         features: where their encoded form comes from.
         options: see `TrainOptions`.
+        num_train_timesteps: of the model's scheduler.
 
     Attributes:
         networks: what has the adapter: the transformer (a subclass may train more).
         listeners: called with every batch and the unweighted losses [n] of its instances, after its forward pass.
     """
 
-    def __init__(self, transformer: DiT, scenes: list[Scene], features: FeatureSource, options: TrainOptions) -> None:
+    def __init__(
+        self,
+        transformer: DiT,
+        scenes: list[Scene],
+        features: FeatureSource,
+        options: TrainOptions,
+        num_train_timesteps: int = TIMESTEPS,
+    ) -> None:
+        self.num_train_timesteps = num_train_timesteps
         self.transformer, self.scenes, self.features, self.options = transformer, scenes, features, options
         self.config, self.settings = options.adapter_config(), objective_settings(options)
         self.modules = lora.inject(transformer, self.config, seed=options.seed)
@@ -117,7 +127,7 @@ class LoRATask(Task):
 
     def loss(self, batch: SceneBatch, total_instances: int) -> tuple[Tensor, Tensor]:
         """See `interfaces.Task.loss`."""
-        noised, targets, timesteps, conditions = model_inputs(batch, self.transformer.device)
+        noised, targets, timesteps, conditions = model_inputs(batch, self.transformer.device, self.num_train_timesteps)
         weights = instance_weights(batch.sigmas, self.options.loss_weighting, total_instances)
         groups = batch.groups(self.options.enable_multi_instance_attention)
         compute = self.graphs or self.weighted_errors
@@ -134,7 +144,8 @@ class LoRATask(Task):
 
     def zero_loss(self, batch: SceneBatch) -> Tensor:
         """A loss of 0 whose gradients are 0, after a whole pass of a batch through the transformer."""
-        return instance_losses(self.transformer, batch, self.options.enable_multi_instance_attention).sum() * 0
+        together = self.options.enable_multi_instance_attention
+        return instance_losses(self.transformer, batch, together, self.num_train_timesteps).sum() * 0
 
     def scene_costs(self) -> list[float]:
         """Operations that each scene takes, by the number of its instances (some may be out of sight in a view)."""

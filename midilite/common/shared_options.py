@@ -1,0 +1,27 @@
+"""Options that several commands have, written once; a command calls them in its class and may add a group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from .options import option
+
+PRECISIONS = ("no", "bf16", "fp16")
+
+pretrained_model = partial(option, "tiny", "checkpoint folder, name of a shipped model, or hub:OWNER/NAME")
+device = partial(option, None, "cpu, cuda or cuda:N (default: a GPU when there is one)")
+mi_attention_blocks = partial(
+    option, None, "blocks with multi-instance attention, as blocks.8 or 8 (default: the model's own)"
+)
+lora_path = partial(option, None, "adapters: folders or files of any format")
+lora_scale = partial(option, (1.0,), "strength of each adapter, or one for all")
+lora_alpha = partial(option, None, "for adapter files that don't hold their alpha (default: their rank)")
+run_precision = partial(option, None, "no, bf16 or fp16 (default: bf16 on a GPU)", PRECISIONS)
+num_tokens = partial(option, None, "latent tokens per instance (default: the model's)", least=1)
+
+
+def check_scales(paths: Sequence[str] | None, scales: Sequence[float]) -> None:
+    """Raise ValueError for neither one scale for all adapters nor one each."""
+    if paths and len(scales) not in (1, len(paths)):
+        raise ValueError(f"{len(paths)} adapters but {len(scales)} scales; give one, or one each")
