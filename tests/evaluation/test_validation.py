@@ -401,6 +401,7 @@ def test_training_and_validation_tell_the_network_the_time_in_the_models_own_ste
     options = dataclasses.replace(options, val_fraction=0.5, validate_every=1)
     data = train.training_data(options, folder)
     features = train.open_features(folder, options, cpu, options.num_tokens)
+    features.prepare([*data.scenes, *data.validation])
     task = train.make_task(folder.load_transformer(), folder, data.scenes, features, options, cpu)
     told = []
     task.transformer.register_forward_pre_hook(lambda module, given: told.append(given[1].clone()))
