@@ -22,13 +22,14 @@ import torch  # noqa: E402
 from midilite import lora  # noqa: E402
 from midilite.commands.infer import InferOptions  # noqa: E402
 from midilite.commands.infer import run as infer  # noqa: E402
-from midilite.commands.train import objective_settings, open_features, train_lora  # noqa: E402
+from midilite.commands.train import open_features, train_lora  # noqa: E402
 from midilite.data.scenes import find_scenes  # noqa: E402
 from midilite.data_prep.prepare import PrepareSettings, prepare  # noqa: E402
 from midilite.lora.files import apply_adapter, read_adapter  # noqa: E402
 from midilite.model.folder import ModelFolder  # noqa: E402
 from midilite.training.objective import SceneBatch, draw_scene, instance_losses  # noqa: E402
 from midilite.training.options import TrainOptions  # noqa: E402
+from midilite.training.tasks.lora import objective_settings  # noqa: E402
 
 FIXED_STEP = 1_000_000  # draws of a step that training never reaches
 CLEARLY = 0.95

@@ -14,11 +14,11 @@ import torch
 from random_scenes import KeptFeatures, scenes_of  # the folder of this file is on the path
 
 import midilite
-from midilite.commands.train import LoRATask
 from midilite.common.distributed import World
 from midilite.inference.generate import decode_meshes, guided_velocity
 from midilite.model.folder import ModelFolder
 from midilite.training.options import TrainOptions
+from midilite.training.tasks.lora import LoRATask
 from midilite.training.trainer import Trainer
 
 INSTANCES, TOKENS, CONDITION_TOKENS, DEPTH = 3, 256, 257, 5

@@ -38,9 +38,7 @@ from ..training.log import say
 from ..training.memory import explain_out_of_memory
 from ..training.options import TrainOptions
 from ..training.tasks.image_encoders import TowerTask, load_towers
-from ..training.tasks.lora import LoRATask as LoRATask
-from ..training.tasks.lora import modules_without_gradient
-from ..training.tasks.lora import objective_settings as objective_settings
+from ..training.tasks.lora import LoRATask, modules_without_gradient
 from ..training.trainer import Trainer, find_start
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -27,6 +27,7 @@ from midilite.training import flops
 from midilite.training.interfaces import RunView
 from midilite.training.objective import SceneBatch, SceneInputs
 from midilite.training.options import TrainOptions
+from midilite.training.tasks.lora import LoRATask
 from midilite.training.trainer import Trainer
 
 MODEL = GOLDEN / "midi_tiny" / "checkpoint"
@@ -57,7 +58,7 @@ def ready(options: TrainOptions):
     folder = ModelFolder(MODEL)
     data = train.training_data(options, folder)
     features = train.open_features(folder, options, torch.device("cpu"), options.num_tokens)
-    return train.LoRATask(folder.load_transformer(), data.scenes, features, options), data
+    return LoRATask(folder.load_transformer(), data.scenes, features, options), data
 
 
 # ---------------------------------------------------------------------------------------------------------- no trace

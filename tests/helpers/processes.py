@@ -116,7 +116,7 @@ def train_until_killed(arguments: list[str], step: int, rank: int = 0) -> int:
 
 def train_with_a_failing_sample(arguments: list[str], rank: int, step: int) -> int:
     """The same; one rank can't read its scene at a step."""
-    from midilite.commands.train import LoRATask
+    from midilite.training.tasks.lora import LoRATask
 
     def fail(task, scenes, at):
         if at == step and os.environ["RANK"] == str(rank):
@@ -153,7 +153,7 @@ def train_telling_dropout(arguments: list[str]) -> int:
     """The same; prints the first numbers that dropout would draw in each step."""
     import torch
 
-    from midilite.commands.train import LoRATask
+    from midilite.training.tasks.lora import LoRATask
 
     _patched(LoRATask, "loss", lambda *rest: print("draws", torch.rand(2, generator=_copy_of_the_generator()).tolist()))
     return train(arguments)

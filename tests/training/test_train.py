@@ -19,6 +19,7 @@ from midilite.model.folder import ModelFolder
 from midilite.training import checkpoint as train_state
 from midilite.training.options import TrainOptions
 from midilite.training.plan import Plan, learning_rate_factor
+from midilite.training.tasks.lora import LoRATask
 from midilite.training.trainer import Trainer
 
 MODEL = GOLDEN / "midi_tiny" / "checkpoint"
@@ -91,7 +92,7 @@ def test_training_changes_the_adapter_and_never_the_base(options):
     transformer = folder.load_transformer()
     before = {key: value.clone() for key, value in transformer.state_dict().items()}
     features = train.open_features(folder, options, torch.device("cpu"), 16)
-    task = train.LoRATask(transformer, find_scenes(options.data_dir), features, options)
+    task = LoRATask(transformer, find_scenes(options.data_dir), features, options)
     start = lora.adapter_state(transformer)
     Trainer(task, options, World(), torch.device("cpu")).train()
     assert all(torch.equal(before[key], value) for key, value in transformer.state_dict().items())
@@ -104,7 +105,7 @@ def test_scenes_of_the_same_sizes_make_the_same_batch_in_any_order(options):
     """One recording (cuda_graphs.py) and one product of attention for each size, however the epoch was shuffled."""
     folder = ModelFolder(MODEL)
     features, scenes = train.open_features(folder, options, torch.device("cpu"), 16), find_scenes(options.data_dir)
-    task = train.LoRATask(folder.load_transformer(), scenes, features, options)
+    task = LoRATask(folder.load_transformer(), scenes, features, options)
     for step in range(8):
         numbers = list(range(len(scenes)))
         first, second = task.draw(numbers, step), task.draw(numbers[::-1], step)
@@ -120,7 +121,7 @@ def test_the_loss_on_a_fixed_draw_falls(options, tmp_path):
     folder = ModelFolder(MODEL)
     features = train.open_features(folder, options, torch.device("cpu"), 16)
     scenes = find_scenes(options.data_dir)
-    task = train.LoRATask(folder.load_transformer(), scenes, features, options)
+    task = LoRATask(folder.load_transformer(), scenes, features, options)
 
     def fixed_loss():
         with torch.no_grad():

@@ -15,6 +15,7 @@ from midilite.common.distributed import World
 from midilite.data.scenes import find_scenes
 from midilite.lora.files import apply_adapter, read_adapter
 from midilite.model.folder import ModelFolder
+from midilite.training.tasks.lora import LoRATask
 from midilite.training.trainer import Trainer
 
 MODEL = GOLDEN / "midi_tiny" / "checkpoint"
@@ -39,7 +40,7 @@ KINDS = {
 def make_task(options):
     folder = ModelFolder(options.pretrained_model)
     features = train.open_features(folder, options, torch.device("cpu"), 16)
-    return train.LoRATask(folder.load_transformer(), find_scenes(options.data_dir), features, options)
+    return LoRATask(folder.load_transformer(), find_scenes(options.data_dir), features, options)
 
 
 @pytest.mark.parametrize("kind", KINDS)

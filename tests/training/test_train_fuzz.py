@@ -13,6 +13,7 @@ from midilite.common.distributed import World
 from midilite.common.options import from_mapping, parse, read_yaml
 from midilite.model.folder import ModelFolder
 from midilite.training.options import TrainOptions
+from midilite.training.tasks.lora import LoRATask
 from midilite.training.trainer import Trainer
 
 CONFIGS = sorted((GOLDEN.parents[1] / "examples" / "configs").glob("*.yaml"))
@@ -110,7 +111,7 @@ def test_non_finite_weights_are_never_written(options, tmp_path):
     data = train.training_data(options, folder)
     features = train.open_features(folder, options, torch.device("cpu"), 16)
     features.prepare(data.scenes)
-    task = train.LoRATask(folder.load_transformer(), data.scenes, features, options)
+    task = LoRATask(folder.load_transformer(), data.scenes, features, options)
     trainer = Trainer(task, options, World(), torch.device("cpu"))
     with torch.no_grad():
         next(iter(task.parameters.values()))[0, 0] = float("nan")
