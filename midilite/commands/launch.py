@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
+from ..common.command_line import parse, parse_command
 from ..common.errors import CommandError
-from ..common.options import parse, parse_command
 
 COMMANDS = {  # options (a class, or one for each subcommand), and what is done with them
     "prepare_data": ("midilite.commands.prepare:PrepareOptions", "midilite.commands.prepare:run"),

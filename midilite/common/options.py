@@ -1,4 +1,4 @@
-"""Options of the commands: one frozen dataclass per command, filled from a YAML file and from flags; flags win.
+"""Options of the commands: one frozen dataclass per command, filled from a YAML file and from flags (command_line.py).
 
 A flag has the name of its field. What an option may be stands beside its default, in `option`, and is checked in one
 place (`Options.__post_init__`), whether the value comes from a file, a flag or Python. Unknown keys and unusable values
@@ -10,7 +10,6 @@ Spellings of earlier versions go on working (`Old`), with a line that says what 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
 import functools
@@ -20,7 +19,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -99,7 +98,7 @@ class Options:
     old_spellings: ClassVar[Sequence[Old]] = ()
 
     def __post_init__(self) -> None:
-        for name in _entries(type(self)):
+        for name in entries_of(type(self)):
             object.__setattr__(self, name, _checked(type(self), name, getattr(self, name), name))
         self.check_together()
 
@@ -114,8 +113,16 @@ Chosen = TypeVar("Chosen", bound=Options)
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """A field with its annotation taken apart: int, str | None, tuple[str, ...] | None, tuple[float, float], ..."""
+class Entry:
+    """A field with its annotation taken apart: int, str | None, tuple[str, ...] | None, tuple[float, float], ...
+
+    What `option` was told about it are attributes, too.
+
+    Attributes:
+        kind: of the value, or of each where there are several.
+        optional: whether it may be None.
+        many: whether there are several values; `count` of them, where that is fixed.
+    """
 
     field: dataclasses.Field
     kind: type
@@ -128,24 +135,25 @@ class _Entry:
 
 
 @functools.lru_cache(maxsize=64)
-def _entries(cls: type) -> dict[str, _Entry]:
+def entries_of(cls: type) -> dict[str, Entry]:
+    """The options of a class, by name."""
     hints = typing.get_type_hints(cls)
     return {entry.name: _entry(entry, hints[entry.name]) for entry in dataclasses.fields(cls)}
 
 
-def _entry(entry: dataclasses.Field, annotation: Any) -> _Entry:
+def _entry(entry: dataclasses.Field, annotation: Any) -> Entry:
     optional = isinstance(annotation, types.UnionType)
     if optional:
         (annotation,) = [a for a in typing.get_args(annotation) if a is not types.NoneType]
     if typing.get_origin(annotation) is not tuple:
-        return _Entry(entry, annotation, optional, False, None)
+        return Entry(entry, annotation, optional, False, None)
     kinds = typing.get_args(annotation)
-    return _Entry(entry, kinds[0], optional, True, None if kinds[-1] is Ellipsis else len(kinds))
+    return Entry(entry, kinds[0], optional, True, None if kinds[-1] is Ellipsis else len(kinds))
 
 
 def _checked(cls: type, name: str, value: Any, where: str) -> Any:
     """A value as the option's type. Raises ValueError naming `where`, what was found and what was expected."""
-    entry = _entries(cls)[name]
+    entry = entries_of(cls)[name]
     if entry.switch and isinstance(value, bool):
         value = entry.switch[value]
     if value is None and entry.optional:
@@ -188,7 +196,7 @@ def _convert(value: Any, kind: type, where: str) -> Any:
     return value
 
 
-def _check_bounds(entry: _Entry, value: Any, where: str) -> None:
+def _check_bounds(entry: Entry, value: Any, where: str) -> None:
     least, most, above, below = entry.bounds or (None,) * 4
     fits = (
         (least is None or value >= least)
@@ -218,16 +226,16 @@ def from_mapping(cls: type[Chosen], values: Mapping[str, Any], source: str) -> C
     Raises:
         ValueError: an unknown key, a wrong type or a value that is not allowed; `source` is named.
     """
-    values = _known(cls, modernised(cls, values), source)
+    values = checked_values(cls, modernised(cls, values), source)
     try:
         return cls(**values)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
 
 
-def _known(cls: type, values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The values, each checked by itself."""
-    entries = _entries(cls)
+def checked_values(cls: type, values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The values, each checked by itself. Raises ValueError naming `source` and the key."""
+    entries = entries_of(cls)
     for key in values:
         if key not in entries:
             raise ValueError(f"{source}: unknown key {key!r}{nearest(str(key), list(entries))}")
@@ -274,123 +282,6 @@ def write_yaml(path: str | Path, options: Any) -> None:
 
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(options).items()}
     write_bytes(path, yaml.safe_dump(values, sort_keys=False).encode())
-
-
-# --------------------------------------------------------------------------------------------------- the command line
-
-
-EXIT_CODES = (
-    "Exit code: 0 done; 1 data, model, memory or disk can't be used; 2 unusable options; 130 ended by ctrl-C, 143 by "
-    "SIGTERM."
-)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Errors are one line; argparse would print the usage of fifty flags above it."""
-
-    def error(self, message: str) -> typing.NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (--help lists all options)\n")
-
-
-def build_parser(cls: type[Options], description: str = "", prog: str | None = None) -> argparse.ArgumentParser:
-    """An argument parser with `--config` and one flag per field of a dataclass."""
-    usage = "%(prog)s [--config FILE] [options]"  # argparse would list all of them
-    parser = _Parser(prog=prog, usage=usage, description=description, epilog=EXIT_CODES, allow_abbrev=False)
-    _add_options(parser, cls)
-    return parser
-
-
-def _add_options(parser: argparse.ArgumentParser, cls: type[Options]) -> None:
-    parser.add_argument("--config", help="YAML file with any of the options below; flags override it")
-    groups: dict[str, Any] = {"options": parser}
-    for name, entry in _entries(cls).items():
-        if entry.group not in groups:
-            groups[entry.group] = parser.add_argument_group(entry.group)
-        _add_option(groups[entry.group], name, entry)
-    for old in cls.old_spellings:
-        hidden: dict[str, Any] = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
-        more = {"action": argparse.BooleanOptionalAction} if old.kind is bool else {"type": old.kind}
-        parser.add_argument(f"--{old.name}", **hidden, **more, **({"nargs": "+"} if old.many else {}))
-
-
-def _add_option(group: Any, name: str, entry: _Entry) -> None:
-    settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(entry)}
-    if entry.kind is bool:
-        group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **settings)
-        return
-    settings |= {"type": entry.kind, "choices": entry.choices}
-    if entry.many:
-        settings["nargs"] = entry.count or "+"
-    if not entry.choices and not entry.positional:
-        settings["metavar"] = entry.kind.__name__.upper()
-    if entry.positional:
-        settings.pop("default")
-    if entry.switch:
-        settings |= {"nargs": "?", "const": entry.switch[1]}
-        off = {"dest": name, "action": "store_const", "const": entry.switch[0]}
-        group.add_argument(f"--no-{name}", default=argparse.SUPPRESS, help=argparse.SUPPRESS, **off)
-    group.add_argument(name if entry.positional else f"--{name}", **settings)
-
-
-def _help(entry: _Entry) -> str:
-    """The text, and the default where the text does not say what happens without the option."""
-    text, default = entry.help, entry.field.default
-    if default not in (None, False, MISSING) and not entry.positional and "(default" not in text:
-        shown = " ".join(map(str, default)) if entry.many else "on" if default is True else default
-        text = f"{text} (default: {shown})"
-    return text.replace("%", "%%")
-
-
-def parse(
-    cls: type[Chosen], arguments: Sequence[str] | None = None, description: str = "", prog: str | None = None
-) -> Chosen:
-    """Options from `--config FILE` and flags; flags win. A class with `presets` may name one, which both override.
-
-    Unusable values end the program with exit code 2 and one line on standard error, as argparse does.
-    """
-    parser = build_parser(cls, description, prog)
-    known, unknown = parser.parse_known_args(arguments)
-    return _resolved(cls, parser, vars(known), unknown)
-
-
-def parse_command(
-    commands: Mapping[str, type[Options]],
-    arguments: Sequence[str] | None = None,
-    description: str = "",
-    prog: str | None = None,
-) -> tuple[str, Options]:
-    """(name, options) of one of several subcommands; their help is the first line of their class's docstring."""
-    parser = _Parser(prog=prog, description=description, epilog=EXIT_CODES, allow_abbrev=False)
-    parts = parser.add_subparsers(dest="command", required=True)
-    for name, cls in commands.items():
-        text = (cls.__doc__ or "").splitlines()[0]
-        _add_options(parts.add_parser(name, help=text, description=text, allow_abbrev=False), cls)
-    known, unknown = parser.parse_known_args(arguments)
-    flags = vars(known)
-    name = flags.pop("command")
-    return name, _resolved(commands[name], parser, flags, unknown)
-
-
-def _resolved(
-    cls: type[Chosen], parser: argparse.ArgumentParser, flags: dict[str, Any], unknown: Sequence[str]
-) -> Chosen:
-    config = flags.pop("config", None)
-    if unknown:
-        names = [f"--{name}" for name in _entries(cls)]
-        parser.error(f"unknown argument {unknown[0]!r}{nearest(unknown[0].split('=')[0], names)}")
-    try:
-        values = _known(cls, modernised(cls, read_yaml(config)), config) if config else {}
-        flags = _known(cls, modernised(cls, flags), "command line")
-        given = {**values, **flags}
-        preset = cls.presets.get(given.get("preset"), {})
-        source = f"{config} and flags" if config else "command line"
-        options = from_mapping(cls, {**preset, **given}, source)
-        for name, entry in _entries(cls).items():
-            if entry.required and getattr(options, name) is None:
-                raise ValueError(f"{name} is missing: pass --{name}, {entry.required}")
-    except ValueError as error:
-        parser.error(str(error))
-    return options
 
 
 def changed_keys(before: Mapping[str, Any], after: Options) -> list[str]:

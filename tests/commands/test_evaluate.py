@@ -128,7 +128,7 @@ def test_mistakes_are_one_line_with_an_exit_code(prepared, tmp_path, capsys):
 
 
 def test_the_documented_flags_are_frozen():
-    from midilite.common.options import parse
+    from midilite.common.command_line import parse
 
     words = "--pretrained_model m --data_dir d --lora_path a b --num_inference_steps 25 --guidance_scale 7.0 --seed 1 "
     words += "--num_points 100 --grid_depth 6 --max_scenes 3 --output out.json --layout samples"

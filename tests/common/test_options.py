@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from midilite.commands.infer import InferOptions
-from midilite.common.options import build_parser, changed_keys, from_mapping, parse, read_yaml, write_yaml
+from midilite.common.command_line import build_parser, parse
+from midilite.common.options import changed_keys, from_mapping, read_yaml, write_yaml
 from midilite.training.options import TrainOptions
 
 DOCUMENTED = (  # the flags that users already have in their scripts

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from midilite.commands import train
 from midilite.commands.dry_run import run_dry
+from midilite.common.command_line import parse
 from midilite.common.distributed import World
-from midilite.common.options import parse
 from midilite.model.config import DiTConfig
 from midilite.training import update
 from midilite.training.interfaces import BadStepsError, Task, TrainingError
