@@ -10,7 +10,7 @@
 Object i (from 0) of a room's list has id i + 1 in its id maps. An object without pixels in a view is out of sight;
 ids beyond the list (floor, walls) are background. The surfaces and images may lie in the data folder itself or in
 subfolders of any name, which are found by looking for the first rooms. Splits are index ranges of the room list, in the
-order of the file. Pickles are read by `files.load_npy`, which executes nothing.
+order of the file. Pickles are read by `npy.load_npy`, which executes nothing.
 """
 
 from __future__ import annotations

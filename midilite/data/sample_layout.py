@@ -20,7 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..common.files import file_digest, read_npy_header
+from ..common.files import file_digest
+from ..common.npy import read_npy_header
 from ..model.images import label_values, load_mask
 from .sample_folder import MANIFEST, read_manifest
 

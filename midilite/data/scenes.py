@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..common.files import load_npy
+from ..common.npy import load_npy
 from ..common.seeds import numpy_generator
 from ..mesh.normals import estimate_normals
 from ..model.images import label_values, load_mask, load_rgb

@@ -12,15 +12,13 @@ The same rule holds for targets, ranks per module and alphas per module. In a pa
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+
+from .patterns import module_pattern
 
 DEFAULT_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 INITS = ("kaiming", "pissa")
-
-_MOST_NUMBERS = 1000  # in a range; no network here has as many blocks
 
 
 @dataclass(frozen=True)
@@ -111,30 +109,19 @@ def parse_pattern(what: str, entries: Iterable[str], kind: type) -> dict[str, fl
 
 def is_pattern(name: str) -> bool:
     """Whether a name has a mark that makes it a pattern (which other programs would not understand)."""
-    return "*" in name or any(re.fullmatch(r"\d+-\d+", component) for component in name.split("."))
+    return "*" in name or any(_is_range(component) for component in name.split("."))
 
 
 def matches(path: str, name: str) -> bool:
     """Whether a name or pattern means this module."""
     if is_pattern(name):
-        return _compiled(name).fullmatch(path) is not None
+        return module_pattern(name).fullmatch(path)
     return path == name or path.endswith(f".{name}")
 
 
-@lru_cache(maxsize=1024)
-def _compiled(name: str) -> re.Pattern[str]:
-    """A pattern as a regular expression. Raises ValueError for a range that is none."""
-    pieces = []
-    for component in name.split("."):
-        ends = re.fullmatch(r"(\d+)-(\d+)", component)
-        if ends is None:
-            pieces.append(re.sub(r"(\\\*)+", ".*", re.escape(component)))
-            continue
-        first, last = int(ends[1]), int(ends[2])
-        if not first <= last < first + _MOST_NUMBERS:
-            raise ValueError(f"LoRA name {name!r}: {component} is no range; write it as 8-12, the smaller number first")
-        pieces.append(f"(?:{'|'.join(map(str, range(first, last + 1)))})")
-    return re.compile(r"(?:.*\.)?" + r"\.".join(pieces))
+def _is_range(component: str) -> bool:
+    low, dash, high = component.partition("-")
+    return bool(dash) and low.isdecimal() and high.isdecimal()
 
 
 def match_targets(paths: Iterable[str], targets: Iterable[str]) -> list[str]:

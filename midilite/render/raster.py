@@ -101,7 +101,7 @@ def _expand(counts: Tensor, budget: int) -> Iterator[tuple[Tensor, Tensor]]:
     ends = counts.cumsum(0)
     total = int(ends[-1]) if len(ends) else 0
     slices = -(-total // budget)
-    marks = torch.arange(1, slices, device=counts.device) * budget
+    marks = torch.arange(1, max(slices, 1), device=counts.device) * budget  # none when nothing covers a pixel
     cuts = [0, *torch.searchsorted(ends, marks).tolist(), len(kept)] if slices else []
     for begin, end in zip(cuts, cuts[1:], strict=False):
         part = counts[begin:end]

@@ -9,7 +9,7 @@ from conftest import GOLDEN, golden_dit
 from safetensors.torch import load_file, save_file
 
 import midilite
-from midilite.common import files
+from midilite.common.npy import load_npy
 from midilite.model import weights as checkpoint
 from midilite.model.config import DINOv2Config
 from midilite.model.encoders import DINOv2
@@ -217,8 +217,8 @@ def test_a_malicious_pickle_runs_nothing(tmp_path):
 
     np.save(tmp_path / "evil.npy", np.array(Evil(), dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match=r"evil.npy.*asks for _?io.open; only numpy arrays are read"):
-        files.load_npy(tmp_path / "evil.npy")
+        load_npy(tmp_path / "evil.npy")
     (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Evil()))
     with pytest.raises(ValueError, match="evil.pkl"):
-        files.load_npy(tmp_path / "evil.pkl")
+        load_npy(tmp_path / "evil.pkl")
     assert not (tmp_path / "pwned").exists()

@@ -441,3 +441,11 @@ def test_furniture_is_seen_as_coloured_and_masked():
     for i, mesh in enumerate(meshes):
         allowed = {tuple(c) for c in geometry.vertex_colors(mesh)[:, :3].tolist()}
         assert {tuple(c) for c in drawn.color[drawn.ids == i + 1].tolist()} <= allowed
+
+
+def test_a_scene_that_covers_no_pixel_centre_is_drawn_as_background():
+    """Past bug: a rod thinner than a pixel ended the rasteriser, and with it a whole data preparation."""
+    rod = trimesh.creation.box((1e-5, 1.0, 1e-5))
+    rod.apply_translation((0.0137, 0.0, 0.0))
+    picture = render.render(rod, Camera((0.0, 0.0, 3.0), (0.0, 0.0, 0.0), width=32, height=32), supersample=1)
+    assert (picture.ids == 0).all() and len(picture.color.flatten(0, 1).unique(dim=0)) == 1
