@@ -19,10 +19,12 @@ file has. Everything else that is wrong with a file is collected and raised as o
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import re
+import struct
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -166,17 +168,33 @@ def _check_archive(path: Path, file: BinaryIO) -> int:
     size, hint = path.stat().st_size, "it is truncated, or not written by torch.save (since torch 1.6)"
     if file.read(4) != b"PK\x03\x04":  # torch decides by these bytes, zipfile by the file's end
         raise ValueError(f"{path}: is not a zip archive: {hint}; nothing of it was executed")
+    with _readable_archive(path, hint):
+        archive = zipfile.ZipFile(file)
+        records = archive.infolist()
+    _check_sizes(path, records, size)  # before anything is unpacked
+    with _readable_archive(path, hint):
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"{path}: {damaged} in it does not have the checksum that it was saved with: it is damaged")
+    return size
+
+
+@contextlib.contextmanager
+def _readable_archive(path: Path, hint: str) -> Iterator[None]:
+    """What zipfile raises for a damaged archive, as a ValueError that says so."""
     try:
-        with zipfile.ZipFile(file) as archive:
-            records = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, RuntimeError) as error:
+        yield
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, RuntimeError, EOFError, struct.error) as error:
         raise ValueError(f"{path}: is a damaged zip archive: {hint}; nothing of it was executed") from error
+
+
+def _check_sizes(path: Path, records: list[zipfile.ZipInfo], size: int) -> None:
+    """Raise ValueError for records that could unpack to more than the file."""
     packed = [record.filename for record in records if record.compress_type != zipfile.ZIP_STORED]
     if packed:
         raise ValueError(f"{path}: has compressed records ({packed[0]}), as torch never writes: refused as a zip bomb")
     if sum(record.file_size for record in records) > size:
         raise ValueError(f"{path}: its records claim more bytes than the file's {size}: refused as a zip bomb")
-    return size
 
 
 # --- names ------------------------------------------------------------------------------------------------------------

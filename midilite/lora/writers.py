@@ -113,8 +113,8 @@ def write_state_dict(
         write_safetensors(Path(path), tensors, entry)
         return
     tensors._metadata = entry  # torch's own place for facts about a state dict; weights-only loading keeps it
-    with atomic_write(path) as temporary:
-        torch.save(tensors, temporary)
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        torch.save(tensors, file)  # given a path it would write the temporary name into the archive
 
 
 def _with_networks(tensors: Mapping[str, Tensor], prefix: str | None = None) -> dict[str, Tensor]:

@@ -4,6 +4,8 @@ import io
 import json
 import os
 import pickle
+import random
+import struct
 import zipfile
 from pathlib import Path
 
@@ -161,14 +163,18 @@ def test_truncated_files(tmp_path, model, suffix, kept):
     fails(path, "is empty" if kept == 0 else "truncated", model)
 
 
-def test_flipped_bytes_inside_a_pth_are_noticed(tmp_path, model):
-    """The zip's checksums; safetensors has none, so a flipped weight there can't be seen."""
+@pytest.mark.parametrize("seed", range(20))
+def test_one_flipped_byte_of_a_pth_is_noticed(tmp_path, model, seed):
+    """By the zip's checksums; past bug: a weight changed by 8032 was loaded. (safetensors has no checksums.)"""
     torch.save(STATE, tmp_path / "x.pth")
     data = bytearray((tmp_path / "x.pth").read_bytes())
-    position = data.index(b"blocks.0.attn1")
-    data[position : position + 6] = b"BLOCKS"
+    with zipfile.ZipFile(tmp_path / "x.pth") as archive:
+        record = random.Random(seed).choice([r for r in archive.infolist() if r.file_size])
+    name, extra = struct.unpack_from("<HH", data, record.header_offset + 26)
+    start = record.header_offset + 30 + name + extra
+    data[start + random.Random(seed).randrange(record.file_size)] ^= 1 << seed % 8
     (tmp_path / "x.pth").write_bytes(data)
-    fails(tmp_path / "x.pth", "can't be read as a torch file|unexpected|unknown|missing", model, says_path=False)
+    fails(tmp_path / "x.pth", "does not have the checksum", model, says_path=False)
 
 
 class Hostile:
@@ -394,3 +400,15 @@ def test_an_interrupted_write_leaves_no_mixture(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="it is not complete"):
         read_adapter(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter_model.safetensors"]
+
+
+def test_a_pth_has_the_same_bytes_every_time(tmp_path):
+    """Past bug: torch.save writes its temporary file name into the archive, so no two runs had the same file."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        write_adapter(
+            tmp_path / name / f"{name}.pth",
+            read_adapter(GOLDEN / "midi_tiny" / "lora" / "lora_weights.pth"),
+            "state_dict",
+        )
+    assert (tmp_path / "first" / "first.pth").read_bytes() == (tmp_path / "second" / "second.pth").read_bytes()
