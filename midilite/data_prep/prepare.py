@@ -30,13 +30,13 @@ touched; a sample appears whole or not at all. A mesh that can't be used is skip
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,11 @@ from .sources import SceneSource, find_scenes, load_instances
 REPORT = "dataset_info.json"
 
 
+_DIED = "the process that worked on it died, most likely for lack of memory"
+
+
 class OutputError(CommandError):
-    """The output folder cannot be written (disk full, no permission) or a worker process died. Samples are intact."""
+    """The output folder cannot be written (disk full, no permission). Samples are intact."""
 
 
 @dataclass
@@ -164,9 +167,11 @@ def list_arrangements(files: list[str], settings: PrepareSettings, exactly: int 
     return scenes
 
 
-def _check(place: tuple[str, SceneSource]) -> tuple[str, str]:
+def _check(place: tuple[str, SceneSource], dead: bool = False) -> tuple[str, str]:
     """(scene, why its file can't be used or "")."""
     root, scene = place
+    if dead:
+        return scene.name, _DIED
     _, broken = load_instances(scene, root)
     return scene.name, broken[0]["reason"] if broken else ""
 
@@ -225,14 +230,20 @@ def _run(jobs: list[_Job], workers: int, outcome: Outcome, log: Callable[[str], 
     outcome.skipped.sort(key=lambda entry: (entry["scene"], entry["source"], entry["reason"]))
 
 
-def _prepare_scene(job: _Job) -> list[tuple[str, dict[str, Any] | None, dict[str, str] | None]]:
-    """Make and write the views of one scene: (sample, manifest, None) or (sample, None, why it was skipped)."""
+def _prepare_scene(job: _Job, dead: bool = False) -> list[tuple[str, dict[str, Any] | None, dict[str, str] | None]]:
+    """Make and write the views of one scene: (sample, manifest, None) or (sample, None, why it was skipped).
+
+    Whatever goes wrong is this scene's failure, and the others are made all the same.
+    """
     results: list[tuple[str, dict[str, Any] | None, dict[str, str] | None]] = []
     output = Path(job.output_dir)
 
     def skip(name: str, reason: str) -> None:
         results.append((name, None, {"scene": name, "source": job.source.origin, "reason": reason}))
 
+    if dead:
+        skip(job.source.name, _DIED)
+        return results
     views = []
     for view in job.views:
         try:
@@ -246,10 +257,23 @@ def _prepare_scene(job: _Job) -> list[tuple[str, dict[str, Any] | None, dict[str
                 skip(name, made[0])
             else:
                 results.append((name, _written(output / name, *made), None))
-    except OSError as error:  # of reading: those of writing are OutputErrors
+    except OutputError:
+        raise
+    except OSError as error:
         skip(job.source.name, f"{_relative(error, job.input_dir)}: cannot be read")
     except ValueError as error:
         skip(job.source.name, _relative(error, job.input_dir))
+    except (
+        ArithmeticError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        MemoryError,
+    ) as error:
+        # what readers of strange files, numpy and torch raise
+        skip(job.source.name, f"unexpected {type(error).__name__}: {_relative(error, job.input_dir)}")
     return results
 
 
@@ -261,21 +285,32 @@ def _written(folder: Path, files: dict[str, bytes], record: dict[str, Any]) -> d
 
 
 def _in_processes(work: Callable, items: list, workers: int) -> Iterator[Any]:
-    """Results of `work(item)`, as they come. Fresh processes (spawn): forking after torch has started is unsafe."""
+    """Results of `work(item)`, as they come; for an item that ended its process, `work(item, dead=True)`.
+
+    Fresh processes (spawn): forking after torch has started is unsafe. When one of them dies, most likely for lack of
+    memory, all that were unfinished are tried again, each in a process that has the machine to itself.
+    """
     workers = min(workers, len(items))
     if workers <= 1:
         yield from _on_one_thread(work, items)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+    unfinished = list(items)
+    for item, result in _in_pool(work, items, workers):
+        unfinished.remove(item)
+        yield result
+    for item in unfinished:
+        alone = list(_in_pool(work, [item], 1))
+        yield alone[0][1] if alone else work(item, dead=True)
+
+
+def _in_pool(work: Callable, items: list, workers: int) -> Iterator[tuple[Any, Any]]:
+    """(item, result) of those that finish before a process dies."""
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        futures = {pool.submit(work, item): item for item in items}
         try:
-            for future in as_completed([pool.submit(work, item) for item in items]):
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise OutputError(
-                "a worker process died, most likely for lack of memory; finished samples are complete: run the same "
-                "command again with fewer --num_workers"
-            ) from error
+            for future in as_completed(futures):
+                if not isinstance(future.exception(), BrokenProcessPool):
+                    yield futures[future], future.result()
         finally:
             pool.shutdown(cancel_futures=True)
 
