@@ -8,6 +8,7 @@ only while the cache is filled (with `no_cache` they stay, with `train_image_enc
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ from ..training.interfaces import Observer, TrainingError
 from ..training.log import say
 from ..training.memory import explain_out_of_memory
 from ..training.options import TrainOptions
+from ..training.run_folder import occupied
 from ..training.tasks.image_encoders import TowerTask, load_towers
 from ..training.tasks.lora import LoRATask, modules_without_gradient
 from ..training.trainer import Trainer, find_start
@@ -120,7 +122,8 @@ def train_lora(options: TrainOptions, observers: Sequence[Observer] = ()) -> Pat
     folder = ModelFolder(options.pretrained_model)
     data = training_data(options, folder)
     world, device = start(options.device)
-    final = _train(options, folder, data, world, device, observers)
+    with occupied(Path(options.output_dir)) if world.is_main else contextlib.nullcontext():
+        final = _train(options, folder, data, world, device, observers)
     stop()  # not after an error: leaving the group can mean to wait for the others (see launch.run_command)
     return final
 
@@ -200,7 +203,7 @@ def _train(
     observers: Sequence[Observer],
 ) -> Path:
     output_dir = Path(options.output_dir)
-    find_start(options, world)  # whether it can resume is better known before hours of encoding
+    start = find_start(options, world)  # whether it can resume is better known before hours of encoding
     features = open_features(folder, options, device, options.num_tokens or folder.default_num_tokens)
     features.prepare([*data.scenes, *data.validation], world.rank, world.size, _announce if world.is_main else None)
     world.barrier()
@@ -216,7 +219,7 @@ def _train(
         _announce_run(trainer, data)
     started = time.monotonic()
     try:
-        trainer.train()
+        trainer.train(start)
     except torch.OutOfMemoryError as error:
         adapter = sum(p.nbytes for p in task.parameters.values())
         visiting = offloaded(transformer)

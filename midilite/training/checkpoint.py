@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -32,14 +33,15 @@ from ..common.files import file_digest, flush, read_json, write_json
 from ..model.layers import compare_tables
 from ..model.weights import write_safetensors
 from .ema import EMA
-from .log import say
 
 MANIFEST = "manifest.json"
 STATE, WEIGHTS, OPTIMIZER = "state.json", "weights.safetensors", "optimizer.safetensors"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 _NAME = re.compile(r"checkpoint-(\d+)")
 _TEMPORARY = re.compile(r"\.(checkpoint-\d+)\.\d+(\.old)?\.tmp")
-_TEMPORARY_FILE = re.compile(r"\.(metrics\.jsonl|config\.yaml)\.[a-z0-9_]{8}\.tmp")  # of files.atomic_write
+_RANDOM = r"\.[a-z0-9_]{8}\.tmp"  # what files.atomic_write adds to a name
+_TEMPORARY_FILE = re.compile(r"\.(metrics\.jsonl|config\.yaml|run\.json|loss\.png|error\.log)" + _RANDOM)
+_TEMPORARY_PART = re.compile(r"\..+" + _RANDOM)  # in folders that only this run writes
 
 
 def _digest(path: Path) -> str:
@@ -98,7 +100,7 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
     An existing folder can't be replaced in one step. It is renamed first and removed last, so that at any moment there
     is a whole one under a name that `recover` knows.
     """
-    if folder.exists() and not _is_ours(folder):
+    if folder.exists() and not is_ours(folder):
         move_aside(folder)
     old = _temporary(folder, ".old")
     if folder.exists():
@@ -108,7 +110,7 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _is_ours(folder: Path) -> bool:
+def is_ours(folder: Path) -> bool:
     """Whether a folder named checkpoint-N was written by `save_checkpoint`, also when something of it is lost."""
     return sum((folder / name).is_file() for name in (STATE, WEIGHTS, OPTIMIZER, MANIFEST)) >= 2
 
@@ -171,22 +173,45 @@ def find_checkpoint(output_dir: Path, wanted: str) -> Path | None:
     return None
 
 
+def read_state(folder: Path) -> dict[str, Any]:
+    """The json values of a checkpoint.
+
+    Raises:
+        ValueError: one that a run needs is missing or can't be what a run has written.
+    """
+    path = folder / STATE
+    state = read_json(path)
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: holds a {type(state).__name__}, expected an object with keys")
+    for key in ("step", "updates", "bad_steps", "skipped_in_a_row"):
+        value = state.get(key)
+        if type(value) is not int or not 0 <= value < 10**9:
+            raise ValueError(f"{path}: {key} is {str(value)[:40]}, expected a whole number of at least 0")
+    if max(state["updates"], state["skipped_in_a_row"]) > state["step"]:
+        raise ValueError(f"{path}: {state['updates']} updates in {state['step']} steps can't be")
+    if step_of(folder) not in (-1, state["step"]):
+        raise ValueError(f"{path}: step is {state['step']}, but the folder is {folder.name}; was it renamed?")
+    for key in ("best", "scaler", "options"):
+        if not isinstance(state.get(key), dict):
+            raise ValueError(f"{path}: {key} is missing or no object")
+    return state
+
+
 def load_checkpoint(
     folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, ema: EMA | None = None
 ) -> dict[str, Any]:
-    """Restore parameters and optimizer; returns the state's json values.
+    """Restore parameters and optimizer; returns the state's json values. Everything is checked before anything changes.
 
     Raises:
-        ValueError: the checkpoint holds other parameters than this run trains.
+        ValueError: the checkpoint holds other parameters than this run trains, or is none that a run can have written.
     """
-    state = read_json(folder / STATE)
-    weights = load_file(folder / WEIGHTS)
-    problems = compare_tables(
-        {k: tuple(v.shape) for k, v in weights.items()}, {k: tuple(p.shape) for k, p in parameters.items()}
-    )
-    if problems:
-        raise ValueError(f"{folder}: does not fit this run:\n  " + "\n  ".join(problems))
-    moments = load_file(folder / OPTIMIZER)
+    state = read_state(folder)
+    shapes = {k: tuple(p.shape) for k, p in parameters.items()}
+    weights = _load(folder / WEIGHTS, shapes)
+    moments = _load_moments(folder / OPTIMIZER, shapes, bool(state["updates"]))
+    averages = folder / "ema.safetensors"
+    # averaging that starts now starts from the weights
+    shadow = _load(averages, shapes) if ema is not None and averages.is_file() else weights
     with torch.no_grad():
         for key, parameter in parameters.items():
             parameter.copy_(weights[key])
@@ -198,39 +223,44 @@ def load_checkpoint(
                     k: v if k in kept else v.to(parameter.device) for k, v in restored.items()
                 }
     if ema is not None:
-        # averaging that starts now starts from the weights
-        ema.load(load_file(folder / "ema.safetensors") if (folder / "ema.safetensors").is_file() else weights)
+        ema.load(shadow)
     return state
 
 
+def _load(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """A file of fp32 tensors, exactly these. Raises ValueError with every difference."""
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: can't be read ({error})") from error
+    problems = compare_tables({key: tuple(value.shape) for key, value in tensors.items()}, shapes)
+    problems += [f"{k}: is {v.dtype}, expected float32" for k, v in tensors.items() if v.dtype != torch.float32]
+    problems += problems or [f"{k}: has values that are not finite" for k, v in tensors.items() if not _is_finite(v)]
+    if problems:
+        raise ValueError(f"{path.parent}: {path.name} does not fit this run:\n  " + "\n  ".join(problems[:20]))
+    return tensors
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(tensor.isfinite().all())
+
+
+def _load_moments(path: Path, shapes: Mapping[str, tuple[int, ...]], updated: bool) -> dict[str, Tensor]:
+    """AdamW's state: of every parameter all moments or none (one that never had a gradient has none)."""
+    expected = {f"{moment}.{key}": () if moment == "step" else shapes[key] for key in shapes for moment in MOMENTS}
+    try:
+        with safe_open(path, "pt") as file:
+            names = set(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: can't be read ({error})") from error
+    trained = {key for key in shapes if any(f"{moment}.{key}" in names for moment in MOMENTS)}
+    if updated and shapes and not trained:
+        raise ValueError(f"{path}: holds no moments, although the weights were updated; the optimizer's state is lost")
+    wanted = {f"{moment}.{key}" for key in trained for moment in MOMENTS}
+    return _load(path, {name: shape for name, shape in expected.items() if name in wanted})
+
+
 # ------------------------------------------------------------------------------------- keeping the output folder tidy
-
-
-def start_folder(output_dir: Path, wanted: str | None, restarted: bool = False) -> Path | None:
-    """Tidy an output folder for a run, and choose the checkpoint that it starts from (None: from the beginning).
-
-    Leftovers of killed runs go away. Checkpoints beyond the start are those of another run, or damaged: they move into
-    a folder `earlier-K`, so that `latest` never means them.
-
-    Args:
-        wanted: `latest`, a folder, or None for a fresh run.
-        restarted: whether a launcher starts the run anew after a failure: what the run has saved counts then, too.
-
-    Raises:
-        ValueError: the wanted folder is missing, incomplete or damaged.
-    """
-    recover(output_dir)
-    folder = find_checkpoint(output_dir, wanted) if wanted else None
-    if restarted:
-        latest = find_checkpoint(output_dir, "latest")
-        if latest is not None and (folder is None or step_of(latest) >= step_of(folder)):
-            folder = latest
-    start = 0 if folder is None else read_json(folder / STATE).get("step", 0)
-    beyond = [path for path in list_checkpoints(output_dir) if step_of(path) > start and _is_ours(path)]
-    if beyond:
-        names, moved = ", ".join(path.name for path in beyond), move_aside(*beyond)
-        say(f"{names}: not part of this run, which starts at step {start}; moved to {moved}")
-    return folder
 
 
 def recover(output_dir: Path) -> None:
@@ -244,6 +274,9 @@ def recover(output_dir: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
     for path in output_dir.glob(".*.tmp"):
         if _TEMPORARY_FILE.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+    for path in (*output_dir.glob("lora-*/.*.tmp"), *output_dir.glob("samples/.*.tmp")):
+        if _TEMPORARY_PART.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 
@@ -276,7 +309,7 @@ def rotate(newest: Path, keep: int) -> list[Path]:
     counted.
     """
     verify_checkpoint(newest)
-    mine = [p for p in list_checkpoints(newest.parent) if step_of(p) <= step_of(newest) and _is_ours(p)]
+    mine = [p for p in list_checkpoints(newest.parent) if step_of(p) <= step_of(newest) and is_ours(p)]
     whole = [path for path in mine[:-1] if (path / MANIFEST).is_file()]
     surplus = whole[: max(0, len(whole) - (keep - 1))]
     for path in surplus:

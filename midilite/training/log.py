@@ -36,7 +36,7 @@ class RunLog:
             return
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / METRICS
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
+        kept = [line for line in _lines(path) if _step(line) <= step]
         write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
         self.file = open(path, "a", encoding="utf-8")
         self.board = _tensorboard(folder, step)
@@ -72,11 +72,29 @@ class RunLog:
 
 
 def _lines(path: Path) -> list[str]:
-    """The whole lines of an earlier log; a last line that was cut off is left out."""
+    """The whole lines of an earlier log; a last line that was cut off is left out.
+
+    A damaged line does not end a run: the file is kept as it was under another name, and the line left out.
+    """
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    return [line for line in text[: text.rfind("\n") + 1].splitlines() if line]
+    content = path.read_bytes()
+    lines = [line for line in content[: content.rfind(b"\n") + 1].decode("utf-8", "replace").split("\n") if line]
+    whole = [line for line in lines if _step(line) >= 0]
+    if len(whole) < len(lines):
+        copy = path.with_name(f"damaged-{path.name}")
+        write_bytes(copy, content)
+        say(f"{path}: {len(lines) - len(whole)} of {len(lines)} lines are damaged and left out; kept as {copy.name}")
+    return whole
+
+
+def _step(line: str) -> int:
+    """The step of a line of the log, -1 for a damaged one."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return -1
+    return step if type(step) is int and step >= 0 else -1
 
 
 def _tensorboard(folder: Path, step: int) -> Any:

@@ -21,18 +21,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..common.distributed import World, restarted, sum_over_ranks
-from ..common.files import read_json
+from ..common.distributed import World, sum_over_ranks
 from ..common.options import changed_keys
 from ..common.seeds import seed_hidden_generators
 from ..common.transfer import receive, send
 from ..runtime.determinism import reproducible
-from .checkpoint import load_checkpoint, rotate, save_checkpoint, start_folder
+from .checkpoint import load_checkpoint, read_state, rotate, save_checkpoint
 from .interfaces import Batch, Observer, RunView, Task, TrainingError
 from .log import RunLog, say
 from .options import TrainOptions
 from .plan import Plan
 from .prefetch import Prefetcher
+from .run_folder import start_folder
 from .signals import Interrupted, StopRequest
 from .update import Progress, Update
 
@@ -40,7 +40,7 @@ from .update import Progress, Update
 def find_start(options: TrainOptions, world: World) -> Path | None:
     """The checkpoint that a run with these options starts from; None for the beginning.
 
-    Tidies the output folder (see `checkpoint.start_folder`); the main rank does and decides, all get its answer.
+    Tidies the output folder (see `run_folder.start_folder`); the main rank does and decides, all get its answer.
 
     Raises:
         ValueError: the wanted folder is damaged, or was made with options that alter the run.
@@ -49,10 +49,10 @@ def find_start(options: TrainOptions, world: World) -> Path | None:
 
 
 def _find_start(options: TrainOptions, world: World) -> Path | None:
-    folder = start_folder(Path(options.output_dir), options.resume_from_checkpoint, restarted())
+    folder = start_folder(Path(options.output_dir), options.resume_from_checkpoint)
     if folder is None:
         return None
-    state = read_json(folder / "state.json")
+    state = read_state(folder)
     changed = changed_keys(state["options"], options)
     if (processes := state.get("world_size", world.size)) != world.size:
         changed.append(f"number of processes: {processes} -> {world.size}")
@@ -107,13 +107,15 @@ class Trainer:
 
     # ---------------------------------------------------------------------------------------------------- the loop
 
-    def train(self) -> Progress:
-        """Run to the end of the plan. Resumes first when the options ask for it, or when torchrun started it anew.
+    def train(self, start: Path | None = None) -> Progress:
+        """Run to the end of the plan.
+
+        Args:
+            start: the checkpoint to continue from, as `find_start` gives it; None for the beginning.
 
         Raises:
             Interrupted: SIGTERM or ctrl-C came; the step was finished and a checkpoint saved.
         """
-        start = find_start(self.options, self.world)
         if start is not None:
             self.resume(start)
         with (
@@ -227,13 +229,12 @@ class Trainer:
 
     def _save_when_due(self, done: int) -> Path | None:
         """Write what is due after `done` steps; returns the full state's folder when that was among it."""
-        options, saved = self.options, None
-        if options.checkpointing_steps and (done % options.checkpointing_steps == 0 or done == self.total_steps):
-            saved = self.save()
+        options = self.options
         epochs, rest = divmod(done, self.plan.steps_per_epoch)
         if options.save_every_n_epochs and not rest and epochs % options.save_every_n_epochs == 0:
-            self.save_weights(f"lora-epoch-{epochs}")
-        return saved
+            self.save_weights(f"lora-epoch-{epochs}")  # before the full state: whoever resumes from that has it all
+        due = options.checkpointing_steps and (done % options.checkpointing_steps == 0 or done == self.total_steps)
+        return self.save() if due else None
 
     def save_weights(self, name: str) -> None:
         """Write the trained weights as `<output_dir>/<name>`, and their average as `<name>-ema` when there is one."""

@@ -182,7 +182,7 @@ def toy(output_dir: str, die_at: int | None = None) -> int:
 
     from midilite.common.distributed import World
     from midilite.training.options import TrainOptions
-    from midilite.training.trainer import Trainer
+    from midilite.training.trainer import Trainer, find_start
 
     calls = 0
 
@@ -201,7 +201,7 @@ def toy(output_dir: str, die_at: int | None = None) -> int:
         resume_from_checkpoint="latest", ema_decay=0.9,
     )  # fmt: skip
     trainer = Trainer(Toy(), options, World(), device("cpu"))
-    trainer.train()
+    trainer.train(find_start(options, World()))
     trainer.save()
     trainer.save_weights("final")
     print("calls", calls)

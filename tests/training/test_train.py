@@ -137,7 +137,9 @@ def test_outputs_of_a_run(options, tmp_path):
     root = tmp_path / "run"
     names = {path.name for path in root.iterdir() if not path.name.startswith("events.")}
     adapters = {"lora-epoch-1", "lora-final"}
-    assert names == {"checkpoint-3", "checkpoint-6", "config.yaml", "loss.png", "metrics.jsonl", *adapters}
+    assert names == {
+        "checkpoint-3", "checkpoint-6", "config.yaml", "loss.png", "metrics.jsonl", "run.json", ".lock", *adapters
+    }  # fmt: skip
     assert yaml.safe_load((root / "config.yaml").read_text())["learning_rate"] == 1e-3
     adapter = read_adapter(root / "lora-final")
     assert adapter.config.rank == 4 and adapter.config.alpha == 16 and len(adapter.state) == 2 * 4 * 3 * 5

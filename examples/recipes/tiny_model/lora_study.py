@@ -33,7 +33,7 @@ from midilite.training.objective import (
     weighted_loss,
 )
 from midilite.training.options import TrainOptions
-from midilite.training.trainer import Trainer
+from midilite.training.trainer import Trainer, find_start
 
 from . import quality
 from .flow_task import encode_scenes
@@ -167,7 +167,7 @@ def study_variant(
             seed=settings.seed,
         )
         started = time.monotonic()
-        Trainer(task, options, World(), device).train()
+        Trainer(task, options, World(), device).train(find_start(options, World()))
         size = sum(p.numel() for p in task.parameters.values())
         row = {
             "name": variant.name,

@@ -19,7 +19,7 @@ from midilite.common.distributed import World, sum_over_ranks
 from midilite.common.files import read_json, write_json
 from midilite.training.interfaces import RunView, Task
 from midilite.training.options import TrainOptions
-from midilite.training.trainer import Trainer
+from midilite.training.trainer import Trainer, find_start
 
 ENDLESS = 10_000_000  # steps: the clock ends the run
 
@@ -91,7 +91,7 @@ def train_in_box(
     for group in trainer.update.optimizer.param_groups:
         group["betas"] = (0.9, 0.99)  # the second moment follows within a short run
     try:
-        trainer.train()
+        trainer.train(find_start(options, box.world))
     except TimeUp:
         trainer.save()
         box.save()

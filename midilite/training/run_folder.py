@@ -1,0 +1,156 @@
+"""Whose an output folder is: one run at a time, and nothing of an earlier run under this one's names.
+
+    run.json                   which launch the folder's contents belong to
+    .lock                      held while a run is alive; the system lets go of it when the process ends, however
+
+A run that starts from the beginning in a folder that was used before moves everything of the earlier run (checkpoints,
+adapters, log, pictures) to `earlier-N/` first. What is in the folder from then on is its own. A launcher that starts
+failed processes anew (`torchrun --max-restarts`) comes back as the same launch, and only then its checkpoints count
+without being asked for: a process killed before it had tidied the folder finds the mark of another launch there.
+
+The lock is the system's own (flock, or its like on Windows). On network file systems it is as good as theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..common.distributed import restarted
+from ..common.files import read_json, write_json
+from .checkpoint import find_checkpoint, is_ours, list_checkpoints, move_aside, read_state, recover, step_of
+from .log import say
+
+LOCK, RUN = ".lock", "run.json"
+# What a run writes, besides checkpoint-N: all of it goes aside together.
+_BELONGINGS = re.compile(
+    r"lora-(final|best|epoch-\d+)(-ema)?|samples|config\.yaml|metrics\.jsonl|loss\.png|error\.log|run\.json"
+    r"|events\.out\.tfevents\..*"
+)
+
+
+class FolderInUseError(ValueError):
+    """Another run writes into the folder just now."""
+
+
+@contextlib.contextmanager
+def occupied(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; the main rank does, for all.
+
+    Raises:
+        FolderInUseError: another process holds it; the message says which.
+        ValueError: the folder can't be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise ValueError(f"{folder}: the output folder can't be written ({error.strerror or error})") from error
+    try:
+        if not _lock(handle):
+            raise FolderInUseError(
+                f"{folder}: another run writes there: {_holder(handle)}; wait, or take another folder"
+            )
+        os.ftruncate(handle, 0)
+        facts = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        os.pwrite(handle, json.dumps(facts).encode(), 0) if hasattr(os, "pwrite") else None
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Take the system's lock on an open file, if it is free."""
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _holder(handle: int) -> str:
+    try:
+        facts = json.loads(os.read(handle, 1000))
+        return f"process {int(facts['process'])} on {facts['host']}, since {facts['since']}"
+    except (OSError, ValueError, TypeError, KeyError):
+        return "its process did not say who it is"
+
+
+def launch() -> str:
+    """A word for this start of the command: the same when torchrun starts failed processes anew, else another.
+
+    That is the launcher's process and when it began; without a launcher, this process.
+    """
+    process = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else os.getpid()
+    try:
+        began = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]  # proc(5): starttime
+    except (OSError, IndexError):
+        began = os.environ.get("MASTER_PORT", "")  # chosen anew by each launch of a single node
+    return f"{socket.gethostname()}:{process}:{began}"
+
+
+def start_folder(output_dir: Path, wanted: str | None) -> Path | None:
+    """Tidy an output folder for a run, mark it as this launch's, and choose the checkpoint that the run starts from.
+
+    Leftovers of killed runs go away. A run from the beginning moves a whole earlier run into a folder `earlier-K`; a
+    resumed one moves the checkpoints beyond its start there, which are of another run, or damaged.
+
+    Args:
+        wanted: `latest`, a folder, or None for a fresh run.
+
+    Returns:
+        None for the beginning.
+
+    Raises:
+        ValueError: the wanted folder is missing, incomplete or damaged.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    recover(output_dir)
+    mine = restarted() and _mark(output_dir) == launch()
+    folder = find_checkpoint(output_dir, wanted) if wanted else None
+    if mine:  # what this launch has saved counts, whatever the arguments say
+        latest = find_checkpoint(output_dir, "latest")
+        if latest is not None and (folder is None or step_of(latest) >= step_of(folder)):
+            folder = latest
+    if folder is None and not mine and (wanted is None or any(output_dir.glob("lora-*"))):
+        _move_earlier_run(output_dir)  # `latest` of a run that was killed before it had saved anything just goes on
+    start = 0 if folder is None else read_state(folder)["step"]
+    beyond = [path for path in list_checkpoints(output_dir) if step_of(path) > start and is_ours(path)]
+    if beyond:
+        names, moved = ", ".join(path.name for path in beyond), move_aside(*beyond)
+        say(f"{names}: not part of this run, which starts at step {start}; moved to {moved}")
+    if not mine:
+        write_json(output_dir / RUN, {"launch": launch()})
+    return folder
+
+
+def _mark(output_dir: Path) -> str | None:
+    """The launch that a folder belongs to."""
+    try:
+        marked: Any = read_json(output_dir / RUN)
+    except ValueError:
+        return None
+    return marked.get("launch") if isinstance(marked, dict) else None
+
+
+def _move_earlier_run(output_dir: Path) -> None:
+    found = [path for path in sorted(output_dir.iterdir()) if _BELONGINGS.fullmatch(path.name)]
+    found += [path for path in list_checkpoints(output_dir) if is_ours(path)]
+    if found:
+        moved = move_aside(*found)
+        names = ", ".join(path.name for path in found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+        say(f"{output_dir} holds an earlier run ({names}): moved to {moved}")
