@@ -122,10 +122,16 @@ def test_launches_of_torchrun_are_told_apart(monkeypatch):
 
 
 def test_the_whole_earlier_run_moves_aside(tmp_path, capsys):
-    """Past bug: lora-final, metrics and pictures of the earlier run were replaced, and its samples mixed with new ones."""
+    """Past bug: lora-final, metrics and pictures of the earlier run were replaced, its samples mixed with new ones."""
     run(tmp_path)
-    files = ["lora-final/adapter_config.json", "lora-best-ema/x", "lora-epoch-3/x", "samples/step-000001.png", "loss.png",
-             "config.yaml"]  # fmt: skip
+    files = [
+        "lora-final/adapter_config.json",
+        "lora-best-ema/x",
+        "lora-epoch-3/x",
+        "samples/step-000001.png",
+        "loss.png",
+    ]
+    files.append("config.yaml")
     mine = ["notes.txt", "lora-mine/x", "cache/x", "checkpoint-best/x"]
     for name in (*files, *mine):
         (tmp_path / name).parent.mkdir(exist_ok=True)
