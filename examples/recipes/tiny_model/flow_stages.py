@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
+from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
 from midilite.common.files import read_json, write_json
 from midilite.common.seeds import torch_generator
+from midilite.model.folder import ModelFolder
+from midilite.training.interfaces import RunView
 
 from . import lora_study, quality
 from .flow_task import BUNDLE, FlowTask, SceneData, encode_scenes
 from .networks import Networks
-from .pools import THICKNESS, Pools, load_solids, query_points
+from .pools import THICKNESS, Pools, build_surfaces, load_solids, query_points
 from .scenes import Scenes, draw, place, render_scenes
 from .shapes import ShapeSet
 from .stages import DOMAIN, SEED, Stage, gather, load_pools, trainer_options, visible
@@ -25,34 +29,87 @@ from .vae_task import take
 # ------------------------------------------------------------------------------------------------------- flow
 
 
-def run_flow(stage: Stage, minutes: float, total_minutes: float, part: int, tests: bool) -> None:
+@dataclasses.dataclass(frozen=True)
+class FlowRun:
+    """One run of the flow's training.
+
+    Attributes:
+        minutes: of training; total_minutes: of all runs that share a learning rate's rise and fall.
+        part: which half of the drawn scenes to train on.
+        start: a model folder to go on from with a fresh optimizer; None: fresh weights.
+        logit_mean: of the noise levels' density; above 0 towards noise.
+        rate: learning rate at its highest; None: the plan's.
+        fall: share of the total time after which the rate falls.
+    """
+
+    minutes: float
+    total_minutes: float
+    part: int = 0
+    start: Path | None = None
+    logit_mean: float = 0.0
+    rate: float | None = None
+    fall: float = 0.5
+
+
+SNAPSHOT_SECONDS = 200  # between two folders of the averaged weights: a lent machine can be taken back
+
+
+def run_flow(stage: Stage, run: FlowRun, tests: bool) -> None:
     """Train the transformer and the towers for some minutes; write the model folder and, with `tests`, measure it."""
     plan, world, device = stage.plan, stage.world, stage.device
     shapes = stage.shapes()
-    pools = load_pools(stage, shapes)
-    networks = Networks.fresh(plan.sizes, device, SEED)
-    networks.vae.load_state_dict(load_file(stage.folder / "vae.safetensors"))
+    pools = flow_pools(stage, shapes)
+    networks = start_networks(stage, run.start)
+    minutes, total_minutes, part = run.minutes, run.total_minutes, run.part
     data = training_scenes(stage, networks, shapes, pools, part)
     step_scenes = plan.flow_batch * world.size
     num_scenes = max(1, len(data.by_count[BUNDLE[0]]) // step_scenes) * step_scenes
-    task = FlowTask(networks, data, num_scenes, plan.flow, world.rank, compiled=device.type == "cuda")
+    settings = dataclasses.replace(plan.flow, logit_mean=run.logit_mean)
+    task = FlowTask(networks, data, num_scenes, settings, world.rank, compiled=device.type == "cuda")
+    written = time.monotonic()
 
-    def report(done: int, metrics: dict[str, float]) -> None:
-        if done in (1, 2, 20, 100) or done % 500 == 0:
-            stage.say(f"step {done} loss {metrics['loss']:.4f} {metrics['samples_per_second']:.1f} bundles/s")
+    def report(view: RunView, metrics: dict[str, float]) -> None:
+        nonlocal written
+        if view.step in (1, 2, 20, 100) or view.step % 500 == 0:
+            stage.say(f"step {view.step} loss {metrics['loss']:.4f} {metrics['samples_per_second']:.1f} bundles/s")
+        if time.monotonic() - written > SNAPSHOT_SECONDS and world.is_main:
+            with view.averaged():
+                networks.save(stage.folder / "snapshot", torch.float16, shift=3.0)
+            written = time.monotonic()
 
-    box = TimeBox(stage.folder / "flow-clock.json", 60 * total_minutes, 60 * minutes, world, device, plan.warmup)
-    trainer = train_in_box(task, trainer_options(stage, "flow", plan.flow_batch, plan.flow_rate), box, report)
+    clock = stage.folder / "flow-clock.json"
+    box = TimeBox(clock, 60 * total_minutes, 60 * minutes, world, device, plan.warmup, run.fall)
+    options = trainer_options(stage, "flow", plan.flow_batch, run.rate or plan.flow_rate)
+    trainer = train_in_box(task, options, box, report)
     stage.say(f"trained {trainer.progress.step} steps")
     with trainer.update.ema.applied():
         if world.is_main:
             shutil.rmtree(stage.folder / "model", ignore_errors=True)
-            networks.save(stage.folder / "model", torch.float16)
+            networks.save(stage.folder / "model", torch.float16, shift=3.0)
         world.barrier()
         del data, task.data
         plain = Networks.load(stage.folder / "model", plan.sizes, device)
     if tests:
         measure_flow(stage, plain, shapes, pools, {"steps": trainer.progress.step, "minutes": box.elapsed / 60})
+
+
+def flow_pools(stage: Stage, shapes: ShapeSet) -> Pools:
+    """Surfaces of all models; with distances when the VAE's training has left them in the work folder."""
+    if (stage.folder / "solids.safetensors").exists():
+        return load_pools(stage, shapes)
+    return build_surfaces(shapes, stage.plan.pools, SEED)
+
+
+def start_networks(stage: Stage, start: Path | None) -> Networks:
+    """What the flow's training starts from: a model folder, or fresh weights with this folder's or the shipped VAE."""
+    plan, device = stage.plan, stage.device
+    if start is not None:
+        return Networks.load(start, plan.sizes, device)
+    networks = Networks.fresh(plan.sizes, device, SEED)
+    trained = stage.folder / "vae.safetensors"
+    weights = load_file(trained) if trained.exists() else ModelFolder("tiny").load_vae().state_dict()
+    networks.vae.load_state_dict(weights)
+    return networks
 
 
 def training_scenes(stage: Stage, networks: Networks, shapes: ShapeSet, pools: Pools, part: int) -> SceneData:
@@ -108,6 +165,26 @@ def measure_flow(stage: Stage, networks: Networks, shapes: ShapeSet, pools: Pool
     if stage.world.is_main:
         facts = {**facts, "guidance_scale": guidance, "shift": shift, "steps_of_sampling": 25}
         write_json(stage.folder / "flow.json", {"facts": facts, "trials": trials, **results})
+
+
+def measure_seeds(stage: Stage, folder: Path, seeds: tuple[int, ...]) -> dict[str, Any]:
+    """100 seen and unseen scenes at guidance 3 and shift 3, for several seeds of the noise: means and each seed's."""
+    shapes = stage.shapes()
+    pools, networks = flow_pools(stage, shapes), Networks.load(folder, stage.plan.sizes, stage.device)
+    found: dict[str, Any] = {"seeds": list(seeds), "guidance_scale": 3.0, "shift": 3.0, "steps_of_sampling": 25}
+    for name in ("seen", "unseen"):
+        scenes, color, ids = test_scenes(stage, shapes, f"eval-{name}", stage.plan.eval_scenes)
+        conditions, rows = quality.encode_pictures(networks, scenes, color, ids), []
+        for seed in seeds:
+            sampling = quality.Sampling(3.0, shift=3.0, seed=seed)
+            latents = quality.sample_scenes(networks, conditions, scenes.count.tolist(), sampling)
+            truth = quality.true_points(pools, scenes)
+            scored = quality.score_scenes(networks.vae, latents, scenes, truth, stage.plan.depth)
+            rows.append(quality.mean_of(scored))
+            stage.say(f"{name}, seed {seed}: {rows[-1]}")
+        found[name] = {"scenes": len(scenes), "by_seed": rows, "mean": quality.mean_of(rows)}
+        write_json(stage.folder / "flow-seeds.json", found)
+    return found
 
 
 @torch.no_grad()

@@ -47,18 +47,18 @@ class Sizes:
     )
     dit: DiTConfig = field(
         default_factory=lambda: DiTConfig(
-            num_attention_heads=8,
+            num_attention_heads=4,  # 64 wide each: half as wide, attention runs at half the pace
             width=256,
             in_channels=16,
             num_layers=7,
             cross_attention_dim=64,
-            cross_attention_2_dim=96,
+            cross_attention_2_dim=192,
             multi_instance_blocks=(2, 3, 4),
         )
     )
     dinov2: DINOv2Config = field(
         default_factory=lambda: DINOv2Config(
-            hidden_size=96, num_hidden_layers=5, num_attention_heads=4, image_size=224, patch_size=14, num_channels=7
+            hidden_size=192, num_hidden_layers=6, num_attention_heads=3, image_size=224, patch_size=14, num_channels=7
         )
     )
     clip: CLIPVisionConfig = field(

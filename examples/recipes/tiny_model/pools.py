@@ -102,6 +102,17 @@ def build(shapes: ShapeSet, solids: list[Solid], models: list[int], sizes: PoolS
     return Pools(surfaces, query_points(surfaces, sizes.tokens), *rest)
 
 
+def build_surfaces(shapes: ShapeSet, sizes: PoolSizes, seed: int) -> Pools:
+    """Only what the flow needs of all models: surfaces with their queries, and no distances."""
+    rows = []
+    for i in range(len(shapes)):
+        generator = torch_generator(seed, "pool", shapes.names[i], device=shapes.corners.device)
+        rows.append(sample_surfaces(shapes, i, sizes, generator))
+    surfaces = torch.stack(rows)
+    nothing = [surfaces.new_zeros(len(rows), 0, width) for width in (3, 2, 3, 3, 2)]
+    return Pools(surfaces, query_points(surfaces, sizes.tokens), *nothing)
+
+
 def sample_surfaces(shapes: ShapeSet, model: int, sizes: PoolSizes, generator: torch.Generator) -> Tensor:
     """[S, N, 6] of one model."""
     return shapes.surface(model, sizes.surfaces * sizes.points, generator).view(sizes.surfaces, sizes.points, 6)

@@ -79,14 +79,25 @@ class Scenes:
         return replace(self, model=self.model.to(device), matrix=self.matrix.to(device))
 
 
-def draw(shapes: ShapeSet, models: Sequence[int], counts: Sequence[int], *keys: int | str) -> Scenes:
-    """Draw one scene for each entry of `counts`, of that many different models; `keys` are the seed."""
+STRETCH = 0.33  # of a training object's axes: by up to 1.33 or 1 / 1.33 each
+
+
+def draw(
+    shapes: ShapeSet, models: Sequence[int], counts: Sequence[int], *keys: int | str, varied: bool = False
+) -> Scenes:
+    """Draw one scene for each entry of `counts`, of that many models; `keys` are the seed.
+
+    Args:
+        varied: stretch every object along its axes and mirror every second one, so that there are more shapes than
+            models; the same model may stand in a scene twice then.
+    """
     points = {i: np.unique(shapes.triangles(i).reshape(-1, 3).double().cpu().numpy(), axis=0) for i in models}
     model, matrix, eye, target = [], [], [], []
     for number, count in enumerate(counts):
         rng = numpy_generator(*keys, number)
-        chosen = rng.choice(models, size=count, replace=False).tolist()
-        placed, camera = _arranged([points[i] for i in chosen], [shapes.size[i] for i in chosen], rng)
+        chosen = rng.choice(models, size=count, replace=varied).tolist()
+        stretch = _stretches(count, rng) if varied else np.ones((count, 3))
+        placed, camera = _arranged([points[i] for i in chosen], [shapes.size[i] for i in chosen], stretch, rng)
         model += chosen
         matrix += placed
         eye.append(camera.eye)
@@ -96,18 +107,24 @@ def draw(shapes: ShapeSet, models: Sequence[int], counts: Sequence[int], *keys: 
     return Scenes(counted.cumsum(0) - counted, counted, torch.tensor(model), *tables)
 
 
+def _stretches(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Factors [count, 3] along the axes of so many objects; a negative first one mirrors."""
+    factors = (1 + STRETCH) ** rng.uniform(-1, 1, size=(count, 3))
+    factors[:, 0] *= rng.choice([-1.0, 1.0], size=count)
+    return factors
+
+
 def _arranged(
-    points: list[np.ndarray], sizes: list[float], rng: np.random.Generator
+    points: list[np.ndarray], sizes: list[float], stretch: np.ndarray, rng: np.random.Generator
 ) -> tuple[list[np.ndarray], Camera]:
     """Matrices [3, 4] from the models' frames to the scene's, and the camera, for vertices [V, 3] of each model."""
-    boxes = [np.stack([p.min(0), p.max(0)]) * size / 2 for p, size in zip(points, sizes, strict=True)]
+    scales = [size / 2 * factors for size, factors in zip(sizes, stretch, strict=True)]
+    boxes = [np.stack([(p * s).min(0), (p * s).max(0)]) for p, s in zip(points, scales, strict=True)]
     azimuth, elevation = rng.uniform(*SETTINGS.azimuth_range), rng.uniform(*SETTINGS.elevation_range)
     turn = np.eye(4)
     turn[:3, :3] = yaw_rotation(-np.deg2rad(azimuth))
     placements = arrange(boxes, rng, SETTINGS.scale_range, SETTINGS.size_ratio)
-    matrices = [
-        turn @ place.matrix() @ np.diag([size / 2] * 3 + [1.0]) for place, size in zip(placements, sizes, strict=True)
-    ]
+    matrices = [turn @ place.matrix() @ np.diag([*scale, 1.0]) for place, scale in zip(placements, scales, strict=True)]
     moved = [p @ m[:3, :3].T + m[:3, 3] for p, m in zip(points, matrices, strict=True)]
     centre, scale = scene_transform(np.stack([np.concatenate(moved).min(0), np.concatenate(moved).max(0)]), EXTENT)
     normalise = np.diag([scale] * 3 + [1.0])
@@ -118,11 +135,22 @@ def _arranged(
 
 
 def place(points: Tensor, matrix: Tensor) -> Tensor:
-    """Move surfaces [I, N, 6] (points and unit normals) by matrices [I, 3, 4] of a rotation, scale and shift."""
+    """Move surfaces [I, N, 6] (points and unit normals) by affine matrices [I, 3, 4]; normals stay normals."""
     linear = matrix[:, :, :3]
     moved = torch.einsum("iab,inb->ina", linear, points[..., :3]) + matrix[:, None, :, 3]
-    normals = torch.einsum("iab,inb->ina", linear / linear.norm(dim=2, keepdim=True), points[..., 3:])
-    return torch.cat([moved, normals], -1)
+    normals = torch.einsum("iab,inb->ina", normal_matrix(linear), points[..., 3:])
+    return torch.cat([moved, torch.nn.functional.normalize(normals, dim=-1)], -1)
+
+
+def normal_matrix(linear: Tensor) -> Tensor:
+    """What turns normals where [..., 3, 3] turns points: its cofactors, the inverse transposed up to a positive factor.
+
+    A mirror image keeps its outside: the sign of the determinant goes in.
+    """
+    a, b, c = linear.unbind(-2)
+    rows = [torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)]
+    cofactors = torch.stack(rows, -2)
+    return cofactors * torch.linalg.det(linear).sign()[..., None, None]
 
 
 def render_scenes(shapes: ShapeSet, scenes: Scenes, size: int, batch: int = 128) -> tuple[Tensor, Tensor]:
@@ -151,7 +179,8 @@ def _scene_meshes(shapes: ShapeSet, scenes: Scenes) -> list[RenderMesh]:
     owner = torch.repeat_interleave(torch.arange(len(models)), faces).to(device)
     matrix = scenes.matrix.to(device)[owner]
     corners = torch.einsum("fab,fkb->fka", matrix[..., :3], shapes.corners[at]) + matrix[:, None, :, 3]
-    normals = torch.nn.functional.normalize(torch.einsum("fab,fkb->fka", matrix[..., :3], shapes.normals[at]), dim=-1)
+    turned = torch.einsum("fab,fkb->fka", normal_matrix(matrix[..., :3]), shapes.normals[at])
+    normals = torch.nn.functional.normalize(turned, dim=-1)
     number = torch.arange(len(models)) - torch.repeat_interleave(scenes.first, scenes.count) + 1
     ids = number.to(device, torch.int32)[owner]
     totals = torch.stack([part.sum() for part in faces.split(scenes.count.tolist())]).tolist()

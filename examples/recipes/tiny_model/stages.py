@@ -25,6 +25,7 @@ from midilite.common.files import read_json, write_json
 from midilite.common.seeds import torch_generator
 from midilite.model.vae import VAE
 from midilite.model.weights import write_safetensors
+from midilite.training.interfaces import RunView
 from midilite.training.options import TrainOptions
 
 from . import quality
@@ -45,11 +46,11 @@ SEED = 7
 class Plan:
     """Amounts. The defaults are those of the shipped model; `toy` is for a dry run."""
 
-    processes: int = 2  # how many training sets `draw` makes
-    bundles: int = 10000  # per process
+    processes: int = 1  # how many training sets `draw` makes
+    bundles: int = 16000  # per process
     vae_batch: int = 256  # per process
     vae_rate: float = 1e-3
-    flow_batch: int = 20  # bundles per process
+    flow_batch: int = 60  # bundles per process
     flow_rate: float = 8e-4
     warmup: int = 300
     eval_scenes: int = 100
@@ -133,7 +134,8 @@ def run_draw(folder: Path, plan: Plan) -> None:
 def _draw_chunk(job: tuple[Path, list[int], list[int], tuple]) -> Scenes:
     path, models, counts, keys = job
     torch.set_num_threads(1)
-    return draw(ShapeSet.load(path), models, counts, SEED, *keys)
+    varied = not keys[1].startswith("eval")  # tests are of the models as they are
+    return draw(ShapeSet.load(path), models, counts, SEED, *keys, varied=varied)
 
 
 def join(parts: list[Scenes]) -> Scenes:
@@ -180,10 +182,12 @@ def run_vae(stage: Stage, minutes: float, total_minutes: float) -> None:
     models = shapes.select(CATEGORIES, trained=True)
     task = VAETask(networks.vae, pools, models, step_scenes * 100, plan.vae, world.rank, compiled=device.type == "cuda")
 
-    def report(done: int, metrics: dict[str, float]) -> None:
-        if done in (1, 20, 100) or done % 500 == 0:
+    def report(run: RunView, metrics: dict[str, float]) -> None:
+        if run.step in (1, 20, 100) or run.step % 500 == 0:
             facts = " ".join(f"{key} {float(value):.4f}" for key, value in task.last.items())
-            stage.say(f"step {done} loss {metrics['loss']:.5f} {facts} {metrics['samples_per_second']:.0f} objects/s")
+            stage.say(
+                f"step {run.step} loss {metrics['loss']:.5f} {facts} {metrics['samples_per_second']:.0f} objects/s"
+            )
 
     box = TimeBox(
         stage.folder / "vae-clock.json", 60 * total_minutes, 60 * minutes, world, device, plan.warmup, fall=0.4
@@ -207,7 +211,7 @@ def trainer_options(stage: Stage, name: str, batch: int, rate: float) -> TrainOp
         batch_size=batch,
         max_train_steps=ENDLESS,
         learning_rate=rate,
-        ema_decay=0.999,
+        ema_decay=0.9995,
         checkpointing_steps=0,
         save_every_n_epochs=0,
         logging_steps=100,

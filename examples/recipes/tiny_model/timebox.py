@@ -71,7 +71,7 @@ def train_in_box(
     task: Task,
     options: TrainOptions,
     box: TimeBox,
-    on_step: Callable[[int, dict[str, float]], None] | None = None,
+    on_step: Callable[[RunView, dict[str, float]], None] | None = None,
 ) -> Trainer:
     """Continue a training until its time box ends; leaves a checkpoint. Returns the trainer."""
 
@@ -81,7 +81,7 @@ def train_in_box(
         def after_step(self, run: RunView, metrics: dict[str, float]) -> dict[str, float]:
             """See `interfaces.Observer`."""
             if on_step is not None:
-                on_step(run.step, metrics)
+                on_step(run, metrics)
             if box.elapsed >= box.limit:
                 raise TimeUp
             return {}
