@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -192,3 +193,12 @@ def test_importing_is_fast():
         "midilite.load_pipeline; print(time.perf_counter() - start)"
     )
     assert min(float(run_python(code)) for _ in range(3)) < 0.3
+
+
+def test_the_map_names_every_package_and_nothing_that_is_not_there():
+    text = (PACKAGE / "README.md").read_text()
+    assert re.findall(r"^\| `(\w+)/` \|", text, re.M) == list(PACKAGES)
+    for module, name in re.findall(r"`(\w+\.[a-z_0-9.]+)\.([A-Za-z_]\w*)(?:\.\w+)?`", text):
+        if module.split(".")[0] in PACKAGES:
+            file = PACKAGE / (module.replace(".", "/") + ".py")
+            assert file.is_file() and re.search(rf"^(def|class) {name}\b", file.read_text(), re.M), (module, name)
