@@ -176,7 +176,7 @@ def test_commands_choose_how_memory_grows_before_torch_is_there_unless_the_user_
 
 
 def test_importing_has_no_side_effects_and_loads_nothing_heavy():
-    """The promise is 0.3 s beyond torch, numpy, PIL and yaml; what can cost that is importing one of these."""
+    """Nor does what `load_pipeline` is found by, beyond torch, numpy, PIL and yaml."""
     code = (
         "import sys, torch, numpy, PIL, yaml; before = set(sys.modules); import midilite; midilite.load_pipeline;"
         "new = {name.split('.')[0] for name in set(sys.modules) - before};"
@@ -186,13 +186,14 @@ def test_importing_has_no_side_effects_and_loads_nothing_heavy():
     assert run_python(code).strip() == "[] False True torch.float32"
 
 
-def test_importing_is_fast():
-    """Best of three, because a busy machine can only make it slower."""
+def test_importing_midilite_brings_in_nothing_but_itself():
+    """What makes it quick on any machine; how quick it is, the benchmark says, and no test."""
     code = (
-        "import time, torch, numpy, PIL.Image, yaml, safetensors.torch; start = time.perf_counter(); import midilite;"
-        "midilite.load_pipeline; print(time.perf_counter() - start)"
+        "import sys; before = set(sys.modules); import midilite;"
+        "print(sorted(name for name in set(sys.modules) - before"
+        " if name.split('.')[0] not in sys.stdlib_module_names))"
     )
-    assert min(float(run_python(code)) for _ in range(3)) < 0.3
+    assert run_python(code).strip() == "['midilite']"
 
 
 def test_the_map_names_every_package_and_nothing_that_is_not_there():
