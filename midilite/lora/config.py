@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from .patterns import module_pattern
+from .patterns import is_range, module_pattern
 
 DEFAULT_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 INITS = ("kaiming", "pissa")
@@ -109,7 +109,7 @@ def parse_pattern(what: str, entries: Iterable[str], kind: type) -> dict[str, fl
 
 def is_pattern(name: str) -> bool:
     """Whether a name has a mark that makes it a pattern (which other programs would not understand)."""
-    return "*" in name or any(_is_range(component) for component in name.split("."))
+    return "*" in name or any(map(is_range, name.split(".")))
 
 
 def matches(path: str, name: str) -> bool:
@@ -117,11 +117,6 @@ def matches(path: str, name: str) -> bool:
     if is_pattern(name):
         return module_pattern(name).fullmatch(path)
     return path == name or path.endswith(f".{name}")
-
-
-def _is_range(component: str) -> bool:
-    low, dash, high = component.partition("-")
-    return bool(dash) and low.isdecimal() and high.isdecimal()
 
 
 def match_targets(paths: Iterable[str], targets: Iterable[str]) -> list[str]:

@@ -9,46 +9,59 @@ recognises:
   back references, look-ahead, flags) is refused by name.
 
 Both are parsed into one tree, the tree becomes an automaton (Thompson 1968), and a string is read by keeping the set of
-all states that it may be in, character by character. There is no backtracking.
+all states that it may be in, character by character. There is no backtracking. What follows on a set and a character is
+remembered: an adapter can have a pattern for each of its modules, and every pattern meets every name.
 """
 
 from __future__ import annotations
 
 import string
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 MOST_CHARACTERS = 400  # of a pattern; names of modules have at most some sixty
+_MOST_KNOWN = 20_000  # remembered steps of one pattern
 _MOST_NUMBERS = 1000  # in a range; no network here has as many blocks
 _DIGITS, _WORD = frozenset(string.digits), frozenset(string.ascii_letters + string.digits + "_")
 _ANY: frozenset[str] | None = None  # a step that takes any character
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pattern:
     """An automaton. `steps[s]` are (characters or None for any, next state), `free[s]` states reached for nothing."""
 
-    steps: list[list[tuple[frozenset[str] | None, int]]] = field(default_factory=list)
-    free: list[list[int]] = field(default_factory=list)
-    end: int = 0
+    steps: list[list[tuple[frozenset[str] | None, int]]]
+    free: list[list[int]]
+    start: int
+    end: int
+    _known: dict[tuple[frozenset[int], str], frozenset[int]] = field(default_factory=dict)
 
     def fullmatch(self, text: str) -> bool:
         """Whether the whole text is meant."""
-        states = self._closed({0})
+        states = self._first
         for character in text:
-            taken = {n for s in states for allowed, n in self.steps[s] if allowed is None or character in allowed}
-            states = self._closed(taken)
-            if not states:
-                return False
+            known = self._known.get((states, character))
+            states = self._following(states, character) if known is None else known
         return self.end in states
 
-    def _closed(self, states: set[int]) -> set[int]:
+    @cached_property
+    def _first(self) -> frozenset[int]:
+        return self._closed({self.start})
+
+    def _following(self, states: frozenset[int], character: str) -> frozenset[int]:
+        taken = {n for s in states for allowed, n in self.steps[s] if allowed is None or character in allowed}
+        closed = self._closed(taken)
+        if len(self._known) < _MOST_KNOWN:  # a hostile pattern has more sets than fit into memory
+            self._known[states, character] = closed
+        return closed
+
+    def _closed(self, states: set[int]) -> frozenset[int]:
         found, todo = set(states), list(states)
         while todo:
             new = [n for n in self.free[todo.pop()] if n not in found]
             found.update(new)
             todo += new
-        return found
+        return frozenset(found)
 
 
 class _Builder:
@@ -98,25 +111,22 @@ class _Builder:
 
     def anything_before(self, part: tuple[int, int]) -> Pattern:
         """The finished automaton of `(.*\\.)?part`: a name means whatever ends with it after a dot."""
-        start = self.state()
         outer = self.repeated(self.chain([self.repeated(self.one(_ANY), "*"), self.word(".")]), "?")
-        whole = self.chain([outer, part])
-        # state 0 is where reading begins
-        self.free[start].append(whole[0])
-        order = [start, *(s for s in range(len(self.free)) if s != start)]
-        place = {old: new for new, old in enumerate(order)}
-        steps = [[(allowed, place[n]) for allowed, n in self.steps[s]] for s in order]
-        return Pattern(steps, [[place[n] for n in self.free[s]] for s in order], place[whole[1]])
+        return Pattern(self.steps, self.free, *self.chain([outer, part]))
 
 
 # --- ours -------------------------------------------------------------------------------------------------------------
 
 
-def number_range(component: str) -> tuple[int, int] | None:
-    """(8, 12) for `8-12`, None for what is no range. Raises ValueError when it is a senseless one."""
-    low, dash, high = component.partition("-")
-    if not (dash and low.isdecimal() and high.isdecimal()):
-        return None
+def is_range(component: str) -> bool:
+    """Whether a component of a name has the form of a range, sensible or not."""
+    low, _, high = component.partition("-")
+    return low.isdecimal() and high.isdecimal()
+
+
+def _number_range(component: str) -> tuple[int, int]:
+    """(8, 12) for `8-12`. Raises ValueError for a senseless range."""
+    low, _, high = component.partition("-")
     if len(low) > 9 or len(high) > 9 or not int(low) <= int(high) < int(low) + _MOST_NUMBERS:
         raise ValueError(f"{component} is no range; write it as 8-12, the smaller number first")
     return int(low), int(high)
@@ -137,9 +147,9 @@ def module_pattern(name: str) -> Pattern:
 
 
 def _component(builder: _Builder, component: str) -> tuple[int, int]:
-    ends = number_range(component)
-    if ends is not None:
-        return builder.either([builder.word(str(n)) for n in range(ends[0], ends[1] + 1)])
+    if is_range(component):
+        first, last = _number_range(component)
+        return builder.either([builder.word(str(n)) for n in range(first, last + 1)])
     pieces = [builder.word(piece) for piece in component.split("*")]
     stars = [builder.repeated(builder.one(_ANY), "*") for _ in pieces[1:]]
     return builder.chain(
@@ -232,8 +242,10 @@ class _Regex:
         found: set[str] = set()
         while self.peek() != "]":
             first = self.take()
-            if not first or first == "^" and not found:
-                raise self.fail("a [ without its ], or a [^ ]," if first else "a [ without its ]")
+            if not first:
+                raise self.fail("a [ without its ]")
+            if first == "^" and not found:
+                raise self.fail("a [^ ], which is not read here,")
             if first == "\\":
                 found |= self._escaped()
             elif self.peek() == "-" and self.text[self.at + 1 : self.at + 2] not in ("]", ""):

@@ -91,6 +91,22 @@ def test_no_pattern_takes_longer_than_name_times_pattern(pattern):
     assert not module_pattern("*a" * 60 + "x").fullmatch("a" * 5000)
 
 
+def test_what_was_computed_once_is_remembered_within_bounds(monkeypatch):
+    """Past bug: a file with a pattern for each module took many seconds, because every match computed its sets anew."""
+    pattern = peft_pattern(r"blocks\.1[0-9]\.attn1\.(to_q|to_k)")
+    assert [pattern.fullmatch(path) for path in PATHS].count(True) == 2
+    known = len(pattern._known)
+    monkeypatch.setattr(type(pattern), "_following", lambda *args: pytest.fail("computed again"))
+    assert [pattern.fullmatch(path) for path in PATHS].count(True) == 2 and len(pattern._known) == known
+    monkeypatch.undo()
+    hostile = peft_pattern("(a|b)*a" + "(a|b)" * 14)
+    rng = random.Random(0)
+    for _ in range(200):
+        text = "".join(rng.choice("ab") for _ in range(400))
+        assert hostile.fullmatch(text) == (text[-15] == "a")
+    assert len(hostile._known) <= 20_000
+
+
 def test_tables_use_them():
     config = LoRAConfig(rank_pattern={"blocks.8-12.*": 32})
     assert config.rank_of("blocks.10.attn1.to_q") == 32 and config.rank_of("blocks.100.attn1.to_q") == 16
