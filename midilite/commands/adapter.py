@@ -31,11 +31,6 @@ from .infer import load_adapters
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def format_for(path: str | Path, format: str | None = None) -> str:
-    """The format to write: the one asked for, else by the suffix: diffusers' file, a `.pth`, or a PEFT folder."""
-    return format or {".safetensors": "diffusers", ".pth": "state_dict"}.get(Path(path).suffix, "peft")
-
-
 def kind_of(adapter: AdapterFile) -> str:
     """ "LoRA", "rsLoRA", "DoRA" or "DoRA, rsLoRA"."""
     names = [name for name, on in (("DoRA", adapter.config.use_dora), ("rsLoRA", adapter.config.use_rslora)) if on]

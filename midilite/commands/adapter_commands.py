@@ -6,6 +6,7 @@ dict (.pth); `--format` chooses otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from ..common import shared_options as shared
 from ..common.options import Options, option
 
+WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"  # of a PEFT folder
 FORMATS = ("peft", "diffusers", "kohya", "state_dict")
 
 _place = partial(option, None, positional=True)
@@ -20,12 +22,30 @@ _format = partial(option, None, "what is written (default: by the suffix)", FORM
 _adapters = partial(shared.lora_path, required="one or several adapters")
 
 
+def format_for(path: str | Path, format: str | None = None) -> str:
+    """The format to write: the one asked for, else by the suffix: diffusers' file, a `.pth`, or a PEFT folder."""
+    return format or {".safetensors": "diffusers", ".pth": "state_dict"}.get(Path(path).suffix, "peft")
+
+
+def _adapter_files(out: str, format: str | None) -> list[tuple[str, str]]:
+    """What is written for an adapter: `out`, and the files in it when it becomes a folder."""
+    inside = (WEIGHTS, SETTINGS) if format_for(out, format) == "peft" else ()
+    return [("the new adapter", path) for path in (out, *(str(Path(out, name)) for name in inside))]
+
+
+def _read_for(files: Sequence[str]) -> list[tuple[str, str]]:
+    """What is read for adapters: the files or folders named, and the settings beside a file."""
+    beside = [Path(file).with_name(SETTINGS) for file in files if Path(file).is_file()]
+    named = [("the adapter", file) for file in files]
+    return named + [("the adapter's settings", str(path)) for path in beside if path.is_file()]
+
+
 @dataclass(frozen=True)
 class InspectOptions(Options):
     """Settings, facts and norms of an adapter file; the norms as a bar chart, too."""
 
-    file: str | None = _place("the adapter")
-    chart: str | None = option(None, "where the bar chart goes (default: FILE.norms.png)")
+    file: str | None = _place("the adapter", reads=True)
+    chart: str | None = option(None, "where the bar chart goes (default: FILE.norms.png)", writes=True)
     lora_alpha: float | None = shared.lora_alpha()
 
 
@@ -33,10 +53,18 @@ class InspectOptions(Options):
 class ConvertOptions(Options):
     """Write an adapter in another format."""
 
-    file: str | None = _place("the adapter")
+    file: str | None = _place("the adapter", reads=True)
     out: str | None = _place("the file or folder to write")
     format: str | None = _format()
     lora_alpha: float | None = shared.lora_alpha()
+
+    def inputs(self) -> list[tuple[str, str]]:
+        """The adapter, and the settings beside it."""
+        return _read_for([self.file] if self.file else [])
+
+    def outputs(self) -> list[tuple[str, str]]:
+        """The files of the new adapter."""
+        return _adapter_files(self.out, self.format) if self.out else []
 
 
 @dataclass(frozen=True)
@@ -61,6 +89,14 @@ class AverageOptions(Options):
         if self.files is not None and len(self.files) < 3:
             raise ValueError("average needs at least two adapters and, last, the file or folder to write")
 
+    def inputs(self) -> list[tuple[str, str]]:
+        """All files but the last."""
+        return _read_for((self.files or ())[:-1])
+
+    def outputs(self) -> list[tuple[str, str]]:
+        """The files of the new adapter."""
+        return _adapter_files(self.files[-1], self.format) if self.files else []
+
 
 @dataclass(frozen=True)
 class MergeOptions(Options):
@@ -70,7 +106,7 @@ class MergeOptions(Options):
     lora_path: tuple[str, ...] | None = _adapters()
     lora_scale: tuple[float, ...] = shared.lora_scale()
     lora_alpha: float | None = shared.lora_alpha()
-    output: str | None = option(None, "a new folder", required="a new folder")
+    output: str | None = option(None, "a new folder", required="a new folder", writes=True)
 
     def check_together(self) -> None:
         """Raise ValueError for neither one scale nor one each."""
@@ -85,10 +121,10 @@ class SweepOptions(Options):
     lora_path: tuple[str, ...] | None = _adapters()
     lora_scale: tuple[float, ...] = shared.lora_scale()
     lora_alpha: float | None = shared.lora_alpha()
-    rgb_image: str | None = option(None, "the picture", required="a picture")
-    seg_image: str | None = option(None, "its instance mask; needed for MIDI models")
+    rgb_image: str | None = option(None, "the picture", required="a picture", reads=True)
+    seg_image: str | None = option(None, "its instance mask; needed for MIDI models", reads=True)
     scales: tuple[float, ...] = option((0.0, 0.5, 1.0), "factors on all lora_scales")
-    output: str = option("outputs/sweep.png", "where the picture goes")
+    output: str = option("outputs/sweep.png", "where the picture goes", writes=True)
     num_inference_steps: int = option(50, "denoising steps", least=1, most=1000)
     guidance_scale: float = option(7.0, "classifier-free guidance; 1 switches it off and halves the work")
     seed: int = option(42, "of the initial noise")
@@ -134,7 +170,6 @@ def _rewrite(options: ConvertOptions) -> None:
     """Convert, or resize."""
     from ..lora.arithmetic import resize
     from ..lora.files import read_adapter, write_adapter
-    from .adapter import format_for
 
     adapter = read_adapter(options.file, options.lora_alpha)
     for note in adapter.notes:
@@ -153,7 +188,6 @@ def _average(options: AverageOptions) -> None:
     """Average adapters, and resize the result when asked to."""
     from ..lora.arithmetic import average, resize
     from ..lora.files import read_adapter, write_adapter
-    from .adapter import format_for
 
     *files, out = options.files
     adapter = average([read_adapter(file, options.lora_alpha) for file in files], options.weights)

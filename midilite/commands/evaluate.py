@@ -40,15 +40,19 @@ class EvaluateOptions(Options):
     """Measure a model on a folder of samples: Chamfer distance, F-score and bounding-box IoU."""
 
     pretrained_model: str = shared.pretrained_model()
-    output: str = option("outputs/evaluation.json", "all numbers, of every scene and their means")
+    output: str = option("outputs/evaluation.json", "all numbers, of every scene and their means", writes=True)
     mixed_precision: str | None = shared.run_precision()
     device: str | None = shared.device()
 
-    data_dir: str | None = _data(None, "folder of samples, or MIDI's 3D-Front set", required="a folder of samples")
+    data_dir: str | None = _data(
+        None, "folder of samples, or MIDI's 3D-Front set", required="a folder of samples", reads=True
+    )
     layout: str = _data("auto", "how data_dir is laid out", LAYOUTS)
     index_range: tuple[int, int] | None = _data(None, "first and end of the scenes wanted, such as 0 100")
-    room_list: str | None = _data(None, "3D-Front: json list of rooms (default: found by its name)")
-    object_list: str | None = _data(None, "3D-Front: json list of each room's objects (default: found by its name)")
+    room_list: str | None = _data(None, "3D-Front: json list of rooms (default: found by its name)", reads=True)
+    object_list: str | None = _data(
+        None, "3D-Front: json list of each room's objects (default: found by its name)", reads=True
+    )
     max_scenes: int | None = _data(None, "at most so many scenes", least=1)
 
     lora_path: tuple[str, ...] | None = shared.lora_path(group="adapters (the base is shown, too)")

@@ -35,9 +35,11 @@ class InferOptions(Options):
     """Turn an image and its instance mask into a 3D scene of separate objects."""
 
     pretrained_model: str = shared.pretrained_model()
-    rgb_image: str | None = option(None, "the picture (default: the example that ships with midilite)")
-    seg_image: str | None = option(None, "its instance mask; TripoSG models need none")
-    output: str = option("outputs/scene.glb", "scene file: .glb, .obj, .ply or .stl; a .png preview goes beside it")
+    rgb_image: str | None = option(None, "the picture (default: the example that ships with midilite)", reads=True)
+    seg_image: str | None = option(None, "its instance mask; TripoSG models need none", reads=True)
+    output: str = option(
+        "outputs/scene.glb", "scene file: .glb, .obj, .ply or .stl; a .png preview goes beside it", writes=True
+    )
     preview: bool = option(True, "write the preview picture")
     device: str | None = shared.device()
 
@@ -70,6 +72,21 @@ class InferOptions(Options):
         if (self.rgb_image is None) != (self.seg_image is None) and self.rgb_image is None:
             raise ValueError("seg_image is given without rgb_image: pass both, or neither for the shipped example")
         shared.check_scales(self.lora_path, self.lora_scale)
+
+    def inputs(self) -> list[tuple[str, str]]:
+        """Also the shipped picture, where none is named."""
+        shipped = [("the shipped example", str(EXAMPLE))] if self.rgb_image is None else []
+        return super().inputs() + shipped
+
+    def outputs(self) -> list[tuple[str, str]]:
+        """Also the preview."""
+        preview = [("the preview (see --output and --no-preview)", str(self.preview_path))] if self.preview else []
+        return super().outputs() + preview
+
+    @property
+    def preview_path(self) -> Path:
+        """The picture beside the scene."""
+        return Path(self.output).with_suffix(".png")
 
 
 def run(options: InferOptions) -> Result:
@@ -109,7 +126,7 @@ def run(options: InferOptions) -> Result:
             say(f"warning: {problem}")
         export_scene(result.scene, options.output)
         if options.preview:
-            write_preview(result, Path(options.output).with_suffix(".png"))
+            write_preview(result, options.preview_path)
         say(f"{options.output}: {len(result.scene.geometry)} objects, {time.monotonic() - started:.1f} s in all")
     stop()
     return result

@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 
 from ..common.distributed import World, start, stop
-from ..common.options import write_yaml
 from ..data.cache import FeatureCache, FeatureSource
 from ..data.check import check_data
 from ..data.scenes import Scene
@@ -38,7 +37,7 @@ from ..training.interfaces import Observer, TrainingError
 from ..training.log import say
 from ..training.memory import explain_out_of_memory
 from ..training.options import TrainOptions
-from ..training.run_folder import occupied
+from ..training.run_folder import occupied, write_config
 from ..training.tasks.image_encoders import TowerTask, load_towers
 from ..training.tasks.lora import LoRATask, modules_without_gradient
 from ..training.trainer import Trainer, find_start
@@ -215,7 +214,7 @@ def _train(
     watching = [*make_observers(task, data, folder, options, device), *observers]
     trainer = Trainer(task, options, world, device, watching)
     if world.is_main:
-        write_yaml(output_dir / "config.yaml", options)
+        write_config(output_dir, options)
         _announce_run(trainer, data)
     started = time.monotonic()
     try:

@@ -9,6 +9,7 @@ from dataclasses import MISSING
 from typing import Any
 
 from .options import Chosen, Entry, Options, checked_values, entries_of, from_mapping, modernised, nearest, read_yaml
+from .overwriting import refuse_overwriting
 
 EXIT_CODES = (
     "Exit code: 0 done; 1 data, model, memory or disk can't be used; 2 unusable options; 130 ended by ctrl-C, 143 by "
@@ -119,6 +120,7 @@ def _resolved(
         for name, entry in entries_of(cls).items():
             if entry.required and getattr(options, name) is None:
                 raise ValueError(f"{name} is missing: pass --{name}, {entry.required}")
+        refuse_overwriting(options.outputs(), [("config", config)] if config else [])
     except ValueError as error:
         parser.error(str(error))
     return options

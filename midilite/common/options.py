@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from .overwriting import refuse_overwriting
+
 
 def option(
     default: Any,
@@ -38,6 +40,8 @@ def option(
     positional: bool = False,
     required: str | None = None,
     alters_run: bool = True,
+    reads: bool = False,
+    writes: bool = False,
 ) -> Any:
     """A dataclass field with its help text and what it may be.
 
@@ -50,10 +54,11 @@ def option(
         positional: whether the command line gives it without a flag.
         required: on the command line, what has to be given.
         alters_run: whether another value makes another training run (so that resuming with it is an error).
+        reads, writes: whether it names files or folders that are read, or a file that is written.
     """
     metadata = {
         "help": help, "choices": choices, "group": group, "bounds": (least, most, above, below), "switch": switch,
-        "positional": positional, "required": required, "alters_run": alters_run,
+        "positional": positional, "required": required, "alters_run": alters_run, "reads": reads, "writes": writes,
     }  # fmt: skip
     return field(default=default, metadata=metadata)
 
@@ -101,9 +106,26 @@ class Options:
         for name in entries_of(type(self)):
             object.__setattr__(self, name, _checked(type(self), name, getattr(self, name), name))
         self.check_together()
+        refuse_overwriting(self.outputs(), self.inputs())
 
     def check_together(self) -> None:
         """Raise ValueError where options that are fine alone do not fit each other."""
+
+    def inputs(self) -> list[tuple[str, str]]:
+        """(option, path) of every file and folder that is read."""
+        return self._paths("reads")
+
+    def outputs(self) -> list[tuple[str, str]]:
+        """(option, path) of every file that is written; commands add those whose names follow from others."""
+        return self._paths("writes")
+
+    def _paths(self, kind: str) -> list[tuple[str, str]]:
+        found = []
+        for name, entry in entries_of(type(self)).items():
+            value = getattr(self, name)
+            if entry.field.metadata.get(kind) and value is not None:
+                found += [(name, path) for path in (value if entry.many else (value,))]
+        return found
 
 
 Chosen = TypeVar("Chosen", bound=Options)
@@ -274,14 +296,12 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return values
 
 
-def write_yaml(path: str | Path, options: Any) -> None:
-    """Write resolved options as YAML that `parse` reads back."""
+def yaml_text(options: Any) -> bytes:
+    """Resolved options as the bytes of a YAML file that `parse` reads back."""
     import yaml
 
-    from .files import write_bytes
-
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(options).items()}
-    write_bytes(path, yaml.safe_dump(values, sort_keys=False).encode())
+    return yaml.safe_dump(values, sort_keys=False).encode()
 
 
 def changed_keys(before: Mapping[str, Any], after: Options) -> list[str]:

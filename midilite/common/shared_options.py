@@ -9,12 +9,12 @@ from .options import option
 
 PRECISIONS = ("no", "bf16", "fp16")
 
-pretrained_model = partial(option, "tiny", "checkpoint folder, name of a shipped model, or hub:OWNER/NAME")
+pretrained_model = partial(option, "tiny", "checkpoint folder, name of a shipped model, or hub:OWNER/NAME", reads=True)
 device = partial(option, None, "cpu, cuda or cuda:N (default: a GPU when there is one)")
 mi_attention_blocks = partial(
     option, None, "blocks with multi-instance attention, as blocks.8 or 8 (default: the model's own)"
 )
-lora_path = partial(option, None, "adapters: folders or files of any format")
+lora_path = partial(option, None, "adapters: folders or files of any format", reads=True)
 lora_scale = partial(option, (1.0,), "strength of each adapter, or one for all")
 lora_alpha = partial(option, None, "for adapter files that don't hold their alpha (default: their rank)")
 run_precision = partial(option, None, "no, bf16 or fp16 (default: bf16 on a GPU)", PRECISIONS)

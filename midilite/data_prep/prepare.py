@@ -42,6 +42,7 @@ from typing import Any
 
 from ..common.errors import CommandError
 from ..common.files import read_json, write_json
+from ..common.overwriting import same_place
 from ..common.seeds import numpy_generator
 from ..data.sample_folder import MADE_BY, ForeignFolderError, check_writable, read_manifest, write_sample
 from .options import PrepareSettings
@@ -119,7 +120,7 @@ def prepare(
 
 
 def _check_folders(root: Path, output: Path) -> None:
-    if root.resolve() == output.resolve():
+    if same_place(root, output):
         raise ValueError(f"{output}: input and output folder are the same; choose another --output_dir")
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output}: is a file; --output_dir must be a folder")

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 from ..common import shared_options as shared
 from ..common.options import Old, Options, gone, option, renamed
+from ..common.overwriting import same_place
 from ..lora.config import DEFAULT_TARGETS, INITS, LoRAConfig, parse_pattern
 
+# What a run writes into its output folder, besides checkpoint-N.
+BELONGINGS = re.compile(
+    r"lora-(final|best|epoch-\d+)(-ema)?|samples|config\.yaml|metrics\.jsonl|loss\.png|error\.log|run\.json"
+    r"|events\.out\.tfevents\..*"
+)
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 CHECKPOINTING = ("off", "full", "selective")
 BASES = ("none", "int8", "fp8")
@@ -76,12 +84,13 @@ class TrainOptions(Options):
         None,
         "folder of samples made by prepare_data.py, or demo, which is shipped",
         required="a folder made by examples/prepare_data.py",
+        reads=True,
     )
     skip_bad_samples: bool = _data(False, "leave out samples that can't be used instead of stopping; they are listed")
     val_fraction: float = _data(
         0.0, "share of the scenes kept aside for validation, chosen by name; 0 keeps none", least=0, below=1
     )
-    val_dir: str | None = _data(None, "folder of validation samples, instead of val_fraction")
+    val_dir: str | None = _data(None, "folder of validation samples, instead of val_fraction", reads=True)
     max_num_instances: int = _data(
         7, "most instances of a scene used in one step; others wait for another step", least=1
     )
@@ -188,6 +197,7 @@ class TrainOptions(Options):
         if self.lora_image_encoder_targets is not None and not self.train_image_encoders:
             raise ValueError("lora_image_encoder_targets is given without train_image_encoders, so it would do nothing")
         self._check_base()
+        self._check_folders()
         self.adapter_config()
         self._check_validation()
 
@@ -211,6 +221,16 @@ class TrainOptions(Options):
             use_dora=self.use_dora,
             init=self.lora_init,
         )
+
+    def _check_folders(self) -> None:
+        """What is read may not lie where a run writes: earlier content there is moved aside when a run begins."""
+        for name, path in self.inputs():
+            inside = [part for part in (Path(path), *Path(path).parents) if same_place(part.parent, self.output_dir)]
+            if same_place(path, self.output_dir) or any(BELONGINGS.fullmatch(part.name) for part in inside):
+                raise ValueError(
+                    f"output_dir {self.output_dir} would be written over {name} {path}, which is read: choose another "
+                    "output_dir"
+                )
 
     def _check_base(self) -> None:
         if self.offload_blocks and not self.recomputes:

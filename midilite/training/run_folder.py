@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import socket
 import time
 from collections.abc import Iterator
@@ -24,16 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from ..common.distributed import restarted
-from ..common.files import read_json, write_json
+from ..common.files import read_json, write_bytes, write_json
+from ..common.options import yaml_text
 from .checkpoint import find_checkpoint, is_ours, list_checkpoints, move_aside, read_state, recover, step_of
 from .log import say
+from .options import BELONGINGS, TrainOptions
 
-LOCK, RUN = ".lock", "run.json"
-# What a run writes, besides checkpoint-N: all of it goes aside together.
-_BELONGINGS = re.compile(
-    r"lora-(final|best|epoch-\d+)(-ema)?|samples|config\.yaml|metrics\.jsonl|loss\.png|error\.log|run\.json"
-    r"|events\.out\.tfevents\..*"
-)
+LOCK, RUN, CONFIG = ".lock", "run.json", "config.yaml"
 
 
 class FolderInUseError(ValueError):
@@ -148,9 +144,21 @@ def _mark(output_dir: Path) -> str | None:
 
 
 def _move_earlier_run(output_dir: Path) -> None:
-    found = [path for path in sorted(output_dir.iterdir()) if _BELONGINGS.fullmatch(path.name)]
+    found = [path for path in sorted(output_dir.iterdir()) if BELONGINGS.fullmatch(path.name)]
     found += [path for path in list_checkpoints(output_dir) if is_ours(path)]
     if found:
         moved = move_aside(*found)
         names = ", ".join(path.name for path in found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
         say(f"{output_dir} holds an earlier run ({names}): moved to {moved}")
+
+
+def write_config(output_dir: Path, options: TrainOptions) -> None:
+    """Write the resolved options as `config.yaml`; another one that is there, perhaps the user's, is moved aside."""
+    path = output_dir / CONFIG
+    before = path.read_bytes() if path.exists() else None
+    text = yaml_text(options)
+    if before == text:
+        return
+    if before is not None:
+        say(f"{path}: holds other options than this run's; moved to {move_aside(path)}")
+    write_bytes(path, text)

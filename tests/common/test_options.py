@@ -6,7 +6,7 @@ import pytest
 
 from midilite.commands.infer import InferOptions
 from midilite.common.command_line import build_parser, parse
-from midilite.common.options import changed_keys, from_mapping, read_yaml, write_yaml
+from midilite.common.options import changed_keys, from_mapping, read_yaml, yaml_text
 from midilite.training.options import TrainOptions
 
 DOCUMENTED = (  # the flags that users already have in their scripts
@@ -48,7 +48,7 @@ def test_flags_win_over_the_file(tmp_path):
 
 def test_written_options_read_back(tmp_path):
     options = TrainOptions(data_dir="d", mi_attention_blocks=("blocks.1",), learning_rate=3e-5, mask_variants=(0, -2))
-    write_yaml(tmp_path / "config.yaml", options)
+    (tmp_path / "config.yaml").write_bytes(yaml_text(options))
     assert from_mapping(TrainOptions, read_yaml(tmp_path / "config.yaml"), "x") == options
 
 
