@@ -48,6 +48,7 @@ class EvaluateOptions(Options):
         None, "folder of samples, or MIDI's 3D-Front set", required="a folder of samples", reads=True
     )
     layout: str = _data("auto", "how data_dir is laid out", LAYOUTS)
+    front3d_list: str | None = shared.front3d_list(group="data")
     index_range: tuple[int, int] | None = _data(None, "first and end of the scenes wanted, such as 0 100")
     room_list: str | None = _data(None, "3D-Front: json list of rooms (default: found by its name)", reads=True)
     object_list: str | None = _data(
@@ -74,6 +75,8 @@ class EvaluateOptions(Options):
     def check_together(self) -> None:
         """Raise ValueError where options that are fine alone do not fit each other."""
         shared.check_scales(self.lora_path, self.lora_scale)
+        if self.front3d_list is not None and (self.room_list or self.object_list):
+            raise ValueError("front3d_list chooses both lists; pass it, or room_list and object_list")
 
 
 def run(options: EvaluateOptions) -> dict[str, Any]:
@@ -94,7 +97,8 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     if options.data_dir is None:
         raise ValueError("data_dir is missing: pass --data_dir, a folder of samples or MIDI's 3D-Front set")
     chosen = None if options.index_range is None else (options.index_range[0], options.index_range[1])
-    scenes = find_scenes(options.data_dir, options.layout, chosen, options.room_list, options.object_list)
+    lists = (options.room_list, options.object_list, options.front3d_list)
+    scenes = find_scenes(options.data_dir, options.layout, chosen, *lists)
     scenes = scenes[: options.max_scenes]
     dtype = {None: None, "no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.mixed_precision]
     pipe = load_pipeline(options.pretrained_model, options.device, dtype, options.mi_attention_blocks)

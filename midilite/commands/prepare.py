@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
+from ..common import shared_options as shared
 from ..common.options import Old, option
 from ..data_prep.options import PrepareSettings
 
@@ -22,6 +23,7 @@ class PrepareOptions(PrepareSettings):
     input_dir: str | None = option(None, "loose mesh files and/or one subfolder per scene")
     output_dir: str | None = option(None, "where the samples go; complete samples there are kept")
     check: str | None = option(None, "report on the training data in this folder; nothing is prepared or changed")
+    front3d_list: str | None = shared.front3d_list()
     overwrite: bool = option(False, "make samples again that are complete already (only our own files)")
     num_workers: int | None = option(
         None, "processes (default: one per core); the result does not depend on it", least=1
@@ -33,6 +35,8 @@ class PrepareOptions(PrepareSettings):
         for name in ("input_dir", "output_dir"):
             if self.check is None and getattr(self, name) is None:
                 raise ValueError(f"{name} is missing: pass --input_dir and --output_dir, or --check DIR")
+        if self.check is None and self.front3d_list is not None:
+            raise ValueError("front3d_list is given without check, so it would do nothing: pass --check DIR, too")
 
     def settings(self) -> PrepareSettings:
         """What decides what a sample holds, without folders and processes."""
@@ -47,7 +51,7 @@ def run(options: PrepareOptions) -> int:
         OutputError: the output can't be written.
     """
     if options.check is not None:
-        return check(options.check)
+        return check(options.check, options.front3d_list)
     from ..data_prep.prepare import prepare
 
     outcome = prepare(options.input_dir, options.output_dir, options.settings(), options.overwrite, options.num_workers)
@@ -62,10 +66,10 @@ def run(options: PrepareOptions) -> int:
     return 1 if outcome.skipped else 0
 
 
-def check(data_dir: str) -> int:
+def check(data_dir: str, front3d_list: str | None = None) -> int:
     """Print the report on a folder of training data; returns 1 when it found errors. Raises ValueError for no data."""
     from ..data.check import check_data
 
-    report = check_data(data_dir)
+    report = check_data(data_dir, front3d_list=front3d_list)
     print(report.to_text())
     return 1 if report.errors else 0

@@ -19,6 +19,7 @@ import torch
 from ..common.distributed import World, start, stop
 from ..data.cache import FeatureCache, FeatureSource
 from ..data.check import check_data
+from ..data.front3d_lists import is_front3d
 from ..data.scenes import Scene
 from ..data.split import check_separate, first_views, split_scenes
 from ..evaluation.comparison import Comparison
@@ -145,10 +146,11 @@ def training_data(options: TrainOptions, folder: ModelFolder) -> TrainingData:
     """
     if options.data_dir is None:
         raise ValueError("data_dir is missing: pass --data_dir, a folder made by examples/prepare_data.py")
-    scenes, skipped = _checked_scenes(options.data_dir, options, folder)
+    in_training, in_validation = _published_lists(options)
+    scenes, skipped = _checked_scenes(options.data_dir, options, folder, in_training)
     validation: list[Scene] = []
     if options.val_dir is not None:
-        validation, more = _checked_scenes(options.val_dir, options, folder)
+        validation, more = _checked_scenes(options.val_dir, options, folder, in_validation)
         check_separate(scenes, validation)
         skipped += more
     elif options.val_fraction:
@@ -162,8 +164,23 @@ def resolve_data(name: str) -> Path:
     return shipped if not Path(name).exists() and "/" not in name and shipped.is_dir() else Path(name)
 
 
-def _checked_scenes(data_dir: str, options: TrainOptions, folder: ModelFolder) -> tuple[list[Scene], int]:
-    report = check_data(resolve_data(data_dir), num_tokens=options.num_tokens or folder.default_num_tokens)
+def _published_lists(options: TrainOptions) -> tuple[str | None, str | None]:
+    """Which rooms of `data_dir` and of `val_dir` are meant, where those are 3D-Front sets.
+
+    Beside the rooms for training, validation takes those for testing.
+    """
+    chosen, in_validation = options.front3d_list, None
+    if options.val_dir is not None and is_front3d(resolve_data(options.val_dir)):
+        in_validation = "test" if chosen == "train" else chosen
+    in_training = in_validation is None or is_front3d(resolve_data(options.data_dir))
+    return chosen if in_training else None, in_validation
+
+
+def _checked_scenes(
+    data_dir: str, options: TrainOptions, folder: ModelFolder, front3d_list: str | None
+) -> tuple[list[Scene], int]:
+    num_tokens = options.num_tokens or folder.default_num_tokens
+    report = check_data(resolve_data(data_dir), num_tokens=num_tokens, front3d_list=front3d_list)
     if report.problems:
         say(report.to_text())
     scenes = report.usable(options.skip_bad_samples)

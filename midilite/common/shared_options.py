@@ -8,6 +8,7 @@ from functools import partial
 from .options import option
 
 PRECISIONS = ("no", "bf16", "fp16")
+FRONT3D_LISTS = ("midi", "train", "test", "valid")
 
 pretrained_model = partial(option, "tiny", "checkpoint folder, name of a shipped model, or hub:OWNER/NAME", reads=True)
 device = partial(option, None, "cpu, cuda or cuda:N (default: a GPU when there is one)")
@@ -19,6 +20,13 @@ lora_scale = partial(option, (1.0,), "strength of each adapter, or one for all")
 lora_alpha = partial(option, None, "for adapter files that don't hold their alpha (default: their rank)")
 run_precision = partial(option, None, "no, bf16 or fp16 (default: bf16 on a GPU)", PRECISIONS)
 num_tokens = partial(option, None, "latent tokens per instance (default: the model's)", least=1)
+front3d_list = partial(
+    option,
+    None,
+    "3D-Front: which published list; train is midi without its last 1,000 rooms and test is those, as in the reference "
+    "(default: midi, or the only list that there is)",
+    FRONT3D_LISTS,
+)
 
 
 def check_scales(paths: Sequence[str] | None, scales: Sequence[float]) -> None:

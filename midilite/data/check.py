@@ -102,6 +102,7 @@ def check_data(
     num_tokens: int | None = None,
     min_mask_share: float = MIN_MASK_SHARE,
     num_workers: int = 4,
+    front3d_list: str | None = None,
 ) -> DataReport:
     """Read every view of every scene of a folder and report.
 
@@ -109,12 +110,13 @@ def check_data(
         num_tokens: latent tokens per instance: surfaces need at least as many points. None does not compare.
         min_mask_share: masks that cover less of the picture are a warning.
         num_workers: threads; the report does not depend on it.
+        front3d_list: one of 3D-Front's published lists, see `front3d_lists.read_lists`.
 
     Raises:
         ValueError: no such folder, or nothing in it that looks like a sample.
     """
     report = DataReport(printable(str(data_dir)))
-    scenes = scan(data_dir, report.problems)
+    scenes = scan(data_dir, report.problems, front3d_list=front3d_list)
     unreadable = {problem.scene for problem in report.errors}
     report.found = len(scenes) + len(unreadable - {scene.name for scene in scenes})
     seen: dict[str, str] = {}

@@ -1,114 +1,74 @@
-"""MIDI's published 3D-Front set: which rooms, objects, surfaces and views it holds.
+"""MIDI's published 3D-Front set: surfaces and views of its rooms.
 
     <data_dir>/
-        *room*.json                        the rooms: ["HOUSE/ROOM", ...]
-        *furniture*.json or *object*.json  the objects: ["HOUSE/ROOM/OBJECT", ...] or {"HOUSE/ROOM": ["OBJECT", ...]}
-        [surfaces/]HOUSE/ROOM/OBJECT.npy   a pickled dict with `surface_points` and `surface_normals`
-        [images/]HOUSE/ROOM/render_0000.webp, rerender_0000.webp, ...   pictures: every one is a view
-        [images/]HOUSE/ROOM/semantic_0000.png                           the id map of view 0000
+        midi_room_ids.json, midi_furniture_ids.json, ...    which rooms, and which objects: see front3d_lists.py
+        [3D-FRONT-SURFACE/]HOUSE/ROOM/OBJECT.npy            a pickled dict with `surface_points` and `surface_normals`
+        [3D-FRONT-RENDER/]HOUSE/ROOM/render_0000.webp, rerender_0000.webp, ...      pictures: every one is a view
+        [3D-FRONT-RENDER/]HOUSE/ROOM/semantic_0000.png                              the id map of the views 0000
 
 Object i (from 0) of a room's list has id i + 1 in its id maps. An object without pixels in a view is out of sight;
-ids beyond the list (floor, walls) are background. The surfaces and images may lie in the data folder itself or in
-subfolders of any name, which are found by looking for the first rooms. Splits are index ranges of the room list, in the
-order of the file. Pickles are read by `npy.load_npy`, which executes nothing.
+ids beyond the list (floor, walls) are background. The first view is render_0000, which is the one that the reference
+tests on. The surfaces and images may lie in the data folder itself or in subfolders of any name, which are found by
+looking for the rooms. Pickles are read by `npy.load_npy`, which executes nothing.
 """
 
 from __future__ import annotations
 
 import re
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from ..common.files import read_json
-from .sample_layout import InstanceSource, Problem, Scene, View, printable
+from .front3d_lists import read_lists
+from .sample_layout import InstanceSource, Problem, Scene, View
 
 _PICTURE = re.compile(r"(render|rerender)_(\w+)\.(webp|png|jpg|jpeg)", re.IGNORECASE)
 _MOST_FOLDERS = 64  # subfolders of the data folder that are searched for surfaces and images
-
-
-def is_front3d(root: Path) -> bool:
-    """Whether the folder has a room list and an object list."""
-    return bool(_lists(root, "room")) and bool(_lists(root, "furniture", "object"))
+_MOST_ROOMS = 200  # that are looked into for that
 
 
 def find_rooms(
     root: Path,
     problems: list[Problem],
     index_range: tuple[int, int] | None = None,
+    front3d_list: str | None = None,
     room_list: str | Path | None = None,
     object_list: str | Path | None = None,
 ) -> list[Scene]:
     """One scene per room of the list that has objects and views, sorted by name.
 
     Args:
-        index_range: (first, last + 1) into the room list; None takes all.
-        room_list, object_list: json files, when their names don't tell (relative to `root`).
+        index_range: (first, last + 1) into the chosen list; None takes all.
+        front3d_list, room_list, object_list: see `front3d_lists.read_lists`.
 
     Raises:
-        ValueError: a list is missing, ambiguous or malformed, or the range begins after its end.
+        ValueError: a list can't be used, or the range begins after its end.
     """
-    rooms_file = _list_file(root, room_list, "room")
-    rooms = _names(read_json(rooms_file), rooms_file, parts=2)
-    objects = _objects_by_room(_list_file(root, object_list, "furniture", "object"))
+    lists = read_lists(root, front3d_list, room_list, object_list)
+    rooms = lists.rooms
     if index_range is not None:
         first, end = index_range
         if first >= len(rooms):
-            raise ValueError(f"{rooms_file}: the index range {first}:{end} begins after the last of {len(rooms)} rooms")
+            raise ValueError(
+                f"{lists.source}: the index range {first}:{end} begins after the last of {len(rooms)} rooms"
+            )
         rooms = rooms[first:end]
-    surface_roots, image_roots = _roots(root, rooms)
-    scenes = []
-    for room in dict.fromkeys(rooms):
+    elif lists.note:
+        problems.append(Problem("warning", lists.source.name, str(lists.source), lists.note))
+    folders = _roots(root, [room for room, _ in rooms])
+    scenes: list[Scene] = []
+    seen: dict[str, tuple[str, ...]] = {}
+    for room, objects in rooms:
+        if room in seen:
+            if seen[room] != objects:
+                reason = f"{room} is listed twice with different objects; the first list is taken"
+                problems.append(Problem("error", room, str(lists.source), reason))
+            continue
+        seen[room] = objects
         try:
-            scenes.append(_room_scene(room, objects.get(room, []), surface_roots, image_roots, problems))
+            scenes.append(_room_scene(room, objects, *folders, problems))
         except (ValueError, OSError) as error:
-            problems.append(Problem("error", room, str(rooms_file), str(error)))
+            problems.append(Problem("error", room, str(lists.source), str(error)))
     return sorted(scenes, key=lambda scene: scene.name)
-
-
-# ---------------------------------------------------------------------------------------------------------- the lists
-
-
-def _lists(root: Path, *words: str) -> list[Path]:
-    return sorted(p for p in root.glob("*.json") if any(word in p.name.lower() for word in words))
-
-
-def _list_file(root: Path, given: str | Path | None, *words: str) -> Path:
-    found = _lists(root, *words) if given is None else [root / given]
-    if len(found) == 1:
-        if not found[0].is_file():  # a pipe would be waited for without end
-            raise ValueError(f"{found[0]}: is {'not a file' if found[0].exists() else 'missing'}")
-        return found[0]
-    names = ", ".join(p.name for p in found) or "none"
-    raise ValueError(f"{root}: expected one json file named after '{' or '.join(words)}', found {names}")
-
-
-def _names(value: Any, source: Path, parts: int) -> list[str]:
-    """A list of paths of `parts` names each; nothing in it may leave the data folder."""
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"{source}: expected a list of '{'/'.join(['NAME'] * parts)}' strings")
-    names = [name.strip("/").removesuffix(".npy") for name in value]
-    for name in names:
-        pieces = name.split("/")
-        unsafe = any(piece in ("", ".", "..") or "\\" in piece or "\0" in piece for piece in pieces)
-        if len(pieces) != parts or unsafe or printable(name) != name:
-            raise ValueError(f"{source}: {name!r} is not of the form '{'/'.join(['NAME'] * parts)}'")
-    return names
-
-
-def _objects_by_room(source: Path) -> dict[str, list[str]]:
-    """{"HOUSE/ROOM": ["OBJECT", ...]} in the order of the list."""
-    value = read_json(source)
-    if isinstance(value, dict):
-        _names(list(value), source, parts=2)
-        return {room.strip("/"): _names(objects, source, parts=1) for room, objects in value.items()}
-    rooms: dict[str, list[str]] = {}
-    for name in _names(value, source, parts=3):
-        room, _, item = name.rpartition("/")
-        rooms.setdefault(room, []).append(item)
-    return rooms
-
-
-# ---------------------------------------------------------------------------------------------------------- the files
 
 
 def _roots(root: Path, rooms: list[str]) -> tuple[list[Path], list[Path]]:
@@ -116,18 +76,17 @@ def _roots(root: Path, rooms: list[str]) -> tuple[list[Path], list[Path]]:
     candidates = [root, *sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))[:_MOST_FOLDERS]]
     surfaces, images = [], []
     for candidate in candidates:
-        for room in rooms[:200]:
-            folder = candidate / room
-            if not folder.is_dir():
-                continue
-            names = [p.name for p in folder.iterdir()]
+        houses = {path.name for path in candidate.iterdir()}  # a list names far more rooms than a partial copy has
+        present = (room for room in rooms if room.partition("/")[0] in houses and (candidate / room).is_dir())
+        for room in islice(present, _MOST_ROOMS):
+            names = [p.name for p in (candidate / room).iterdir()]
             surfaces += [candidate] * any(name.endswith(".npy") for name in names)
             images += [candidate] * any(_PICTURE.fullmatch(name) for name in names)
     return list(dict.fromkeys(surfaces)), list(dict.fromkeys(images))
 
 
 def _room_scene(
-    room: str, objects: list[str], surface_roots: list[Path], image_roots: list[Path], problems: list[Problem]
+    room: str, objects: tuple[str, ...], surface_roots: list[Path], image_roots: list[Path], problems: list[Problem]
 ) -> Scene:
     if not objects:
         raise ValueError(f"{room}: the object list has no object of this room")

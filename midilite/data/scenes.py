@@ -1,8 +1,8 @@
 """Training scenes from disk: where they are (`find_scenes`) and what is in them (`read_scene`).
 
 Two layouts are read: sample folders (`sample_layout.py`: the documented layout and what prepare_data writes) and MIDI's
-3D-Front set (`front3d.py`). Whatever the layout, a scene comes out as a picture, a label map 1..n, and n surfaces of
-equally many points with unit normals, all in the scene's one frame in [-1, 1].
+3D-Front set (`front3d.py`, its lists in `front3d_lists.py`). Whatever the layout, a scene comes out as a picture, a
+label map 1..n, and n surfaces of equally many points with unit normals, all in the scene's one frame in [-1, 1].
 
 What is mended, because it is harmless: normals that are slightly off unit length are normalised; surfaces of different
 size are brought to the largest by repeating points; missing normals (3 columns, 4 columns, or all zero) are estimated
@@ -27,7 +27,8 @@ from ..common.npy import load_npy
 from ..common.seeds import numpy_generator
 from ..mesh.normals import estimate_normals
 from ..model.images import label_values, load_mask, load_rgb
-from .front3d import find_rooms, is_front3d
+from .front3d import find_rooms
+from .front3d_lists import is_front3d
 from .sample_layout import IMAGE, MASK, SURFACE, InstanceSource, Problem, Scene, View, find_samples, short_list
 
 __all__ = ["InstanceSource", "Problem", "Scene", "SceneData", "View", "find_scenes", "read_scene", "scan"]
@@ -77,6 +78,7 @@ def find_scenes(
     index_range: tuple[int, int] | None = None,
     room_list: str | Path | None = None,
     object_list: str | Path | None = None,
+    front3d_list: str | None = None,
 ) -> list[Scene]:
     """List the scenes of a data folder, sorted by name. `scan` is the same without stopping at the first bad one.
 
@@ -85,12 +87,13 @@ def find_scenes(
         layout: "samples", "front3d", or "auto": 3D-Front when there are a room list and an object list.
         index_range: (first, end) of the scenes wanted: of the room list's order, or of the sorted sample folders.
         room_list, object_list: of 3D-Front, when the names of the json files don't tell.
+        front3d_list: one of 3D-Front's published lists, see `front3d_lists.read_lists`.
 
     Raises:
         ValueError: no such folder, no samples, or samples that can't be used (all are listed).
     """
     problems: list[Problem] = []
-    scenes = scan(data_dir, problems, layout, index_range, room_list, object_list)
+    scenes = scan(data_dir, problems, layout, index_range, room_list, object_list, front3d_list)
     errors = [problem for problem in problems if problem.severity == "error"]
     if errors:
         raise ValueError(f"{data_dir}: {len(errors)} sample(s) can't be used:\n  " + "\n  ".join(map(str, errors)))
@@ -104,6 +107,7 @@ def scan(
     index_range: tuple[int, int] | None = None,
     room_list: str | Path | None = None,
     object_list: str | Path | None = None,
+    front3d_list: str | None = None,
 ) -> list[Scene]:
     """As `find_scenes`, but samples that can't be used are appended to `problems`.
 
@@ -117,9 +121,11 @@ def scan(
         raise ValueError(f"{root}: no such data folder")
     if index_range is not None and not 0 <= index_range[0] < index_range[1]:
         raise ValueError(f"the index range {index_range[0]}:{index_range[1]} is empty; expected 0 <= first < end")
+    if layout == "samples" and front3d_list is not None:
+        raise ValueError(f"front3d_list is {front3d_list!r}, but the layout is samples, which has no such list")
     try:
-        if layout == "front3d" or (layout == "auto" and (room_list or is_front3d(root))):
-            scenes = find_rooms(root, problems, index_range, room_list, object_list)
+        if layout == "front3d" or (layout == "auto" and (room_list or front3d_list or is_front3d(root))):
+            scenes = find_rooms(root, problems, index_range, front3d_list, room_list, object_list)
         else:
             scenes = _part_of(find_samples(root, problems), index_range, root)
     except OSError as error:

@@ -86,11 +86,16 @@ class TrainOptions(Options):
         required="a folder made by examples/prepare_data.py",
         reads=True,
     )
+    front3d_list: str | None = shared.front3d_list(group="data")
     skip_bad_samples: bool = _data(False, "leave out samples that can't be used instead of stopping; they are listed")
     val_fraction: float = _data(
         0.0, "share of the scenes kept aside for validation, chosen by name; 0 keeps none", least=0, below=1
     )
-    val_dir: str | None = _data(None, "folder of validation samples, instead of val_fraction", reads=True)
+    val_dir: str | None = _data(
+        None,
+        "folder of validation samples, instead of val_fraction; of 3D-Front with front3d_list train, its test rooms",
+        reads=True,
+    )
     max_num_instances: int = _data(
         7, "most instances of a scene used in one step; others wait for another step", least=1
     )

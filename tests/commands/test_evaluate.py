@@ -77,6 +77,10 @@ def test_the_3d_front_layout(tmp_path):
     only = run(options(root, tmp_path, index_range=(1, 2), layout="front3d"))
     assert list(only["base"]["scenes"]) == ["houseB/living-2"]
     assert only["base"]["scenes"]["houseB/living-2"] == scenes["houseB/living-2"]  # whatever else is evaluated
+    valid = run(options(root, tmp_path, front3d_list="valid", index_range=(0, 1)))
+    assert list(valid["base"]["scenes"]) == ["houseA/study-3"]
+    with pytest.raises(ValueError, match="front3d_list chooses both lists"):
+        options(root, tmp_path, front3d_list="valid", room_list="midi_room_ids.json")
 
 
 def test_a_model_of_single_objects_takes_them_one_by_one(prepared, tmp_path):

@@ -167,6 +167,8 @@ def strange_json(path: Path, rng: np.random.Generator) -> None:
         '{"made_by": "midilite prepare_data", "instances": {"label": 1}}', '["a/b", "a/b/c", "a/b\\u0000/c"]',
         '{"made_by": "midilite prepare_data", "instances": [null, 1, "x"]}', '["houseA/bedroom-1", "../../etc"]',
         '{"houseA/bedroom-1": ["bed"], "houseB/living-2": 7}', '["houseA/bedroom-1/bed", "houseB/living-2/\\ud800"]',
+        '[["bed"], 7]', '[["bed", "lamp"], ["sofa\\ud800"]]', '[[], []]', '[["bed"], ["bed"], ["bed"]]',
+        '["houseA/bedroom-1", "houseB/living-\\ud800"]', '["houseB/living-2", "houseB/living-2"]',
         json.dumps(["houseA/bedroom-1/" + "x" * 5000]), json.dumps({"houseA/bedroom-1": ["bed"] * 300}),
     ]  # fmt: skip
     path.write_text(texts[int(rng.integers(len(texts)))])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import pickle
 import warnings
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sample_factory import blocks, picture, prepared, save_mask, scene_surfaces, sphere, write_front3d, write_sample
+from sample_factory import blocks, picture, prepared, save_mask, scene_surfaces, sphere, write_sample
 
 from midilite.data.check import check_data
 from midilite.data.scenes import MissingNormalsWarning, find_scenes, read_scene
@@ -306,59 +305,3 @@ def test_ragged_surfaces_lose_no_point(tmp_path):
     torch.testing.assert_close(read_scene(scene).surfaces, data.surfaces, atol=0, rtol=0)
     fewer = read_scene(scene, num_points=20).surfaces
     assert fewer.shape == (2, 20, 6) and len(np.unique(fewer[1].numpy(), axis=0)) == 20
-
-
-# ---------------------------------------------------------------------------------------------------------- 3D-Front
-
-
-def test_front3d(tmp_path):
-    """MIDI's set: id i + 1 is object i of the list; every picture is a view; hidden objects are left out of theirs."""
-    scenes = find_scenes(write_front3d(tmp_path / "set"))
-    assert [s.name for s in scenes] == ["houseA/bedroom-1", "houseB/living-2"]
-    room = scenes[0]
-    assert [v.image.name for v in room.views] == ["render_0000.webp", "render_0001.webp", "rerender_0000.webp"]
-    assert [v.mask.name for v in room.views] == ["semantic_0000.png", "semantic_0001.png", "semantic_0000.png"]
-    assert [(s.surface.stem, s.label) for s in room.instances] == [("bed", 1), ("lamp", 2), ("desk", 3)]
-    everything, partly = read_scene(room, 0), read_scene(room, 1)
-    assert everything.indices == (0, 1, 2) and partly.indices == (0, 2)
-    assert everything.surfaces.shape == (3, 66, 6)
-    np.testing.assert_array_equal(partly.surfaces[1], sphere(66, 0.4, 0.2, 2))
-    assert partly.labels.max() == 2 and (partly.labels[blocks([1, 0, 3]) == 3] == 2).all()
-    report = check_data(tmp_path / "set")
-    assert not report.errors and report.instances == {3: 2, 2: 1, 1: 1}
-
-
-def test_front3d_splits_and_lists(tmp_path):
-    """Index ranges count in the order of the room list; a dict of lists is read, too."""
-    root = write_front3d(tmp_path / "set")
-    assert [s.name for s in find_scenes(root, index_range=(1, 5))] == ["houseB/living-2"]
-    (root / "midi_furniture_ids.json").unlink()
-    lists = {"houseA/bedroom-1": ["desk", "bed"], "houseB/living-2": ["sofa"]}
-    (root / "objects.json").write_text(json.dumps(lists))
-    assert [(s.surface.stem, s.label) for s in find_scenes(root)[0].instances] == [("desk", 1), ("bed", 2)]
-    (root / "my_rooms.json").write_text(json.dumps(["houseB/living-2"]))
-    with pytest.raises(
-        ValueError, match="expected one json file named after 'room', found midi_room_ids.json, my_rooms"
-    ):
-        find_scenes(root)
-    assert [s.name for s in find_scenes(root, room_list="my_rooms.json")] == ["houseB/living-2"]
-
-
-def test_front3d_problems(tmp_path):
-    """What is missing or strange is named; nothing outside of the folder can be named by a list."""
-    root = write_front3d(tmp_path / "set")
-    (root / "3D-FRONT-SURFACE/houseA/bedroom-1/lamp.npy").unlink()
-    (root / "3D-FRONT-RENDER/houseA/bedroom-1/semantic_0001.png").unlink()
-    rooms = ["houseA/bedroom-1", "houseB/living-2", "houseC/gone-3"]
-    (root / "midi_room_ids.json").write_text(json.dumps(rooms))
-    report = check_data(root)
-    text = report.to_text()
-    assert "object 1 (lamp, id 2) has no surface and counts as background" in text
-    assert "ids without surface, taken as background: [2]" in text
-    assert "render_0001.webp has no id map semantic_0001.png" in text
-    assert "houseC/gone-3: the object list has no object of this room" in text
-    assert [len(s.views) for s in report.scenes] == [2, 1]
-    for bad in (["../x"], ["a/../b"], ["a"], [3], {"a": 1}, "a/b"):
-        (root / "midi_room_ids.json").write_text(json.dumps(bad))
-        with pytest.raises(ValueError, match="midi_room_ids.json: "):
-            check_data(root)

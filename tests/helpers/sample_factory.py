@@ -55,13 +55,21 @@ def scene_surfaces(count: int, points: int = 64, seed: int = 0) -> np.ndarray:
     return np.stack([sphere(points, -0.5 + 0.3 * i, 0.2, seed + i) for i in range(count)])
 
 
+def write_lists(root: Path, name: str, rooms: dict[str, list[str]]) -> None:
+    """Two lists of MIDI's published set: the rooms, and in the same order each room's objects."""
+    (root / f"{name}_room_ids.json").write_text(json.dumps(list(rooms)))
+    (root / f"{name}_furniture_ids.json").write_text(json.dumps(list(rooms.values())))
+
+
 def write_front3d(root: Path, hidden: bool = True) -> Path:
-    """Two rooms: the first with three objects and views 0000 (also re-rendered) and 0001, where object 1 is hidden."""
-    rooms = {"houseA/bedroom-1": ["bed", "lamp", "desk"], "houseB/living-2": ["sofa"]}
+    """MIDI's published set, small: two rooms in its lists `midi_*`, these and a third one in `valid_*`.
+
+    The first has three objects and views 0000 (also re-rendered) and 0001, where object 1 is hidden.
+    """
+    rooms = {"houseA/bedroom-1": ["bed", "lamp", "desk"], "houseB/living-2": ["sofa"], "houseA/study-3": ["chair"]}
     root.mkdir(parents=True)
-    (root / "midi_room_ids.json").write_text(json.dumps(list(rooms)))
-    names = [f"{room}/{item}" for room, items in rooms.items() for item in items]
-    (root / "midi_furniture_ids.json").write_text(json.dumps(names))
+    write_lists(root, "midi", {room: rooms[room] for room in list(rooms)[:2]})
+    write_lists(root, "valid", {room: rooms[room] for room in reversed(rooms)})
     for number, (room, items) in enumerate(rooms.items()):
         surfaces, images = root / "3D-FRONT-SURFACE" / room, root / "3D-FRONT-RENDER" / room
         surfaces.mkdir(parents=True)
