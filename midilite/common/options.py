@@ -316,5 +316,10 @@ def changed_keys(before: Mapping[str, Any], after: Options) -> list[str]:
         old = before.get(entry.name, entry.default)
         old = list(old) if isinstance(old, tuple) else old
         if old != new:
-            lines.append(f"{entry.name}: {old} -> {new}")
+            lines.append(f"{entry.name}: {_shown(old)} -> {_shown(new)}")
     return lines
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

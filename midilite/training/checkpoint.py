@@ -25,18 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..common.files import file_digest, flush, read_json, write_json
-from ..model.layers import compare_tables
 from ..model.weights import write_safetensors
+from .checkpoint_contents import AVERAGES, MOMENTS, OPTIMIZER, STATE, WEIGHTS, read_contents
 from .ema import EMA
 
 MANIFEST = "manifest.json"
-STATE, WEIGHTS, OPTIMIZER = "state.json", "weights.safetensors", "optimizer.safetensors"
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 _NAME = re.compile(r"checkpoint-(\d+)")
 _TEMPORARY = re.compile(r"\.(checkpoint-\d+)\.\d+(\.old)?\.tmp")
 _RANDOM = r"\.[a-z0-9_]{8}\.tmp"  # what files.atomic_write adds to a name
@@ -79,7 +75,7 @@ def save_checkpoint(
         }
         write_safetensors(temporary / OPTIMIZER, moments)
         if ema is not None:
-            write_safetensors(temporary / "ema.safetensors", {key: _on_cpu(v) for key, v in ema.shadow.items()})
+            write_safetensors(temporary / AVERAGES, {key: _on_cpu(v) for key, v in ema.shadow.items()})
         write_json(temporary / STATE, dict(state))
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         table = {str(p.relative_to(temporary)): {"size": p.stat().st_size, "blake2b": _digest(p)} for p in files}
@@ -126,9 +122,11 @@ def verify_checkpoint(folder: Path) -> None:
         raise ValueError(f"{folder / MANIFEST}: is no table of a checkpoint's files")
     for name, facts in table.items():
         path = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts or len(name) > 1000:
+            raise ValueError(f"{folder / MANIFEST}: names a file that can't be in the folder, {name[:80]!r}")
         if not isinstance(facts, dict) or not facts.keys() >= {"size", "blake2b"}:
             raise ValueError(f"{folder / MANIFEST}: has no size and hash of {name}")
-        if not path.is_file():
+        if not os.path.isfile(path):  # not Path.is_file: that fails for some names
             raise ValueError(f"{path}: is missing, the checkpoint is incomplete")
         if path.stat().st_size != facts["size"]:
             raise ValueError(f"{path}: has {path.stat().st_size} bytes, the manifest says {facts['size']}")
@@ -173,28 +171,17 @@ def find_checkpoint(output_dir: Path, wanted: str) -> Path | None:
     return None
 
 
-def read_state(folder: Path) -> dict[str, Any]:
-    """The json values of a checkpoint.
+def check_checkpoint(folder: Path) -> dict[str, Any]:
+    """Read everything of a checkpoint and check it by itself; returns the state's json values.
 
     Raises:
-        ValueError: one that a run needs is missing or can't be what a run has written.
+        ValueError: it is none that a run can have written; the file is named.
     """
-    path = folder / STATE
-    state = read_json(path)
-    if not isinstance(state, dict):
-        raise ValueError(f"{path}: holds a {type(state).__name__}, expected an object with keys")
-    for key in ("step", "updates", "bad_steps", "skipped_in_a_row"):
-        value = state.get(key)
-        if type(value) is not int or not 0 <= value < 10**9:
-            raise ValueError(f"{path}: {key} is {str(value)[:40]}, expected a whole number of at least 0")
-    if max(state["updates"], state["skipped_in_a_row"]) > state["step"]:
-        raise ValueError(f"{path}: {state['updates']} updates in {state['step']} steps can't be")
-    if step_of(folder) not in (-1, state["step"]):
-        raise ValueError(f"{path}: step is {state['step']}, but the folder is {folder.name}; was it renamed?")
-    for key in ("best", "scaler", "options"):
-        if not isinstance(state.get(key), dict):
-            raise ValueError(f"{path}: {key} is missing or no object")
-    return state
+    return read_contents(folder, _named_step(folder)).state
+
+
+def _named_step(folder: Path) -> int | None:
+    return None if step_of(folder) < 0 else step_of(folder)
 
 
 def load_checkpoint(
@@ -205,59 +192,20 @@ def load_checkpoint(
     Raises:
         ValueError: the checkpoint holds other parameters than this run trains, or is none that a run can have written.
     """
-    state = read_state(folder)
-    shapes = {k: tuple(p.shape) for k, p in parameters.items()}
-    weights = _load(folder / WEIGHTS, shapes)
-    moments = _load_moments(folder / OPTIMIZER, shapes, bool(state["updates"]))
-    averages = folder / "ema.safetensors"
-    # averaging that starts now starts from the weights
-    shadow = _load(averages, shapes) if ema is not None and averages.is_file() else weights
+    found = read_contents(folder, _named_step(folder), {k: tuple(p.shape) for k, p in parameters.items()})
     with torch.no_grad():
         for key, parameter in parameters.items():
-            parameter.copy_(weights[key])
-            if f"exp_avg.{key}" in moments:
-                restored = {moment: moments[f"{moment}.{key}"] for moment in MOMENTS}
+            parameter.copy_(found.weights[key])
+            if f"exp_avg.{key}" in found.moments:
+                restored = {moment: found.moments[f"{moment}.{key}"] for moment in MOMENTS}
                 steps_stay = not optimizer.defaults.get("fused")  # the fused AdamW counts steps on the device
                 kept = ("step",) if steps_stay else ()
-                optimizer.state[parameter] = {
-                    k: v if k in kept else v.to(parameter.device) for k, v in restored.items()
+                optimizer.state[parameter] = {  # copies: what was read is mapped from a file that may be removed
+                    k: v.to("cpu" if k in kept else parameter.device, copy=True) for k, v in restored.items()
                 }
-    if ema is not None:
-        ema.load(shadow)
-    return state
-
-
-def _load(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """A file of fp32 tensors, exactly these. Raises ValueError with every difference."""
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: can't be read ({error})") from error
-    problems = compare_tables({key: tuple(value.shape) for key, value in tensors.items()}, shapes)
-    problems += [f"{k}: is {v.dtype}, expected float32" for k, v in tensors.items() if v.dtype != torch.float32]
-    problems += problems or [f"{k}: has values that are not finite" for k, v in tensors.items() if not _is_finite(v)]
-    if problems:
-        raise ValueError(f"{path.parent}: {path.name} does not fit this run:\n  " + "\n  ".join(problems[:20]))
-    return tensors
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    return bool(tensor.isfinite().all())
-
-
-def _load_moments(path: Path, shapes: Mapping[str, tuple[int, ...]], updated: bool) -> dict[str, Tensor]:
-    """AdamW's state: of every parameter all moments or none (one that never had a gradient has none)."""
-    expected = {f"{moment}.{key}": () if moment == "step" else shapes[key] for key in shapes for moment in MOMENTS}
-    try:
-        with safe_open(path, "pt") as file:
-            names = set(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: can't be read ({error})") from error
-    trained = {key for key in shapes if any(f"{moment}.{key}" in names for moment in MOMENTS)}
-    if updated and shapes and not trained:
-        raise ValueError(f"{path}: holds no moments, although the weights were updated; the optimizer's state is lost")
-    wanted = {f"{moment}.{key}" for key in trained for moment in MOMENTS}
-    return _load(path, {name: shape for name, shape in expected.items() if name in wanted})
+    if ema is not None:  # averaging that starts now starts from the weights
+        ema.load(found.weights if found.averages is None else found.averages)
+    return found.state
 
 
 # ------------------------------------------------------------------------------------- keeping the output folder tidy

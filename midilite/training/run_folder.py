@@ -1,7 +1,7 @@
 """Whose an output folder is: one run at a time, and nothing of an earlier run under this one's names.
 
     run.json                   which launch the folder's contents belong to
-    .lock                      held while a run is alive; the system lets go of it when the process ends, however
+    .lock                      held while a run is alive; the system lets go of it whichever way the process ends
 
 A run that starts from the beginning in a folder that was used before moves everything of the earlier run (checkpoints,
 adapters, log, pictures) to `earlier-N/` first. What is in the folder from then on is its own. A launcher that starts
@@ -18,14 +18,14 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..common.distributed import restarted
 from ..common.files import read_json, write_bytes, write_json
 from ..common.options import yaml_text
-from .checkpoint import find_checkpoint, is_ours, list_checkpoints, move_aside, read_state, recover, step_of
+from .checkpoint import find_checkpoint, is_ours, list_checkpoints, move_aside, recover, step_of
 from .log import say
 from .options import BELONGINGS, TrainOptions
 
@@ -56,7 +56,7 @@ def occupied(folder: Path) -> Iterator[None]:
             )
         os.ftruncate(handle, 0)
         facts = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        os.pwrite(handle, json.dumps(facts).encode(), 0) if hasattr(os, "pwrite") else None
+        os.write(handle, json.dumps(facts).encode())
         yield
     finally:
         os.close(handle)
@@ -99,7 +99,7 @@ def launch() -> str:
     return f"{socket.gethostname()}:{process}:{began}"
 
 
-def start_folder(output_dir: Path, wanted: str | None) -> Path | None:
+def start_folder(output_dir: Path, wanted: str | None, accept: Callable[[Path], int]) -> Path | None:
     """Tidy an output folder for a run, mark it as this launch's, and choose the checkpoint that the run starts from.
 
     Leftovers of killed runs go away. A run from the beginning moves a whole earlier run into a folder `earlier-K`; a
@@ -107,12 +107,14 @@ def start_folder(output_dir: Path, wanted: str | None) -> Path | None:
 
     Args:
         wanted: `latest`, a folder, or None for a fresh run.
+        accept: the step of a checkpoint; raises ValueError when the run can't start from it. Nothing but leftovers is
+            touched before.
 
     Returns:
         None for the beginning.
 
     Raises:
-        ValueError: the wanted folder is missing, incomplete or damaged.
+        ValueError: the wanted folder is missing, incomplete or damaged, or not accepted.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     recover(output_dir)
@@ -122,9 +124,9 @@ def start_folder(output_dir: Path, wanted: str | None) -> Path | None:
         latest = find_checkpoint(output_dir, "latest")
         if latest is not None and (folder is None or step_of(latest) >= step_of(folder)):
             folder = latest
+    start = 0 if folder is None else accept(folder)
     if folder is None and not mine and (wanted is None or any(output_dir.glob("lora-*"))):
         _move_earlier_run(output_dir)  # `latest` of a run that was killed before it had saved anything just goes on
-    start = 0 if folder is None else read_state(folder)["step"]
     beyond = [path for path in list_checkpoints(output_dir) if step_of(path) > start and is_ours(path)]
     if beyond:
         names, moved = ", ".join(path.name for path in beyond), move_aside(*beyond)

@@ -26,7 +26,7 @@ from ..common.options import changed_keys
 from ..common.seeds import seed_hidden_generators
 from ..common.transfer import receive, send
 from ..runtime.determinism import reproducible
-from .checkpoint import load_checkpoint, read_state, rotate, save_checkpoint
+from .checkpoint import check_checkpoint, load_checkpoint, rotate, save_checkpoint
 from .interfaces import Batch, Observer, RunView, Task, TrainingError
 from .log import RunLog, say
 from .options import TrainOptions
@@ -49,19 +49,19 @@ def find_start(options: TrainOptions, world: World) -> Path | None:
 
 
 def _find_start(options: TrainOptions, world: World) -> Path | None:
-    folder = start_folder(Path(options.output_dir), options.resume_from_checkpoint)
-    if folder is None:
-        return None
-    state = read_state(folder)
-    changed = changed_keys(state["options"], options)
-    if (processes := state.get("world_size", world.size)) != world.size:
-        changed.append(f"number of processes: {processes} -> {world.size}")
-    if changed and not options.allow_config_change:
-        raise ValueError(
-            f"{folder}: was written by a run with other options ({'; '.join(changed)}); use the same options, or "
-            f"allow_config_change to continue with the new ones"
-        )
-    return folder
+    def accept(folder: Path) -> int:
+        state = check_checkpoint(folder)
+        changed = changed_keys(state["options"], options)
+        if (processes := state.get("world_size", world.size)) != world.size:
+            changed.append(f"number of processes: {processes} -> {world.size}")
+        if changed and not options.allow_config_change:
+            raise ValueError(
+                f"{folder}: was written by a run with other options ({'; '.join(changed)}); use the same options, or "
+                f"allow_config_change to continue with the new ones"
+            )
+        return state["step"]
+
+    return start_folder(Path(options.output_dir), options.resume_from_checkpoint, accept)
 
 
 class Trainer:

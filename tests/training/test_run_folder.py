@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from toy import Toy
 
 from midilite.common.distributed import World
-from midilite.training import checkpoint, run_folder
+from midilite.training import checkpoint, checkpoint_contents, run_folder
 from midilite.training.options import TrainOptions
 from midilite.training.trainer import Trainer, find_start
 
@@ -206,6 +206,10 @@ def forge(folder, state=None, weights=None, optimizer=None) -> None:
     (folder / checkpoint.MANIFEST).write_text(json.dumps(table))
 
 
+SCALER = {
+    "scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000, "_growth_tracker": 0,
+}  # fmt: skip
+EMA, ENDLESS = {"ema_decay": 0.9}, {"seed": "7" * 10**6}
 HOSTILE = {
     "no object": ({"state": lambda s: []}, "holds a list"),
     **{f"no {key}": ({"state": lambda s, key=key: {k: v for k, v in s.items() if k != key}}, key)
@@ -214,17 +218,37 @@ HOSTILE = {
     "a boolean step": ({"state": lambda s: s | {"step": True}}, "step is True"),
     "a negative step": ({"state": lambda s: s | {"step": -4}}, "step is -4"),
     "another step": ({"state": lambda s: s | {"step": 5}}, "step is 5, but the folder is checkpoint-4"),
-    "more updates than steps": ({"state": lambda s: s | {"updates": 99}}, "99 updates in 4 steps"),
+    "more updates than steps": ({"state": lambda s: s | {"updates": 99}}, "updates 99, .* can't be after 4"),
+    "more bad steps than steps": ({"state": lambda s: s | {"bad_steps": 5}}, "bad_steps 5, .* can't be after 4 steps"),
+    "a best without a value": ({"state": lambda s: s | {"best": {"metric": "val_loss", "step": 2}}}, "best is"),
+    "a best of infinity": ({"state": lambda s: s | {"best": {"metric": "m", "value": 1e999, "step": 2}}}, "best is"),
+    "a best of digits": ({"state": lambda s: s | {"best": {"metric": "m", "value": 10**400, "step": 2}}}, "best is"),
+    "a best to come": ({"state": lambda s: s | {"best": {"metric": "m", "value": 1, "step": 5}}}, "only 4 are done"),
+    "a scaler of one key": ({"state": lambda s: s | {"scaler": {"scale": 1.0}}}, "loss scaler can't be restored"),
+    "a scale of NaN": ({"state": lambda s: s | {"scaler": SCALER | {"scale": float("nan")}}}, "scale nan"),
+    "a scale of text": ({"state": lambda s: s | {"scaler": SCALER | {"scale": "2"}}}, "scale 2"),
+    "a scaler's odd key": ({"state": lambda s: s | {"scaler": SCALER | {"x": 2}}}, "x 2"),
+    "no processes": ({"state": lambda s: s | {"world_size": 0}}, "world_size is 0"),
+    "processes as text": ({"state": lambda s: s | {"world_size": "1"}}, "world_size is 1"),
+    "an average that is lost": ({"state": lambda s: s | {"options": s["options"] | EMA}}, "ema.*missing"),
     "options as text": ({"state": lambda s: s | {"options": "x"}}, "options is missing or no object"),
+    "other options": ({"state": lambda s: s | {"options": s["options"] | {"seed": [7]}}}, r"seed: \[7\] -> 42"),
+    "endless options": ({"state": lambda s: s | {"options": s["options"] | ENDLESS}}, r"seed: 7{20,60}\.\.\."),
     "half weights": ({"weights": lambda w: {k: v.half() for k, v in w.items()}}, "torch.float16, expected"),
-    "no weights": ({"weights": lambda w: {}}, "weights.safetensors does not fit this run"),
-    "other weights": ({"weights": lambda w: {"x": torch.zeros(2)}}, "weights.safetensors does not fit this run"),
-    "other shapes": ({"weights": lambda w: {k: v[:1] for k, v in w.items()}}, "weights.safetensors does not fit"),
+    "no weights": ({"weights": lambda w: {}}, "unexpected exp_avg.w"),
+    "other weights": ({"weights": lambda w: {"x": torch.zeros(2)}}, "optimizer.safetensors: "),
+    "other shapes": ({"weights": lambda w: {k: v[:1] for k, v in w.items()}}, r"wrong shape exp_avg.w"),
     "NaN": ({"weights": lambda w: {k: v * float("nan") for k, v in w.items()}}, "not finite"),
     "no safetensors": ({"weights": lambda w: b"junk"}, "weights.safetensors: can't be read"),
     "empty optimizer": ({"optimizer": lambda o: {}}, "holds no moments"),
-    "half an optimizer": ({"optimizer": lambda o: {k: v for k, v in o.items() if "avg_sq" not in k}}, "does not fit"),
+    "half an optimizer": ({"optimizer": lambda o: {k: v for k, v in o.items() if "sq" not in k}}, "missing exp_avg_sq"),
     "infinite moments": ({"optimizer": lambda o: {k: v + float("inf") for k, v in o.items()}}, "not finite"),
+    "more steps than updates": ({"optimizer": lambda o: o | {"step.w": torch.tensor(9.0)}}, "step.w: is 9, expected"),
+    "half a step": ({"optimizer": lambda o: o | {"step.w": torch.tensor(0.5)}}, "step.w: is 0.5, expected"),
+    "a step of NaN": ({"optimizer": lambda o: o | {"step.w": torch.tensor(float("nan"))}}, "step.w.*not finite"),
+    "negative squares": ({"optimizer": lambda o: o | {"exp_avg_sq.w": -torch.ones(3)}}, "exp_avg_sq.w: is below 0"),
+    "another shape": ({"optimizer": lambda o: o | {"exp_avg.w": torch.ones(2)}}, r"found \(2,\), expected \(3,\)"),
+    "whole numbers": ({"weights": lambda w: {k: v.long() for k, v in w.items()}}, "torch.int64, expected"),
     "junk for moments": ({"optimizer": lambda o: b"\0" * 100}, "optimizer.safetensors: can't be read"),
 }  # fmt: skip
 
@@ -241,7 +265,61 @@ def test_a_checkpoint_whose_manifest_fits_is_checked_all_the_same(tmp_path, what
     before = trainer.task.weight.detach().clone()
     with pytest.raises(ValueError, match=message) as caught:
         trainer.train(find_start(resumed, World()))
-    assert "checkpoint-4" in str(caught.value) and torch.equal(trainer.task.weight, before)
+    text = str(caught.value)
+    assert "checkpoint-4" in text and "\n" not in text and len(text) < 2000
+    assert torch.equal(trainer.task.weight, before)
+
+
+MANIFESTS = {
+    "a file above": lambda table: table | {"../outside": {"size": 3, "blake2b": ""}},
+    "an absolute file": lambda table: table | {"/etc/hostname": {"size": 3, "blake2b": ""}},
+    "a name of a zero byte": lambda table: table | {"a\0b": {"size": 3, "blake2b": ""}},
+    "a name of 5,000 letters": lambda table: table | {"a" * 5000: {"size": 3, "blake2b": ""}},
+    "sizes as text": lambda table: {name: facts | {"size": "3"} for name, facts in table.items()},
+    "no hashes": lambda table: {name: {"size": facts["size"]} for name, facts in table.items()},
+    "hashes of numbers": lambda table: {name: facts | {"blake2b": 3} for name, facts in table.items()},
+    "lists": lambda table: {name: [1] for name in table},
+}
+
+
+@pytest.mark.parametrize("what", MANIFESTS)
+def test_a_hostile_manifest_is_refused_or_passed_over(tmp_path, what):
+    run(tmp_path, max_train_steps=4)
+    path = tmp_path / "checkpoint-4" / checkpoint.MANIFEST
+    path.write_text(json.dumps(MANIFESTS[what](json.loads(path.read_text()))))
+    with pytest.raises(ValueError, match="checkpoint-4"):
+        find_start(options(tmp_path, max_train_steps=4, resume_from_checkpoint="checkpoint-4"), World())
+    latest = options(tmp_path, max_train_steps=4, resume_from_checkpoint="latest")
+    with pytest.warns(UserWarning, match="skipping checkpoint-4"):
+        assert find_start(latest, World()) == tmp_path / "checkpoint-2"
+
+
+def test_a_refused_checkpoint_changes_nothing_in_the_folder(tmp_path):
+    """Past bug: later checkpoints were moved aside, and the folder marked, before the options were compared."""
+    run(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    refused = options(tmp_path, resume_from_checkpoint="checkpoint-2", learning_rate=0.2)
+    with pytest.raises(ValueError, match="learning_rate: 0.1 -> 0.2"):
+        find_start(refused, World())
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_each_file_of_a_checkpoint_is_read_once_when_it_is_restored(tmp_path, monkeypatch):
+    """Past bug: the optimizer's file was read twice."""
+    trainer, read = run(tmp_path, max_train_steps=2, ema_decay=0.5), []
+    load = checkpoint_contents.load_file
+    monkeypatch.setattr(checkpoint_contents, "load_file", lambda path: read.append(path.name) or load(path))
+    trainer.resume(tmp_path / "checkpoint-2")
+    assert sorted(read) == ["ema.safetensors", "optimizer.safetensors", "weights.safetensors"]
+
+
+def test_what_does_not_fit_is_listed_once(tmp_path):
+    """Past bug: every problem was listed twice."""
+    run(tmp_path, max_train_steps=2)
+    forge(tmp_path / "checkpoint-2", weights=lambda w: {})
+    with pytest.raises(ValueError) as caught:
+        Trainer(Toy(), options(tmp_path), World(), CPU).resume(tmp_path / "checkpoint-2")
+    assert str(caught.value).count("missing w (3,)") == 1
 
 
 def test_forging_itself_breaks_nothing(tmp_path):
