@@ -203,3 +203,13 @@ def test_the_map_names_every_package_and_nothing_that_is_not_there():
         if module.split(".")[0] in PACKAGES:
             file = PACKAGE / (module.replace(".", "/") + ".py")
             assert file.is_file() and re.search(rf"^(def|class) {name}\b", file.read_text(), re.M), (module, name)
+
+
+def test_nothing_prints_but_through_the_one_place_that_spells_out_control_characters():
+    for path in PACKAGE.rglob("*.py"):
+        if path != PACKAGE / "common" / "terminal.py":
+            for node in ast.walk(ast.parse(path.read_text())):
+                assert not (isinstance(node, ast.Name) and node.id == "print"), f"{path.name}: use say or tell"
+                stream = isinstance(node, ast.Attribute) and node.attr in ("stdout", "stderr")
+                flushed = path.name == "launch.py"  # before it ends a process at once
+                assert not stream or flushed, f"{path.name} line {node.lineno}: use say or tell"

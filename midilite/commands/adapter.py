@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from .. import lora
+from ..common.terminal import printable, tell
 from ..inference.generate import NoSurfaceWarning, build_scene, decode_meshes
 from ..inference.pipeline import Pipeline, load_pipeline
 from ..inference.preview import fitted, mask_picture, scene_pictures
@@ -51,7 +52,7 @@ def report(adapter: AdapterFile, path: str | Path) -> str:
         f"rank: {_values(ranks)}; alpha: {_values(alphas)}; scale: {_values(scales)}",
     ]
     lines += [f"note: {note}" for note in adapter.notes]
-    lines += [f"{key}: {_fact(value)}" for key, value in adapter.metadata.items()]
+    lines += [f"{printable(key)}: {_fact(value)}" for key, value in adapter.metadata.items()]
     still = [module for module, norm in norms.items() if norm == 0]
     if still:
         lines.append(f"modules that change nothing: {len(still)} ({_counted(_last_names(still))})")
@@ -81,8 +82,9 @@ def _values(values: Mapping[str, float]) -> str:
 
 def _fact(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {fact}" for key, fact in value.items())
-    return str(value) if len(str(value)) < 120 else f"{str(value)[:117]}..."
+        return ", ".join(f"{printable(str(key))} {printable(str(fact))}" for key, fact in value.items())
+    text = printable(str(value))
+    return text if len(text) < 120 else f"{text[:117]}..."
 
 
 def _total(norms: Mapping[str, float]) -> float:
@@ -150,7 +152,7 @@ def sweep(
     mask: ImageSource | None,
     scales: Sequence[float],
     settings: SweepSettings,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = tell,
 ) -> Image.Image:
     """One scene at several strengths of the adapters that are active: pictures from two sides, a column each.
 

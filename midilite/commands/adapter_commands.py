@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..common import shared_options as shared
 from ..common.options import Options, option
+from ..common.terminal import tell
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"  # of a PEFT folder
 FORMATS = ("peft", "diffusers", "kohya", "state_dict")
@@ -160,10 +161,10 @@ def _inspect(options: InspectOptions) -> None:
 
     path = Path(options.file)
     adapter = read_adapter(path, options.lora_alpha)
-    print(report(adapter, path))
+    tell(report(adapter, path))
     chart = Path(options.chart or f"{path}.norms.png")
     write_png(chart, norm_chart(adapter, path.name))
-    print(f"chart: {chart}")
+    tell(f"chart: {chart}")
 
 
 def _rewrite(options: ConvertOptions) -> None:
@@ -173,15 +174,15 @@ def _rewrite(options: ConvertOptions) -> None:
 
     adapter = read_adapter(options.file, options.lora_alpha)
     for note in adapter.notes:
-        print(f"note: {note}")
+        tell(f"note: {note}")
     if isinstance(options, ResizeOptions):
         result = resize(adapter, options.rank)
         for module, error in result.errors.items():
-            print(f"{module}: relative error {error:.3g}")
-        print(f"all modules together: relative error {result.error:.3g}")
+            tell(f"{module}: relative error {error:.3g}")
+        tell(f"all modules together: relative error {result.error:.3g}")
         adapter = result.adapter
     write_adapter(options.out, adapter, format_for(options.out, options.format))
-    print(f"wrote {options.out} ({format_for(options.out, options.format)})")
+    tell(f"wrote {options.out} ({format_for(options.out, options.format)})")
 
 
 def _average(options: AverageOptions) -> None:
@@ -193,17 +194,17 @@ def _average(options: AverageOptions) -> None:
     adapter = average([read_adapter(file, options.lora_alpha) for file in files], options.weights)
     if options.rank:
         result = resize(adapter, options.rank)
-        print(f"rank {options.rank}: relative error {result.error:.3g}")
+        tell(f"rank {options.rank}: relative error {result.error:.3g}")
         adapter = result.adapter
     write_adapter(out, adapter, format_for(out, options.format))
-    print(f"wrote {out} ({format_for(out, options.format)}), rank {adapter.config.rank}")
+    tell(f"wrote {out} ({format_for(out, options.format)}), rank {adapter.config.rank}")
 
 
 def _merge(options: MergeOptions) -> None:
     from .adapter import merge
 
     merge(options.pretrained_model, options.lora_path, options.output, options.lora_scale, options.lora_alpha)
-    print(f"wrote {options.output}: a checkpoint folder that needs no adapter")
+    tell(f"wrote {options.output}: a checkpoint folder that needs no adapter")
 
 
 def _sweep(options: SweepOptions) -> None:
@@ -217,4 +218,4 @@ def _sweep(options: SweepOptions) -> None:
     steps = options.num_inference_steps, options.guidance_scale, options.seed
     settings = SweepSettings(*steps, options.num_tokens, options.grid_depth)
     write_png(options.output, sweep(pipe, options.rgb_image, options.seg_image, options.scales, settings))
-    print(f"wrote {options.output}")
+    tell(f"wrote {options.output}")

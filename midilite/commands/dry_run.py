@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..common.distributed import World
+from ..common.terminal import tell
 from ..model.folder import ModelFolder
 from ..training.memory import estimate_presets
 from ..training.options import TrainOptions
@@ -51,7 +52,7 @@ class DryRun:
 def run(options: TrainOptions) -> None:
     """What `examples/train.py` does with its options: train, or print what that would take."""
     if options.dry_run:
-        print(run_dry(options))
+        tell(str(run_dry(options)))
     else:
         train.train_lora(options)
 

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..common import shared_options as shared
 from ..common.options import Options, option
+from ..common.terminal import say, tell
 from ..data.scenes import LAYOUTS
-from ..training.log import say
 from .infer import SCENE
 
 if TYPE_CHECKING:
@@ -113,9 +113,9 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     document = {"options": dataclasses.asdict(options), **{k: report(results[k], options.tau) for k in kinds}}
     write_json(Path(options.output), document)
     for kind in kinds:
-        print(f"---- {kind}\n{format_table(results[kind])}\n")
+        tell(f"---- {kind}\n{format_table(results[kind])}\n")
     if len(kinds) == 2:
-        print(side_by_side({kind: document[kind]["mean"] for kind in kinds}))
+        tell(side_by_side({kind: document[kind]["mean"] for kind in kinds}))
     say(f"{options.output}: {len(scenes)} scene(s)")
     return document
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from ..common import shared_options as shared
 from ..common.options import Options, option
+from ..common.terminal import say
 from ..mesh.scene import check_suffix, export_scene
-from ..training.log import say
 
 if TYPE_CHECKING:
     from ..inference.pipeline import Pipeline, Result

@@ -2,6 +2,7 @@
 
     0  done                                                2  unusable options
     1  data, model, memory or disk can't be used           130, 143  ended by ctrl-C, by SIGTERM
+    70 anything unforeseen; `error.log` has the whole of it (70 is "internal software error" in BSD's sysexits.h)
 
 Nothing here imports torch: how it keeps a GPU's memory has to be said before it is imported, and `--help` and mistakes
 answer at once. By default torch takes memory in pieces whose sizes stay as they are, and whatever is left of one is
@@ -11,16 +12,24 @@ versions of torch do not know the variable that is set here; they go on as befor
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import logging
 import os
+import platform
 import sys
+import time
 import traceback
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
+from .. import __version__
 from ..common.command_line import parse, parse_command
 from ..common.errors import CommandError
+from ..common.terminal import printable, say
 
 COMMANDS = {  # options (a class, or one for each subcommand), and what is done with them
     "prepare_data": ("midilite.commands.prepare:PrepareOptions", "midilite.commands.prepare:run"),
@@ -29,6 +38,7 @@ COMMANDS = {  # options (a class, or one for each subcommand), and what is done 
     "evaluate": ("midilite.commands.evaluate:EvaluateOptions", "midilite.commands.evaluate:run"),
     "adapter": ("midilite.commands.adapter_commands:SUBCOMMANDS", "midilite.commands.adapter_commands:run"),
 }
+UNFORESEEN = 70
 _NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")  # the others are older names
 
 
@@ -49,14 +59,20 @@ def run(name: str, arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: with code 2 for unusable options, with 0 after `--help`.
     """
+    program, given = f"{name}.py", []
+    return _guarded(program, lambda: _work(name, program, arguments, given), given)
+
+
+def _work(name: str, program: str, arguments: Sequence[str] | None, given: list[Any]) -> Any:
+    """Fill `given` with what the command line says (a subcommand and) options, and do what the command is for."""
     known, work = COMMANDS[name]
-    program, classes = f"{name}.py", _named(known)
+    classes = _named(known)
     if isinstance(classes, dict):
         about = sys.modules[known.partition(":")[0]].__doc__
-        given: tuple[Any, ...] = parse_command(classes, arguments, about.split("\n\n")[0], program)
+        given += parse_command(classes, arguments, about.split("\n\n")[0], program)
     else:
-        given = (parse(classes, arguments, classes.__doc__.split("\n\n")[0], program),)
-    return _guarded(program, lambda: _named(work)(*given))
+        given.append(parse(classes, arguments, classes.__doc__.split("\n\n")[0], program))
+    return _named(work)(*given)
 
 
 def _named(path: str) -> Any:
@@ -65,24 +81,79 @@ def _named(path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _guarded(program: str, work: Callable[[], Any]) -> int:
+def _guarded(program: str, work: Callable[[], Any], given: Sequence[Any] = ()) -> int:
     """The exit code of work that may return one; errors that a user can mend are one line."""
     try:
-        code = work()
+        with _warnings_in_a_line(program):
+            code = work()
         return code if isinstance(code, int) else 0
     except KeyboardInterrupt:  # where nothing is to be saved
         return 130
     except (ValueError, OSError, MemoryError, CommandError) as error:
         code = getattr(error, "exit_code", 1)
         rank = f" on rank {os.environ['RANK']}" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
-        print(f"{program}: {error}" if code > 128 else f"{program}: error{rank}: {error}", file=sys.stderr)
+        text = str(error) or "there is not enough memory"  # Python's own MemoryError says nothing
+        say(f"{program}: {text}" if code > 128 else f"{program}: error{rank}: {text}")
         return code
-    except RuntimeError as error:
-        torch = sys.modules.get("torch")
-        if torch is None or not isinstance(error, torch.OutOfMemoryError):
-            raise
-        print(f"{program}: error: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 1
+    except Exception as error:
+        if _lacks_memory(error):
+            say(f"{program}: error: {str(error).partition(chr(10))[0]}")
+            return 1
+        return _unforeseen(program, error, given)
+
+
+@contextlib.contextmanager
+def _warnings_in_a_line(program: str) -> Iterator[None]:
+    """Warnings, and what other packages log, without the place in the code and without control characters."""
+    before, log = warnings.formatwarning, logging.lastResort.formatter
+    warnings.formatwarning = lambda text, *where, **more: f"{program}: warning: {printable(str(text), lines=True)}\n"
+    logging.lastResort.setFormatter(_PlainFormatter(f"{program}: %(message)s"))
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+        logging.lastResort.setFormatter(log)
+
+
+class _PlainFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), lines=True)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether torch has no memory left, on a GPU or (where it has no class of its own) on the host."""
+    torch = sys.modules.get("torch")
+    on_gpu = torch is not None and isinstance(error, torch.OutOfMemoryError)
+    return on_gpu or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
+def _unforeseen(program: str, error: Exception, given: Sequence[Any]) -> int:
+    """Keep the whole of an error that nobody has thought of, and say where it is; returns the exit code."""
+    what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    report = printable("".join(traceback.format_exception(error)), lines=True)
+    folders = [given[-1].output_folder if given else None, Path.cwd()]
+    for folder in [folder for folder in folders if folder is not None and folder.is_dir()]:
+        try:
+            with open(folder / "error.log", "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(f"{_circumstances(program, given)}\n{report}\n")
+        except OSError:
+            continue
+        say(f"{program}: unexpected {what} (this is an error of midilite; all about it is in {folder / 'error.log'})")
+        return UNFORESEEN
+    say(f"{report}{program}: unexpected {what} (this is an error of midilite; no error.log could be written)")
+    return UNFORESEEN
+
+
+def _circumstances(program: str, given: Sequence[Any]) -> str:
+    """When, where and with what options."""
+    torch = getattr(sys.modules.get("torch"), "__version__", "not used")
+    facts = [
+        f"==== {time.strftime('%Y-%m-%d %H:%M:%S')} {program}, rank {os.environ.get('RANK', 0)}",
+        f"midilite {__version__}, Python {platform.python_version()}, torch {torch}",
+        platform.platform(),
+        *map(repr, given),
+    ]
+    return "\n".join(facts)
 
 
 def run_command(main: Callable[[], int]) -> NoReturn:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from ..common import shared_options as shared
 from ..common.options import Old, option
+from ..common.terminal import say, tell
 from ..data_prep.options import PrepareSettings
 
 
@@ -56,12 +56,11 @@ def run(options: PrepareOptions) -> int:
 
     outcome = prepare(options.input_dir, options.output_dir, options.settings(), options.overwrite, options.num_workers)
     counts = f"{len(outcome.written)} written, {len(outcome.kept)} kept, {len(outcome.skipped)} skipped"
-    print(f"{counts}: {options.output_dir}")
+    tell(f"{counts}: {options.output_dir}")
     if outcome.kept_with_other_settings:
-        print(
+        say(
             f"note: {len(outcome.kept_with_other_settings)} kept samples were made with other settings "
-            f"(e.g. {outcome.kept_with_other_settings[0]}); --overwrite makes them again",
-            file=sys.stderr,
+            f"(e.g. {outcome.kept_with_other_settings[0]}); --overwrite makes them again"
         )
     return 1 if outcome.skipped else 0
 
@@ -71,5 +70,5 @@ def check(data_dir: str, front3d_list: str | None = None) -> int:
     from ..data.check import check_data
 
     report = check_data(data_dir, front3d_list=front3d_list)
-    print(report.to_text())
+    tell(report.to_text())
     return 1 if report.errors else 0

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from ..common.distributed import World, start, stop
+from ..common.terminal import say
 from ..data.cache import FeatureCache, FeatureSource
 from ..data.check import check_data
 from ..data.front3d_lists import is_front3d
@@ -35,7 +36,6 @@ from ..runtime.offload import offloaded
 from ..runtime.quantize import place_base
 from ..runtime.sharding import local_bytes, shard_base
 from ..training.interfaces import Observer, TrainingError
-from ..training.log import say
 from ..training.memory import explain_out_of_memory
 from ..training.options import TrainOptions
 from ..training.run_folder import occupied, write_config

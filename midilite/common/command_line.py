@@ -10,10 +10,11 @@ from typing import Any
 
 from .options import Chosen, Entry, Options, checked_values, entries_of, from_mapping, modernised, nearest, read_yaml
 from .overwriting import refuse_overwriting
+from .terminal import say
 
 EXIT_CODES = (
-    "Exit code: 0 done; 1 data, model, memory or disk can't be used; 2 unusable options; 130 ended by ctrl-C, 143 by "
-    "SIGTERM."
+    "Exit code: 0 done; 1 data, model, memory or disk can't be used; 2 unusable options; 70 an error of midilite "
+    "itself, see error.log; 130 ended by ctrl-C, 143 by SIGTERM."
 )
 
 
@@ -21,7 +22,8 @@ class _Parser(argparse.ArgumentParser):
     """Errors are one line; argparse would print the usage of fifty flags above it."""
 
     def error(self, message: str) -> typing.NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (--help lists all options)\n")
+        say(f"{self.prog}: error: {message} (--help lists all options)")
+        self.exit(2)
 
 
 def build_parser(cls: type[Options], description: str = "", prog: str | None = None) -> argparse.ArgumentParser:

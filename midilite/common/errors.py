@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 
+class WrongTypeError(ValueError, TypeError):
+    """A value of a type that is not taken; caught as either of the two."""
+
+
 class CommandError(RuntimeError):
     """A command can't go on, for a reason that the message explains; `exit_code` is what its process ends with."""
 

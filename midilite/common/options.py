@@ -15,7 +15,6 @@ import difflib
 import functools
 import math
 import os
-import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from . import terminal
 from .overwriting import refuse_overwriting
 
 
@@ -114,6 +114,13 @@ class Options:
     def inputs(self) -> list[tuple[str, str]]:
         """(option, path) of every file and folder that is read."""
         return self._paths("reads")
+
+    @property
+    def output_folder(self) -> Path | None:
+        """Where the command writes, if it does."""
+        if folder := getattr(self, "output_dir", None):
+            return Path(folder)
+        return next((Path(path).parent for _, path in self.outputs()), None)
 
     def outputs(self) -> list[tuple[str, str]]:
         """(option, path) of every file that is written; commands add those whose names follow from others."""
@@ -268,7 +275,7 @@ def modernised(
     cls: type[Options], values: Mapping[str, Any], say: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
     """The values with old spellings replaced; `say` gets a line about each, by default on standard error."""
-    say = say or (lambda text: print(text, file=sys.stderr))
+    say = say or terminal.say
     old = {entry.name: entry for entry in cls.old_spellings}
     now = {key: value for key, value in values.items() if key not in old}
     for key in values:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .sample_layout import Problem, Scene, printable
+from ..common.terminal import printable
+from .sample_layout import Problem, Scene
 from .scenes import MISSING_NORMALS, SceneData, read_scene_quietly, scan
 
 MIN_MASK_SHARE = 0.0005  # of the picture: 131 pixels of 512 x 512, less than one DINOv2 patch

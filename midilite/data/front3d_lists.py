@@ -17,7 +17,7 @@ from typing import Any
 
 from ..common.files import read_json
 from ..common.shared_options import FRONT3D_LISTS
-from .sample_layout import printable
+from ..common.terminal import printable
 
 TEST_ROOMS = 1000  # the reference tests on so many rooms at the end of the list, and trains on the others
 _ROOMS, _OBJECTS = "_room_ids.json", "_furniture_ids.json"

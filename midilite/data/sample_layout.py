@@ -22,6 +22,7 @@ from typing import Any
 
 from ..common.files import file_digest
 from ..common.npy import read_npy_header
+from ..common.terminal import printable
 from ..model.images import label_values, load_mask
 from .sample_folder import MANIFEST, read_manifest
 
@@ -71,11 +72,6 @@ class Scene:
         return self.views[0].image
 
 
-def printable(text: str) -> str:
-    """The text as valid UTF-8: file names may hold bytes that are none, and printing those is an error."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
 @dataclass(frozen=True)
 class Problem:
     """Something wrong with the data: `severity` is "error" (the scene can't be used) or "warning"."""
@@ -119,7 +115,7 @@ def find_samples(root: Path, problems: list[Problem]) -> list[Scene]:
 def _check_name(folder: Path) -> None:
     """Names key the randomness and go into logs and reports, so they must be text."""
     if printable(folder.name) != folder.name:
-        raise ValueError(f"{folder}: the folder's name is not valid UTF-8; rename it")
+        raise ValueError(f"{folder}: the folder's name is not valid UTF-8 or has control characters; rename it")
 
 
 def _folder_scene(folder: Path, problems: list[Problem]) -> Scene | None:

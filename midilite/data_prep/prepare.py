@@ -44,6 +44,7 @@ from ..common.errors import CommandError
 from ..common.files import read_json, write_json
 from ..common.overwriting import same_place
 from ..common.seeds import numpy_generator
+from ..common.terminal import tell
 from ..data.sample_folder import MADE_BY, ForeignFolderError, check_writable, read_manifest, write_sample
 from .options import PrepareSettings
 from .samples import build_samples, sample_name
@@ -84,7 +85,7 @@ def prepare(
     settings: PrepareSettings,
     overwrite: bool = False,
     num_workers: int | None = None,
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = tell,
 ) -> Outcome:
     """Prepare every scene of `input_dir` (see `sources.py` for what it may hold) as samples in `output_dir`.
 

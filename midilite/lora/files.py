@@ -329,15 +329,20 @@ def describe(
     Args:
         model: the transformer.
         training: any facts as json values (steps, data, loss).
-        base_model: name or path of the base, for people; without its folder structure nothing can be looked up by it.
+        base_model: name or path of the base, of which its last name is kept, for people.
     """
     facts: dict[str, Any] = {"midilite_version": __version__, "base_fingerprint": base_fingerprint(model)}
     blocks = getattr(model, "multi_instance_blocks", None)
     if blocks is not None:
         facts["multi_instance_blocks"] = sorted(blocks)
     if base_model is not None:
-        facts["base_model"] = base_model
+        facts["base_model"] = base_model if base_model.startswith("hub:") else folder_name(base_model)
     return {**facts, "training": dict(training or {})}
+
+
+def folder_name(path: str) -> str:
+    """The last name of a path, also of `.`: what a file that travels may tell about where it was made."""
+    return Path(path).name or Path(path).resolve().name
 
 
 def base_fingerprint(model: nn.Module) -> str:

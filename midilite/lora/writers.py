@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import collections
 import json
+import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from .config import LoRAConfig
 from .peft_config import OUR_NETWORK, alpha_of, check_alpha, config_to_peft, shorten
 from .tensors import KOHYA_PREFIX, TOWERS, kohya_name, ranks_of, state_problems
 
+_ABSOLUTE = re.compile(r"/|~|file:|\\\\|[A-Za-z]:[/\\]")
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 OWN_ENTRY, DIFFUSERS_ENTRY = "midilite", "lora_adapter_metadata"
 
@@ -43,7 +45,7 @@ def write_peft_folder(
     (folder / PEFT_CONFIG).unlink(missing_ok=True)  # never new weights beside old settings
     named = {f"base_model.model.{key}": value for key, value in _with_networks(tensors).items()}
     write_safetensors(folder / PEFT_WEIGHTS, named, {OWN_ENTRY: _entry(tensors, config, metadata)})
-    settings = config_to_peft(config, ranks_of(tensors), (metadata or {}).get("base_model"))
+    settings = config_to_peft(config, ranks_of(tensors), names_only((metadata or {}).get("base_model")))
     # unsorted, unlike files.write_json: the order of patterns decides
     write_bytes(folder / PEFT_CONFIG, (json.dumps(settings, indent=2) + "\n").encode())
 
@@ -61,7 +63,7 @@ def write_diffusers(
         ValueError: the adapter isn't whole, or the suffix is not `.safetensors`.
     """
     tensors = _checked(state, config)
-    settings = config_to_peft(config, ranks_of(tensors), (metadata or {}).get("base_model"))
+    settings = config_to_peft(config, ranks_of(tensors), names_only((metadata or {}).get("base_model")))
     entries = {
         DIFFUSERS_ENTRY: json.dumps({f"{prefix}{key}": value for key, value in settings.items()}, indent=2),
         OWN_ENTRY: _entry(tensors, config, metadata),
@@ -138,7 +140,27 @@ def kohya_alpha(config: LoRAConfig, path: str) -> float:
 
 def _entry(state: Mapping[str, Tensor], config: LoRAConfig, metadata: Mapping[str, Any] | None) -> str:
     """The `midilite` header entry: settings and facts."""
-    return json.dumps({"config": config_to_peft(config, ranks_of(state)), "metadata": dict(metadata or {})})
+    facts = {str(key): names_only(value) for key, value in (metadata or {}).items()}
+    return json.dumps({"config": config_to_peft(config, ranks_of(state)), "metadata": facts})
+
+
+def names_only(value: Any) -> Any:
+    """A json value with the last name in place of every absolute path: a file that travels tells nothing of a disk.
+
+    Trainers put json into text, too (kohya's `ss_datasets`): it is looked into.
+    """
+    if isinstance(value, Mapping):
+        return {key: names_only(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [names_only(entry) for entry in value]
+    if not isinstance(value, str):
+        return value
+    if value[:1] in ("{", "["):
+        try:
+            return json.dumps(names_only(json.loads(value)))
+        except (ValueError, RecursionError):
+            return value
+    return PureWindowsPath(value).name if _ABSOLUTE.match(value) else value
 
 
 def _checked(state: Mapping[str, Tensor], config: LoRAConfig) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,13 +16,9 @@ import numpy as np
 from PIL import Image
 
 from ..common.files import write_bytes
+from ..common.terminal import say as say
 
 METRICS = "metrics.jsonl"
-
-
-def say(text: str) -> None:
-    """A line for the person who watches; results go to files."""
-    print(text, file=sys.stderr, flush=True)
 
 
 class RunLog:
@@ -50,7 +45,7 @@ class RunLog:
         }
         self.file.write(json.dumps({"step": step, "epoch": epoch, **finite}) + "\n")
         self.file.flush()
-        print(progress_line(step, total, epoch, metrics), file=sys.stderr, flush=True)
+        say(progress_line(step, total, epoch, metrics))
         if self.board is not None:
             for key, value in metrics.items():
                 if value is not None:

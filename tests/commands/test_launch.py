@@ -1,8 +1,10 @@
 """How commands end: exit codes and one line of text, also with partners."""
 
+import logging
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -83,3 +85,72 @@ def test_run_command_passes_codes_and_errors_on(monkeypatch):
         with pytest.raises(SystemExit):
             run_command(job)
     assert codes == [1, 4]  # with partners a failure does not wait for anybody; success leaves as usual
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_an_unforeseen_error_is_one_line_a_report_and_exit_code_70(monkeypatch, tmp_path, capsys, there):
+    """Past bug: a screen of traceback and exit code 1, as if the data were wrong."""
+
+    def fail(options):
+        raise KeyError("no\x1b[31m such\nkey")
+
+    out = tmp_path / "out"
+    out.mkdir() if there else None
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr("midilite.commands.infer.run", fail)
+    log = (out if there else tmp_path) / "error.log"
+    for times in (1, 2):
+        assert launch.run("infer", ["--output", str(out / "scene.glb"), "--seed", "7"]) == 70
+        said = capsys.readouterr().err
+        assert said.startswith("infer.py: unexpected KeyError:") and said.count("\n") == 1 and str(log) in said
+        report = log.read_text()  # a second report does not replace the first
+        assert report.count("Traceback (most recent call last)") == report.count("seed=7") == times
+        assert "\x1b" not in said + report
+
+
+def test_a_report_that_cannot_be_written_is_printed(monkeypatch, tmp_path, capsys):
+    def fail(options):
+        raise KeyError("key")
+
+    (tmp_path / "error.log").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("midilite.commands.infer.run", fail)
+    assert launch.run("infer", ["--output", "scene.glb"]) == 70
+    assert "Traceback" in (said := capsys.readouterr().err) and said.splitlines()[-1].startswith("infer.py: unexpected")
+
+
+def test_errors_of_every_class_have_their_code_and_lines(monkeypatch, capsys):
+    for error, code, line in (
+        (MemoryError(), 1, "train.py: error: there is not enough memory"),
+        (RuntimeError("[x] DefaultCPUAllocator: can't allocate memory: 9 bytes\nmore"), 1, "can't allocate memory: 9"),
+        (ValueError("bad\x1b]0;title\x07 name"), 1, r"train.py: error: bad\x1b]0;title\x07 name"),
+    ):
+        monkeypatch.setattr("midilite.commands.train.train_lora", raiser(error))
+        assert launch.run("train", ["--data_dir", "d"]) == code
+        said = capsys.readouterr().err
+        assert line in said and said.count("\n") == 1
+
+
+def raiser(error):
+    def fail(options):
+        raise error
+
+    return fail
+
+
+def test_warnings_and_other_packages_logs_are_lines_without_control_characters(monkeypatch, capsys):
+    def work(options):
+        warnings.warn("adapter \x1b[2J was", stacklevel=1)
+        logging.getLogger("other").warning("mesh \x1b[1m")
+
+    monkeypatch.setattr("midilite.commands.train.train_lora", work)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda *what: sys.stderr.write(warnings.formatwarning(*what))
+        assert launch.run("train", ["--data_dir", "d"]) == 0
+    assert r"train.py: warning: adapter \x1b[2J was" in capsys.readouterr().err
+    code = "import logging, sys; from midilite.commands import launch\nwith launch._warnings_in_a_line('x.py'):\n"
+    code += "    logging.getLogger('other').warning('mesh \\x1b[1m')"
+    told = subprocess.run([sys.executable, "-c", code], cwd=GOLDEN.parents[1], capture_output=True, text=True).stderr
+    assert told == "x.py: mesh \\x1b[1m\n"

@@ -19,7 +19,7 @@ from ...data.augment import choose
 from ...data.cache import FeatureSource
 from ...data.features import Features, PixelFeatures
 from ...data.scenes import Scene
-from ...lora.files import describe
+from ...lora.files import describe, folder_name
 from ...lora.writers import write_peft_folder, write_state_dict
 from ...model.dit import DiT
 from ...runtime.cuda_graphs import LossGraphs
@@ -93,7 +93,7 @@ class LoRATask(Task):
         self.listeners: list[Callable[[SceneBatch, Tensor], None]] = []
         self.graphs: LossGraphs | None = None  # replays passes instead of running `weighted_errors`
         self.reads_ahead = features.is_stored  # encoders that run at every step want the GPU's stream
-        facts = {"data_dir": str(options.data_dir), "scenes": self.num_scenes, "seed": options.seed}
+        facts = {"data_dir": folder_name(str(options.data_dir)), "scenes": self.num_scenes, "seed": options.seed}
         facts |= {"quantize_base": options.quantize_base} if options.quantize_base != "none" else {}
         # now: it reads base weights, which shard_base takes apart
         self.metadata = describe(transformer, facts, base_model=options.pretrained_model)
