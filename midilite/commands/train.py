@@ -35,6 +35,7 @@ from ..runtime.cuda_graphs import LossGraphs
 from ..runtime.offload import offloaded
 from ..runtime.quantize import place_base
 from ..runtime.sharding import local_bytes, shard_base
+from ..training.contents import run_contents
 from ..training.interfaces import Observer, TrainingError
 from ..training.memory import explain_out_of_memory
 from ..training.options import TrainOptions
@@ -219,8 +220,9 @@ def _train(
     observers: Sequence[Observer],
 ) -> Path:
     output_dir = Path(options.output_dir)
-    start = find_start(options, world)  # whether it can resume is better known before hours of encoding
     features = open_features(folder, options, device, options.num_tokens or folder.default_num_tokens)
+    contents = run_contents(folder, data.scenes, data.validation, features, world)
+    start = find_start(options, world, contents)  # whether it can resume is better known before hours of encoding
     features.prepare([*data.scenes, *data.validation], world.rank, world.size, _announce if world.is_main else None)
     world.barrier()
     transformer = load_base(folder, options, device)
@@ -229,7 +231,7 @@ def _train(
         shard_base(transformer, task.parameters.values(), world, device)
     speed_up(task, options, device)
     watching = [*make_observers(task, data, folder, options, device), *observers]
-    trainer = Trainer(task, options, world, device, watching)
+    trainer = Trainer(task, options, world, device, watching, contents)
     if world.is_main:
         write_config(output_dir, options)
         _announce_run(trainer, data)

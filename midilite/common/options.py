@@ -311,20 +311,31 @@ def yaml_text(options: Any) -> bytes:
     return yaml.safe_dump(values, sort_keys=False).encode()
 
 
-def changed_keys(before: Mapping[str, Any], after: Options) -> list[str]:
-    """'key: old -> new' for every option that alters the run and differs from a saved run's options."""
+def changed_keys(before: Mapping[str, Any], after: Options, paths: bool = True) -> list[str]:
+    """'key: old -> new' for every option that alters the run and differs from a saved run's options.
+
+    Args:
+        paths: whether to compare options that name what is read; a place that is written differently is the same.
+    """
     before = modernised(type(after), before, say=lambda text: None)
     lines = []
     for entry in dataclasses.fields(after):
-        if not entry.metadata.get("alters_run", True):
+        is_path = entry.metadata.get("reads")
+        if not entry.metadata.get("alters_run", True) or (is_path and not paths):
             continue
         new = getattr(after, entry.name)
         new = list(new) if isinstance(new, tuple) else new
         old = before.get(entry.name, entry.default)
         old = list(old) if isinstance(old, tuple) else old
-        if old != new:
+        if old != new and not (is_path and _same_path(old, new)):
             lines.append(f"{entry.name}: {_shown(old)} -> {_shown(new)}")
     return lines
+
+
+def _same_path(old: Any, new: Any) -> bool:
+    if not isinstance(old, str) or not isinstance(new, str) or "\0" in old:
+        return False
+    return os.path.realpath(old) == os.path.realpath(new)
 
 
 def _shown(value: Any) -> str:

@@ -273,16 +273,17 @@ class FeatureCache:
         parts = {
             "version": ENCODING_VERSION,
             "scene": scene.name,
-            "image": self._hash(chosen.image),
+            "image": self.digest(chosen.image),
             "instances": [
-                [self._hash(chosen.mask or s.mask), s.label, self._hash(s.surface), s.row] for s in scene.instances
+                [self.digest(chosen.mask or s.mask), s.label, self.digest(s.surface), s.row] for s in scene.instances
             ],
             "mask_pixels": self.mask_variants[variant],
             **self.encoder.identity,
         }
         return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=20).hexdigest()
 
-    def _hash(self, path: Path) -> str:
+    def digest(self, path: Path) -> str:
+        """The hash of a file's content, read once. Raises ValueError naming a file that can't be read."""
         if path not in self._hashes:
             self._hashes[path] = file_digest(path).hex()
         return self._hashes[path]

@@ -134,6 +134,7 @@ class ModelFolder:
             raise ValueError(f"{index}: _class_name is {class_name!r}, expected one of {', '.join(KINDS)}")
         self.kind = KINDS[class_name]
         self.sampling = _sampling(values.get(SAMPLING_KEY, {}), index)
+        self._fingerprints: dict[str, str] = {}
         missing = [file for file in self._required() if not (self.path / file).is_file()]
         if missing:
             raise ValueError(f"{self.path}: incomplete {class_name} folder, missing {', '.join(missing)}")
@@ -206,16 +207,27 @@ class ModelFolder:
         return clip, dinov2
 
     def fingerprint(self, part: str) -> str:
-        """BLAKE2b of a part's config and weight files, to key what was computed with them."""
+        """BLAKE2b of a part's config and weight files, to key what was computed with them; each is read once."""
+        if part not in self._fingerprints:
+            digest = hashlib.blake2b(digest_size=16)
+            for file in self._files_of(part):
+                digest.update(file_digest(file, 64))
+            self._fingerprints[part] = digest.hexdigest()
+        return self._fingerprints[part]
+
+    def fingerprints(self) -> dict[str, str]:
+        """Those of all parts, by the names of their folders."""
+        kind = self.kind
+        networks = ("transformer", "vae", kind.dinov2, kind.clip)
+        parts = (*networks, kind.dinov2_preprocessor, kind.clip_preprocessor, "scheduler")
+        return {part: self.fingerprint(part) for part in parts if part}
+
+    def _files_of(self, part: str) -> list[Path]:
         folder = self.path / part
-        stem = DIFFUSERS_STEM if part in ("transformer", "vae") else TRANSFORMERS_STEM
-        files = [folder / "preprocessor_config.json"]
         if (folder / "config.json").is_file():
-            files = [folder / "config.json", *find_weights(folder, stem)]
-        digest = hashlib.blake2b(digest_size=16)
-        for file in files:
-            digest.update(file_digest(file, 64))
-        return digest.hexdigest()
+            stem = DIFFUSERS_STEM if part in ("transformer", "vae") else TRANSFORMERS_STEM
+            return [folder / "config.json", *find_weights(folder, stem)]
+        return [folder / ("scheduler_config.json" if part == "scheduler" else "preprocessor_config.json")]
 
 
 def _widen(weight: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -13,7 +13,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from ..common.distributed import World, sum_over_ranks
-from ..common.options import changed_keys
 from ..common.seeds import seed_hidden_generators
 from ..common.transfer import receive, send
 from ..runtime.determinism import reproducible
 from .checkpoint import check_checkpoint, load_checkpoint, rotate, save_checkpoint
+from .contents import NOTHING, check_same_run
 from .interfaces import Batch, Observer, RunView, Task, TrainingError
 from .log import RunLog, say
 from .options import TrainOptions
@@ -37,31 +37,24 @@ from .signals import Interrupted, StopRequest
 from .update import Progress, Update
 
 
-def find_start(options: TrainOptions, world: World) -> Path | None:
+def find_start(options: TrainOptions, world: World, contents: Mapping[str, Any] = NOTHING) -> Path | None:
     """The checkpoint that a run with these options starts from; None for the beginning.
 
     Tidies the output folder (see `run_folder.start_folder`); the main rank does and decides, all get its answer.
 
+    Args:
+        contents: what the run reads (`contents.run_contents`); the checkpoint has to be of a run that read the same.
+
     Raises:
-        ValueError: the wanted folder is damaged, or was made with options that alter the run.
+        ValueError: the wanted folder is damaged, or of a run with other options or contents.
     """
-    return world.share(lambda: _find_start(options, world))
 
-
-def _find_start(options: TrainOptions, world: World) -> Path | None:
     def accept(folder: Path) -> int:
         state = check_checkpoint(folder)
-        changed = changed_keys(state["options"], options)
-        if (processes := state.get("world_size", world.size)) != world.size:
-            changed.append(f"number of processes: {processes} -> {world.size}")
-        if changed and not options.allow_config_change:
-            raise ValueError(
-                f"{folder}: was written by a run with other options ({'; '.join(changed)}); use the same options, or "
-                f"allow_config_change to continue with the new ones"
-            )
+        check_same_run(folder, state, options, world.size, contents)
         return state["step"]
 
-    return start_folder(Path(options.output_dir), options.resume_from_checkpoint, accept)
+    return world.share(lambda: start_folder(Path(options.output_dir), options.resume_from_checkpoint, accept))
 
 
 class Trainer:
@@ -73,6 +66,7 @@ class Trainer:
         world: this process among all.
         device: where gradients live.
         observers: called after every step, in this order.
+        contents: what the run reads (`contents.run_contents`), for whoever resumes it.
     """
 
     def __init__(
@@ -82,8 +76,10 @@ class Trainer:
         world: World,
         device: torch.device,
         observers: Sequence[Observer] = (),
+        contents: Mapping[str, Any] = NOTHING,
     ) -> None:
         self.task, self.options, self.world, self.device = task, options, world, device
+        self.contents = contents
         self.observers = tuple(observers)
         self.stop = StopRequest(world.is_main)
         self.plan = Plan(
@@ -259,6 +255,7 @@ class Trainer:
             self.progress.scaler = self.update.scaler.state_dict()
             options = json.loads(json.dumps(asdict(self.options)))
             state = {**asdict(self.progress), "options": options, "world_size": self.world.size}
+            state |= {"contents": dict(self.contents)} if self.contents else {}
             save_checkpoint(
                 folder, self.task.parameters, self.update.optimizer, state, self.task.save_weights, self.update.ema
             )
