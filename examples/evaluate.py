@@ -3,7 +3,7 @@
     python examples/evaluate.py --pretrained_model pretrained_weights/MIDI-3D --data_dir data/test_data \
         --lora_path outputs/lora_finetune/lora-final --output outputs/evaluation.json
 
-Tables go to standard output, all numbers of every scene to the JSON file.
+One table goes to standard output, with the definitions under it; all numbers of every scene go to the JSON file.
 """
 
 from __future__ import annotations

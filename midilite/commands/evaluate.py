@@ -1,6 +1,7 @@
 """How good a model is on a data set, with and without adapters: what `examples/evaluate.py` does after its options.
 
-Every scene is generated from its first picture and mask, and compared with its true surfaces (`metrics.py` says how).
+Every scene is generated from its first picture and mask, and compared with its true surfaces. How is a protocol's
+matter (`evaluation/report.py` has both): `plain` measures as one would expect, `midi` as MIDI's own evaluation.
 Base and adapter start from the same noise, which depends on the seed and the scene's name, so their difference is what
 the adapter does. Both layouts of training data are read.
 
@@ -22,6 +23,7 @@ from ..common import shared_options as shared
 from ..common.options import Options, option
 from ..common.terminal import say, tell
 from ..data.scenes import LAYOUTS
+from ..evaluation.report import PROTOCOLS
 from .infer import SCENE
 
 if TYPE_CHECKING:
@@ -67,10 +69,24 @@ class EvaluateOptions(Options):
     mi_attention_blocks: tuple[str, ...] | None = shared.mi_attention_blocks(group=SCENE)
     grid_depth: int = _scene(7, "surface grid of 2^depth cells per axis around each object", least=3, most=10)
 
+    protocol: str = _measure(
+        "plain", "how it is measured: plainly, or as MIDI's own evaluation does, with its mistakes", tuple(PROTOCOLS)
+    )
     num_points: int = _measure(
         20480, "points on each generated surface, and at most so many of each true one", least=16
     )
     tau: float = _measure(0.1, "distance of the F-score", above=0)
+    max_num_instances: int | None = _measure(
+        None,
+        "most instances of a scene, drawn by the seed where there are more (default: all; protocol midi: 7)",
+        least=1,
+    )
+    min_mask_share: float | None = _measure(
+        None,
+        "instances that cover less of the picture than this share are left out (default: none; protocol midi: 0.001)",
+        least=0,
+        most=1,
+    )
 
     def check_together(self) -> None:
         """Raise ValueError where options that are fine alone do not fit each other."""
@@ -80,7 +96,7 @@ class EvaluateOptions(Options):
 
 
 def run(options: EvaluateOptions) -> dict[str, Any]:
-    """Evaluate, print the tables and write the JSON file; returns what is in it.
+    """Evaluate, print the table and write the JSON file; returns what is in it.
 
     Raises:
         ValueError: model, adapter or data can't be used.
@@ -90,7 +106,7 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
 
     from ..common.files import write_json
     from ..data.scenes import find_scenes
-    from ..evaluation.metrics import format_table, report
+    from ..evaluation.report import format_table, report
     from ..inference.pipeline import load_pipeline
     from .infer import load_adapters
 
@@ -110,12 +126,11 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
         for kind, metrics in evaluate_scene(pipe, scene, options, kinds).items():
             results[kind][scene.name] = metrics
         say(f"{number}/{len(scenes)} {scene.name}: {time.monotonic() - started:.1f} s")
-    document = {"options": dataclasses.asdict(options), **{k: report(results[k], options.tau) for k in kinds}}
+    protocol, measured = PROTOCOLS[options.protocol], (options.tau, options.num_points)
+    document = {"options": dataclasses.asdict(options), "definitions": protocol.defined(*measured)}
+    document |= {kind: report(results[kind], protocol) for kind in kinds}
     write_json(Path(options.output), document)
-    for kind in kinds:
-        tell(f"---- {kind}\n{format_table(results[kind])}\n")
-    if len(kinds) == 2:
-        tell(side_by_side({kind: document[kind]["mean"] for kind in kinds}))
+    tell(format_table(results, protocol, *measured))
     say(f"{options.output}: {len(scenes)} scene(s)")
     return document
 
@@ -123,7 +138,7 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
 def evaluate_scene(
     pipe: Pipeline, scene: Scene, options: EvaluateOptions, kinds: tuple[str, ...] = ("base",)
 ) -> dict[str, dict[str, Any]]:
-    """`metrics.scene_metrics` of one scene for "base" (no adapter acts) and "adapter" (the active ones do).
+    """The protocol's numbers of one scene for "base" (no adapter acts) and "adapter" (the active ones do).
 
     Raises:
         ValueError: the scene can't be read or encoded; it is named.
@@ -132,10 +147,9 @@ def evaluate_scene(
 
     from .. import lora
     from ..data.scenes import read_scene
-    from ..evaluation.metrics import scene_metrics
     from ..inference.generate import NoSurfaceWarning, decode_meshes, initial_noise
 
-    data = read_scene(scene)
+    data = _measured_part(read_scene(scene), options)
     truth = list(_thinned(data.surfaces, options, scene.name).to(pipe.device))
     tokens = options.num_tokens or pipe.default_num_tokens
     noise = initial_noise(len(truth), tokens, pipe.transformer, options.seed, scene.name)
@@ -148,8 +162,27 @@ def evaluate_scene(
             steps, scale = options.num_inference_steps, options.guidance_scale
             latents = pipe.sample(conditions, steps, scale, latents=noise)
             meshes = decode_meshes(pipe.vae, latents, conditions.labels, options.grid_depth)
-        results[kind] = scene_metrics(meshes, truth, options.tau, samples=options.num_points, seed=options.seed)
+        measure = PROTOCOLS[options.protocol].measure
+        results[kind] = measure(meshes, truth, options.tau, samples=options.num_points, seed=options.seed)
     return results
+
+
+def _measured_part(data: SceneData, options: EvaluateOptions) -> SceneData:
+    """The scene with those instances only that the options, or else the protocol, let take part."""
+    import numpy as np
+
+    from ..common.seeds import torch_generator
+    from ..data.augment import choose_instances
+
+    protocol = PROTOCOLS[options.protocol]
+    most = options.max_num_instances or protocol.max_num_instances
+    least = protocol.min_mask_share if options.min_mask_share is None else options.min_mask_share
+    generator = torch_generator(options.seed, "instances", data.name)
+    rows = choose_instances(data.mask_share, generator, most, least).sort().values.tolist()
+    new = np.zeros(len(data.surfaces) + 1, data.labels.dtype)
+    new[[row + 1 for row in rows]] = range(1, len(rows) + 1)
+    indices = tuple(data.indices[row] for row in rows)
+    return dataclasses.replace(data, labels=new[data.labels], surfaces=data.surfaces[rows], indices=indices)
 
 
 def encode_scene(pipe: Pipeline, data: SceneData) -> ImageConditions:
@@ -175,33 +208,3 @@ def _thinned(surfaces: Tensor, options: EvaluateOptions, name: str) -> Tensor:
 
     order = torch.randperm(surfaces.shape[1], generator=torch_generator(options.seed, "evaluate", name))
     return surfaces[:, order[: options.num_points]]
-
-
-def side_by_side(means: Mapping[str, Mapping[str, Any]]) -> str:
-    """Means of base and adapter in one table, for each alignment: what the adapter changes. Undefined is "-".
-
-    A difference is only given where both are defined over equally many scenes.
-    """
-    from ..evaluation.metrics import ALIGNMENTS, SCENE_KEYS
-
-    base, adapter = means["base"], means["adapter"]
-    width = max(map(len, SCENE_KEYS))
-    lines = []
-    for name in ALIGNMENTS:
-        if name not in base:
-            continue
-        lines.append(f"{name:<{width}}{'base':>12}{'adapter':>12}{'change':>12}")
-        for key in SCENE_KEYS:
-            before, after = base[name][key], adapter[name][key]
-            change = None
-            if before["mean"] is not None and after["mean"] is not None and before["scenes"] == after["scenes"]:
-                change = after["mean"] - before["mean"]
-            cells = _cell(before["mean"]) + _cell(after["mean"]) + _cell(change, "+")
-            lines.append(f"{key:<{width}}{cells}")
-        lines.append("")
-    missing = [f"{kind} {means[kind]['missing_instances']}" for kind in ("base", "adapter")]
-    return "\n".join([*lines, f"instances without a surface, of {base['instances']}: {', '.join(missing)}"])
-
-
-def _cell(value: float | None, sign: str = "") -> str:
-    return f"{'-':>12}" if value is None else f"{value:>{sign}12.4f}"

@@ -3,14 +3,16 @@
 import importlib.util
 import json
 
+import numpy as np
 import pytest
 import torch
 import trimesh
 from conftest import GOLDEN
-from sample_factory import write_front3d
+from sample_factory import save_mask, scene_surfaces, write_front3d, write_sample
 
-from midilite.commands.evaluate import EvaluateOptions, run, side_by_side
+from midilite.commands.evaluate import EvaluateOptions, _measured_part, _thinned, run
 from midilite.data.scenes import find_scenes, read_scene
+from midilite.evaluation import midi_protocol
 from midilite.evaluation.metrics import ALIGNMENTS, SCENE_KEYS
 from midilite.inference import generate
 
@@ -61,12 +63,12 @@ def test_base_and_adapter_start_alike_and_differ_by_the_adapter(prepared, tmp_pa
     without = run(options(prepared, tmp_path, max_scenes=2))
     with_it = run(options(prepared, tmp_path, **lora))
     silent = run(options(prepared, tmp_path, **lora, lora_scale=(0.0,)))
-    assert set(without) == {"options", "base"} and set(with_it) == {"options", "base", "adapter"}
+    assert set(without) == {"options", "definitions", "base"} and set(with_it) == {*without, "adapter"}
     assert with_it["base"] == without["base"] == silent["adapter"]
     assert with_it["adapter"]["mean"] != with_it["base"]["mean"]
     printed = capsys.readouterr().out
-    assert "---- base" in printed and "---- adapter" in printed and "change" in printed
-    assert all(name in printed for name in (*ALIGNMENTS, *SCENE_KEYS))
+    assert printed.count("scene  ") == 3 and "mean  " in printed and "change" in printed, "one table each"
+    assert all(name in printed for name in (*ALIGNMENTS, *SCENE_KEYS, *without["definitions"].values()))
 
 
 def test_the_3d_front_layout(tmp_path):
@@ -97,17 +99,56 @@ def test_what_is_undefined_is_null_and_a_dash(prepared, tmp_path, monkeypatch, c
     assert {scene[name][key] for name in ALIGNMENTS for key in SCENE_KEYS} == {None}
     assert document["base"]["mean"]["none"]["scene_f_score"] == {"mean": None, "scenes": 0, "undefined": 1}
     printed = capsys.readouterr().out
-    assert "0.0000" not in printed and f"{'scene_f_score':<16}{'-':>12}{'-':>12}{'-':>12}" in printed
+    assert (
+        "0.0000" not in printed
+        and [line.split()[-5:] for line in printed.splitlines() if "change" in line] == [["-"] * 5] * 2
+    )
 
 
-def test_means_over_different_scenes_have_no_difference():
-    def means(mean, scenes):
-        entry = {key: {"mean": mean, "scenes": scenes} for key in SCENE_KEYS}
-        return {"none": entry, "instances": 4, "missing_instances": 2}
+def test_the_protocol_of_midi(prepared, tmp_path, monkeypatch, capsys):
+    """Its numbers under its names, in the file and in the table; the definitions stand in both."""
+    hulls = hulls_of_the_truth(prepared)
+    monkeypatch.setattr(generate, "decode_meshes", hulls)
+    document = run(options(prepared, tmp_path, num_points=300, max_scenes=2, protocol="midi"))
+    assert json.loads((tmp_path / "out.json").read_text()) == json.loads(json.dumps(document))
+    mean = document["base"]["mean"]
+    assert set(mean["midi"]) == set(midi_protocol.KEYS) and mean["midi"]["iou_bbox"]["mean"] > 0.8
+    expected = {}
+    for scene in find_scenes(prepared)[:2]:
+        surfaces = read_scene(scene).surfaces
+        meshes = [trimesh.convex.convex_hull(surface[:, :3].numpy()) for surface in surfaces]
+        thinned = list(_thinned(surfaces, options(prepared, tmp_path, num_points=300), scene.name))
+        expected[scene.name] = midi_protocol.scene_metrics(meshes, thinned, samples=300, seed=42)
+    assert document["base"]["scenes"] == expected
+    printed = capsys.readouterr().out
+    assert "none" not in printed and all(text in printed for text in (*midi_protocol.KEYS, "V^T U^T", "300 on each"))
 
-    text = side_by_side({"base": means(0.5, 4), "adapter": means(0.75, 4)})
-    assert "+0.2500" in text and "icp" not in text and text.endswith("of 4: base 2, adapter 2")
-    assert "+" not in side_by_side({"base": means(0.5, 4), "adapter": means(0.75, 3)})
+
+def test_which_instances_are_measured(tmp_path):
+    """Protocol midi takes at most 7, and none below 0.001 of the picture; options override both protocols."""
+    folder = write_sample(tmp_path / "set" / "crowd", scene_surfaces(9) * ([0.3] * 3 + [1] * 3), list(range(1, 10)))
+    mask = np.zeros((40, 48), np.int32)
+    for i in range(9):
+        mask[4 * i : 4 * i + 4, :20] = i + 1
+    mask[0:4] = 0
+    mask[0, 0] = 1  # one pixel of 1,920
+    save_mask(folder / "seg.png", mask)
+    data = read_scene(find_scenes(tmp_path / "set")[0])
+
+    def taken(**changes) -> tuple[int, ...]:
+        part = _measured_part(data, options(tmp_path, tmp_path, **changes))
+        assert np.unique(part.labels).tolist() == list(range(len(part.indices) + 1))
+        for i, index in enumerate(part.indices):
+            np.testing.assert_array_equal(part.labels == i + 1, data.labels == index + 1)
+            torch.testing.assert_close(part.surfaces[i], data.surfaces[index])
+        return part.indices
+
+    assert taken() == tuple(range(9))
+    midi = taken(protocol="midi")
+    assert len(midi) == 7 and 0 not in midi and midi == taken(protocol="midi") and list(midi) == sorted(midi)
+    assert {taken(protocol="midi", seed=seed) for seed in range(20)} - {midi}, "drawn by the seed"
+    assert taken(protocol="midi", max_num_instances=9, min_mask_share=0.0) == tuple(range(9))
+    assert taken(min_mask_share=0.001) == tuple(range(1, 9)) and len(taken(max_num_instances=2)) == 2
 
 
 def test_mistakes_are_one_line_with_an_exit_code(prepared, tmp_path, capsys):
@@ -123,6 +164,7 @@ def test_mistakes_are_one_line_with_an_exit_code(prepared, tmp_path, capsys):
         ([], "data_dir is missing"),
         (["--tau", "0"], "tau is 0.0"),
         (["--layout", "folders"], "invalid choice"),
+        (["--protocol", "reference"], "invalid choice"),
         (["--index_range", "3"], "expected 2 arguments"),
         (["--grid_depth", "20"], "grid_depth is 20, expected at least 3 and at most 10"),
     ):
@@ -135,7 +177,8 @@ def test_the_documented_flags_are_frozen():
     from midilite.common.command_line import parse
 
     words = "--pretrained_model m --data_dir d --lora_path a b --num_inference_steps 25 --guidance_scale 7.0 --seed 1 "
-    words += "--num_points 100 --grid_depth 6 --max_scenes 3 --output out.json --layout samples"
+    words += "--num_points 100 --grid_depth 6 --max_scenes 3 --output out.json --layout samples "
+    words += "--protocol midi --front3d_list test"
     parsed = parse(EvaluateOptions, words.split())
     assert parsed.lora_path == ("a", "b") and parsed.output == "out.json" and parsed.max_scenes == 3
 
