@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
 from typing import Any
 
-from .options import Chosen, Entry, Options, checked_values, entries_of, from_mapping, modernised, nearest, read_yaml
+from .options import Chosen, Entry, Options, checked_values, entries_of, from_mapping, modernised, nearest
 from .overwriting import refuse_overwriting
 from .terminal import say
+from .yaml_file import read_yaml
 
 EXIT_CODES = (
     "Exit code: 0 done; 1 data, model, memory or disk can't be used; 2 unusable options; 70 an error of midilite "

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,8 +76,20 @@ def write_png(path: str | Path, picture: Image) -> None:
         picture.save(temporary, format="PNG")
 
 
+def refuse_special(path: str | Path) -> None:
+    """Raise ValueError for a FIFO, which may never answer, a device, which may never end, and a socket."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return  # whoever opens it says what is wrong
+    kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
+    if (kind := kinds.get(stat.S_IFMT(mode))) is not None:
+        raise ValueError(f"{path}: is {kind}, expected a file")
+
+
 def file_digest(path: str | Path, size: int = 16) -> bytes:
     """BLAKE2b of a file's content, of so many bytes. Raises ValueError naming a file that can't be read."""
+    refuse_special(path)
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=size)).digest()
@@ -84,12 +97,31 @@ def file_digest(path: str | Path, size: int = 16) -> bytes:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file. Raises ValueError naming the file when it is missing or no JSON."""
+def read_text(path: str | Path, most: int) -> str:
+    """The UTF-8 text of a file of at most `most` bytes.
+
+    Raises:
+        ValueError: it is larger, no file or no UTF-8; all but the last (UnicodeDecodeError) name the file.
+        OSError: as `open`.
+    """
+    refuse_special(path)
+    with open(path, "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"{path}: has more than {most:,} bytes, too many for a file of its kind")
+    return content.decode("utf-8")
+
+
+def read_json(path: str | Path, most: int = 2**26) -> Any:
+    """Read a JSON file of at most `most` bytes. Raises ValueError naming the file when it is missing or no JSON."""
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = read_text(path, most)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not valid JSON ({error})") from error
+    try:
+        return json.loads(text)
     except (ValueError, RecursionError) as error:  # also numbers of 5,000 digits, and brackets nested as deep
         raise ValueError(f"{path}: is not valid JSON ({error})") from error

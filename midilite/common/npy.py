@@ -20,6 +20,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from .files import refuse_special
+
 _ONE_HEADER = threading.Lock()
 _MARK = object()
 
@@ -48,6 +50,7 @@ def load_npy(path: str | Path) -> np.ndarray | dict[str, Any] | list[Any]:
             numbers and text (nothing of it is executed).
     """
     path = Path(path)
+    refuse_special(path)
     try:
         with open(path, "rb") as file:
             shape, columns_first, dtype = read_npy_header(file)

@@ -190,7 +190,7 @@ def _checked(cls: type, name: str, value: Any, where: str) -> Any:
     if not entry.many:
         value = _convert(value, entry.kind, where)
     elif not isinstance(value, (list, tuple)):
-        raise ValueError(f"{where} is {value!r}, expected a list of {entry.kind.__name__}")
+        raise ValueError(f"{where} is {_quoted(value)}, expected a list of {entry.kind.__name__}")
     else:
         value = tuple(_convert(item, entry.kind, where) for item in value)
         if entry.count is not None and len(value) != entry.count:
@@ -199,7 +199,7 @@ def _checked(cls: type, name: str, value: Any, where: str) -> Any:
         _check_bounds(entry, single, where)
     if entry.choices and value not in entry.choices:
         expected = f"expected one of {', '.join(entry.choices)}{nearest(str(value), entry.choices)}"
-        raise ValueError(f"{where} is {value!r}, {expected}")
+        raise ValueError(f"{where} is {_quoted(value)}, {expected}")
     return value
 
 
@@ -211,7 +211,8 @@ def _convert(value: Any, kind: type, where: str) -> Any:
         except ValueError:
             pass
     if isinstance(value, int) and abs(value) >= 2**63:
-        raise ValueError(f"{where} is a number of {len(str(value))} digits, which is too large")
+        digits = math.ceil(value.bit_length() * math.log10(2))  # Python refuses to write very long ones
+        raise ValueError(f"{where} is a number of about {digits} digits, which is too large")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if isinstance(value, float) and not math.isfinite(value):
@@ -221,8 +222,17 @@ def _convert(value: Any, kind: type, where: str) -> Any:
     if kind is str and isinstance(value, os.PathLike):
         value = os.fspath(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ValueError(f"{where} is {value!r} ({type(value).__name__}), expected {kind.__name__}")
+        raise ValueError(f"{where} is {_quoted(value)} ({type(value).__name__}), expected {kind.__name__}")
     return value
+
+
+def _quoted(value: Any) -> str:
+    """A value in a message: the beginning of it, when it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # Python refuses to write very long numbers
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def _check_bounds(entry: Entry, value: Any, where: str) -> None:
@@ -267,7 +277,7 @@ def checked_values(cls: type, values: Mapping[str, Any], source: str) -> dict[st
     entries = entries_of(cls)
     for key in values:
         if key not in entries:
-            raise ValueError(f"{source}: unknown key {key!r}{nearest(str(key), list(entries))}")
+            raise ValueError(f"{source}: unknown key {_quoted(key)}{nearest(str(key)[:80], list(entries))}")
     return {key: _checked(cls, key, value, f"{source}: {key}") for key, value in values.items()}
 
 
@@ -283,24 +293,6 @@ def modernised(
             say(f"note: {key} {old[key].note}")
             now |= old[key].as_now(values[key])
     return now
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a flat YAML file of options. Raises ValueError naming the file for anything else."""
-    import yaml
-
-    path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: holds a {type(values).__name__}, expected 'key: value' lines")
-    return values
 
 
 def yaml_text(options: Any) -> bytes:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..common.files import file_digest
+from ..common.files import file_digest, refuse_special
 from ..common.npy import read_npy_header
 from ..common.terminal import printable
 from ..model.images import label_values, load_mask
@@ -182,6 +182,7 @@ def surface_rows(path: Path) -> int | None:
     Raises:
         ValueError: the file can't be read as `.npy`.
     """
+    refuse_special(path)
     try:
         with open(path, "rb") as file:
             shape, _, dtype = read_npy_header(file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..model.images import label_values
 from ..render.camera import orbit_camera
@@ -51,4 +51,5 @@ def mask_picture(image: Image.Image, labels: np.ndarray | None) -> Image.Image:
 
 def fitted(image: Image.Image, size: int) -> Image.Image:
     """A copy in RGB with `size` pixels on its longer side."""
-    return ImageOps.contain(image.convert("RGB"), (size, size))
+    scale = size / max(image.size)
+    return image.convert("RGB").resize([max(1, round(edge * scale)) for edge in image.size], Image.Resampling.BICUBIC)

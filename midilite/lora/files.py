@@ -39,6 +39,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__, lora
+from ..common.files import refuse_special
 from ..common.seeds import derive_seed
 from ..model.layers import Linear
 from .peft_config import OUR_NETWORK, alpha_of, check_alpha, config_from_peft, exact_config, parse_json, shorten
@@ -133,6 +134,7 @@ def _locate(path: Path) -> tuple[Path, Path | None]:
     """The weight file that a path means, and the settings file beside it. Raises ValueError when there is none."""
     if not path.exists():
         raise ValueError(f"{path}: there is no such file or folder")
+    refuse_special(path)
     if path.name == PEFT_CONFIG:
         path = path.parent
     if path.is_file():

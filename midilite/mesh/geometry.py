@@ -85,6 +85,8 @@ def scene_parts(scene: trimesh.Scene) -> list[trimesh.Trimesh]:
 def _read_scene(path: Path) -> trimesh.Scene:
     import trimesh
 
+    from ..common.pictures import few_formats
+
     suffix = path.suffix.lower()
     if suffix not in MESH_SUFFIXES:
         raise ValueError(f"{path}: {path.suffix or 'no suffix'} is not a mesh format read here {MESH_SUFFIXES}")
@@ -95,7 +97,8 @@ def _read_scene(path: Path) -> trimesh.Scene:
     # process=False: trimesh's processing would silently drop the NaN vertices that we have to report
     options = {"split_objects": True} if suffix == ".obj" else {}
     try:
-        return trimesh.load_scene(str(path), process=False, **options)
+        with few_formats():
+            return trimesh.load_scene(str(path), process=False, **options)
     except Exception as error:  # the readers raise anything from IndexError to NotImplementedError on a damaged file
         raise ValueError(f"{path}: cannot be read as {suffix[1:]} ({type(error).__name__}: {error})") from error
 

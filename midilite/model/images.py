@@ -16,19 +16,22 @@ Left out: finding the instances. Masks come from the user, a segmenter, or our r
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageFilter
 from torch import Tensor
 
+from ..common.errors import WrongTypeError
+from ..common.pictures import check_size, read_picture
 from .config import MAX_LABELS, PreprocessorConfig
 
-ImageSource = str | Path | Image.Image | np.ndarray
+ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray
 WHITE = (255, 255, 255)
 
 
@@ -48,20 +51,30 @@ def open_image(source: ImageSource) -> Image.Image:
     """Read an image file completely, upright as its EXIF tag says; images pass through, arrays are wrapped.
 
     Raises:
-        ValueError: the file is missing, no image, truncated, or too large for Pillow's limit; the message names it.
+        ValueError: the file is missing, no image, truncated, or too large; the message names it.
+        WrongTypeError: `source` is nothing of this kind.
     """
-    if isinstance(source, Image.Image):
-        return source
+    if isinstance(source, (str, os.PathLike)):
+        return read_picture(source)
     if isinstance(source, np.ndarray):
         return _image_from_array(source)
+    if not isinstance(source, Image.Image):
+        raise WrongTypeError(_wrong_type("image", source, "a uint8 array [H, W], [H, W, 3] or [H, W, 4]"))
+    check_size(*source.size, "the image")
     try:
-        with Image.open(source) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except FileNotFoundError as error:
-        raise ValueError(f"{source}: no such image file") from error
-    except Exception as error:  # a damaged file makes Pillow's plugins raise almost anything
-        raise ValueError(f"{source}: cannot be read as an image ({error})") from error
+        source.load()  # Pillow's images are read when they are needed
+    except Exception as error:
+        raise ValueError(f"the image cannot be read ({error})") from error
+    return source
+
+
+def _wrong_type(what: str, value: Any, arrays: str) -> str:
+    hint = ""
+    if isinstance(value, Tensor):
+        hint = "; a tensor [3, H, W] in 0..1 is one as (255 * t).byte().permute(1, 2, 0).cpu().numpy()"
+        hint = hint if what == "image" else "; a tensor of labels [H, W] is one as t.cpu().numpy()"
+    found = f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
+    return f"the {what} is a {found}, expected a path, a PIL image or {arrays}{hint}"
 
 
 def load_rgb(source: ImageSource) -> Image.Image:
@@ -87,6 +100,7 @@ def _image_from_array(array: np.ndarray) -> Image.Image:
             f"an image array has shape {array.shape} and type {array.dtype}; "
             "expected uint8 [H, W], [H, W, 3] or [H, W, 4]"
         )
+    check_size(array.shape[1], array.shape[0], "the image array")
     return Image.fromarray(array)
 
 
@@ -113,7 +127,9 @@ def load_mask(
         ValueError: unreadable file; another size (both are given); no label; too many labels or blended edges (with
             their number and what to do).
     """
-    name = str(source) if isinstance(source, (str, Path)) else "mask"
+    if not isinstance(source, (str, os.PathLike, Image.Image, np.ndarray)):
+        raise WrongTypeError(_wrong_type("mask", source, "an array of labels [H, W] or colours [H, W, 3]"))
+    name = str(source) if isinstance(source, (str, os.PathLike)) else "mask"
     if isinstance(source, np.ndarray) and source.ndim == 2:
         labels = _integer_labels(source, name)
     else:
@@ -218,6 +234,7 @@ def split_instances(rgb: Image.Image, labels: np.ndarray, ids: Sequence[int] | N
     Raises:
         ValueError: sizes differ, there is no label, or a wanted label is not in the mask (the labels are listed).
     """
+    _check_pair(rgb, labels)
     if labels.shape[::-1] != rgb.size:
         raise ValueError(f"the image is {rgb.size} (width, height), the label map {labels.shape[::-1]}")
     present = label_values(labels)
@@ -232,6 +249,14 @@ def split_instances(rgb: Image.Image, labels: np.ndarray, ids: Sequence[int] | N
         alone = Image.fromarray(np.where(inside[..., None], pixels, np.uint8(255)))
         instances.append(Instance(label, alone, inside.astype(np.uint8) * 255))
     return instances
+
+
+def _check_pair(rgb: Image.Image, labels: np.ndarray) -> None:
+    """What comes from `load_rgb` and `load_mask`, and nothing else."""
+    if not isinstance(rgb, Image.Image):
+        raise WrongTypeError(f"the image is a {type(rgb).__name__}, expected a PIL image as load_rgb gives it")
+    if not isinstance(labels, np.ndarray) or labels.ndim != 2:
+        raise WrongTypeError(f"the label map is a {type(labels).__name__}, expected an array [H, W] as of load_mask")
 
 
 def dilate_mask(mask: np.ndarray, pixels: int) -> np.ndarray:
@@ -269,6 +294,7 @@ def pad_for_border_objects(
     Raises:
         ValueError: the map has no label.
     """
+    _check_pair(rgb, labels)
     width, height = rgb.size
     rows, columns = np.nonzero(labels)
     if not rows.size:
@@ -276,6 +302,7 @@ def pad_for_border_objects(
     middle_row, middle_column = (width // 2, height // 2) if reference else (height // 2, width // 2)
     reach = 2 * int(max(np.abs(rows - middle_row).max(), np.abs(columns - middle_column).max()))
     side = max(width, height, int(reach * 5 / 4))
+    check_size(side, side, f"the picture of {width} x {height}, padded to a square,")
     left, top = (side - width) // 2, (side - height) // 2
     canvas = Image.new("RGB", (side, side), WHITE)
     canvas.paste(rgb, (left, top))
@@ -335,9 +362,9 @@ class Preprocessor:
         if self.config.resize_to is not None:
             return self.config.resize_to
         edge = self.config.shortest_edge
-        if width <= height:
-            return int(edge * height / width), edge
-        return edge, int(edge * width / height)
+        resized = (int(edge * height / width), edge) if width <= height else (edge, int(edge * width / height))
+        check_size(*resized[::-1], f"the picture of {width} x {height}, resized to {edge} pixels on its shorter side,")
+        return resized
 
 
 def _centre_crop(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..common.files import atomic_write, read_json, write_json
+from ..common.files import atomic_write, read_json, refuse_special, write_json
 from ..common.transfer import copy_all
 from .layers import Network, compare_tables
 
@@ -95,6 +95,7 @@ def read_table(files: list[Path], rename: Callable[[str], str | None] = lambda k
 
 def open_safetensors(file: Path) -> Any:
     """`safetensors.safe_open` on the CPU with an error that names the file and what to do."""
+    refuse_special(file)
     try:
         return safe_open(file, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:

@@ -9,7 +9,8 @@ import torch
 
 from midilite import load_pipeline
 from midilite.commands import train
-from midilite.common.options import from_mapping, read_yaml
+from midilite.common.options import from_mapping
+from midilite.common.yaml_file import read_yaml
 from midilite.data.check import check_data
 from midilite.model.folder import ASSETS
 from midilite.training.options import TrainOptions

@@ -6,7 +6,8 @@ import pytest
 
 from midilite.commands.infer import InferOptions
 from midilite.common.command_line import build_parser, parse
-from midilite.common.options import changed_keys, from_mapping, read_yaml, yaml_text
+from midilite.common.options import changed_keys, from_mapping, yaml_text
+from midilite.common.yaml_file import read_yaml
 from midilite.training.options import TrainOptions
 
 DOCUMENTED = (  # the flags that users already have in their scripts

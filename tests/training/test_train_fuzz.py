@@ -11,7 +11,8 @@ from conftest import GOLDEN
 from midilite.commands import train
 from midilite.common.command_line import parse
 from midilite.common.distributed import World
-from midilite.common.options import from_mapping, read_yaml
+from midilite.common.options import from_mapping
+from midilite.common.yaml_file import read_yaml
 from midilite.model.folder import ModelFolder
 from midilite.training.options import TrainOptions
 from midilite.training.tasks.lora import LoRATask
