@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _data, _scene = partial(option, group="data"), partial(option, group=SCENE)
 _measure = partial(option, group="measures")
+_MOST_WARNINGS = 20  # that are shown
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,12 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     if options.data_dir is None:
         raise ValueError("data_dir is missing: pass --data_dir, a folder of samples or MIDI's 3D-Front set")
     chosen = None if options.index_range is None else (options.index_range[0], options.index_range[1])
-    lists = (options.room_list, options.object_list, options.front3d_list)
-    scenes = find_scenes(options.data_dir, options.layout, chosen, *lists)
+    lists, warned = (options.room_list, options.object_list, options.front3d_list), []
+    scenes = find_scenes(options.data_dir, options.layout, chosen, *lists, problems=warned)
+    for problem in warned[:_MOST_WARNINGS]:
+        say(str(problem))
+    if len(warned) > _MOST_WARNINGS:
+        say(f"... and {len(warned) - _MOST_WARNINGS} more warnings: prepare_data.py --check lists them")
     scenes = scenes[: options.max_scenes]
     dtype = {None: None, "no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.mixed_precision]
     pipe = load_pipeline(options.pretrained_model, options.device, dtype, options.mi_attention_blocks)

@@ -79,6 +79,7 @@ def find_scenes(
     room_list: str | Path | None = None,
     object_list: str | Path | None = None,
     front3d_list: str | None = None,
+    problems: list[Problem] | None = None,
 ) -> list[Scene]:
     """List the scenes of a data folder, sorted by name. `scan` is the same without stopping at the first bad one.
 
@@ -88,11 +89,12 @@ def find_scenes(
         index_range: (first, end) of the scenes wanted: of the room list's order, or of the sorted sample folders.
         room_list, object_list: of 3D-Front, when the names of the json files don't tell.
         front3d_list: one of 3D-Front's published lists, see `front3d_lists.read_lists`.
+        problems: warnings are appended to it.
 
     Raises:
         ValueError: no such folder, no samples, or samples that can't be used (all are listed).
     """
-    problems: list[Problem] = []
+    problems = [] if problems is None else problems
     scenes = scan(data_dir, problems, layout, index_range, room_list, object_list, front3d_list)
     errors = [problem for problem in problems if problem.severity == "error"]
     if errors:

@@ -85,6 +85,20 @@ def test_the_3d_front_layout(tmp_path):
         options(root, tmp_path, front3d_list="valid", room_list="midi_room_ids.json")
 
 
+def test_what_is_strange_about_the_data_is_said(tmp_path, monkeypatch, capsys):
+    """Past bug: an object without surface was left out of the numbers in silence; so was the choice of a list."""
+    root = write_front3d(tmp_path / "set")
+    (root / "3D-FRONT-SURFACE/houseA/bedroom-1/lamp.npy").unlink()
+    monkeypatch.setattr("midilite.data.front3d_lists.TEST_ROOMS", 1)
+    run(options(root, tmp_path))
+    said = capsys.readouterr().err
+    assert "object 1 (lamp, id 2) has no surface" in said and "all 2 rooms are taken" in said
+    monkeypatch.setattr("midilite.commands.evaluate._MOST_WARNINGS", 1)
+    run(options(root, tmp_path))
+    assert "... and 1 more warnings" in capsys.readouterr().err
+    assert list(run(options(root, tmp_path, front3d_list="test"))["base"]["scenes"]) == ["houseB/living-2"]
+
+
 def test_a_model_of_single_objects_takes_them_one_by_one(prepared, tmp_path):
     document = run(options(prepared, tmp_path, pretrained_model=str(GOLDEN / "triposg_tiny" / "checkpoint")))
     assert document["base"]["mean"]["instances"] == sum(len(scene.instances) for scene in find_scenes(prepared))

@@ -98,7 +98,8 @@ def test_the_rotation_is_the_wrong_one_of_the_reference() -> None:
     """V^T for V: a rotation all the same (it looks plausible), but not the identity for identical points."""
     points = surface((1.0, 0.6, 0.3), 500, 0)
     moved = points @ Rotation.from_euler("xyz", [0.7, 0.3, 0.5]).as_matrix().T + 1
-    for target in (points, moved.astype(np.float32)):
+    mirrored = moved * [-1, 1, 1]  # for this or for `moved`, V^T U^T is a reflection and the guard acts
+    for target in (points, moved.astype(np.float32), mirrored.astype(np.float32)):
         rotation, shift = turned_away(torch.from_numpy(points)[None], torch.from_numpy(target)[None])
         expected, expected_shift = reference_rotation(points.astype(np.float64), target.astype(np.float64))
         np.testing.assert_allclose(rotation[0].numpy(), expected, atol=1e-4)
