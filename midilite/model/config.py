@@ -8,6 +8,7 @@ a version or an initialiser's range, is ignored, because published folders carry
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,12 @@ from typing import Any, ClassVar, Self
 from ..common.files import read_json
 
 MAX_LABELS = 64  # instances of a scene
+MOST_LAYERS = 512  # of a network, or of its encoder or decoder
+MOST_PIXELS = 4096  # on a side of what an image encoder reads
 
 
 def _require_multiple(owner: str, width: int, heads: int, name: str = "width") -> None:
-    if heads < 1 or width < 1 or width % heads:
+    if width % heads:
         raise ValueError(f"{owner}: {name} {width} is not a multiple of num_attention_heads {heads}")
 
 
@@ -29,6 +32,9 @@ class ModelConfig:
 
     only: ClassVar[Mapping[str, Any]] = {}  # keys that change the maths -> the one value that is supported
     written: ClassVar[Mapping[str, Any]] = {}  # constant keys that the reference expects in the file
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "config") -> Self:
@@ -41,13 +47,13 @@ class ModelConfig:
         if not isinstance(values, Mapping):
             raise ValueError(f"{source}: holds a {type(values).__name__}, expected an object with keys")
         for key, supported in cls.only.items():
-            if key in values and values[key] != supported:
-                raise ValueError(f"{source}: {key} is {values[key]!r}, but midilite supports only {supported!r}")
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        kept = {key: _checked(source, fields[key], value) for key, value in values.items() if key in fields}
+            value = values.get(key, supported)
+            if value != supported or type(value) is not type(supported):
+                raise ValueError(f"{source}: {key} is {_shown(value)}, but midilite supports only {supported!r}")
+        fields = {field.name for field in dataclasses.fields(cls)}
         try:
-            return cls(**kept)
-        except (TypeError, ValueError) as error:
+            return cls(**{key: _plain(value) for key, value in values.items() if key in fields})
+        except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
 
     @classmethod
@@ -60,20 +66,62 @@ class ModelConfig:
         return {**self.written, **dataclasses.asdict(self)}
 
 
-def _checked(source: str, field: dataclasses.Field, value: Any) -> Any:
-    """Check a json value against the field's annotation (only the few that occur here) and make lists tuples."""
-    kind = str(field.type)
-    expected = {"int": int, "float": (int, float), "bool": bool, "str": str}.get(kind.removesuffix(" | None"))
-    if isinstance(value, list):
-        value = tuple(value)
-    if (value is None and kind.endswith("| None")) or expected is None:
-        return value
-    wrong_bool = isinstance(value, bool) and expected is not bool
-    if wrong_bool or not isinstance(value, expected):
-        raise ValueError(f"{source}: {field.name} is {value!r} ({type(value).__name__}), expected {kind}")
-    if expected is int and value < 0:
-        raise ValueError(f"{source}: {field.name} is {value}, expected a number that is not negative")
-    return value
+def within(default: Any, least: float, most: float) -> Any:
+    """A dataclass field of numbers from `least` to `most`."""
+    return dataclasses.field(default=default, metadata={"range": (least, most)})
+
+
+def check_fields(config: Any) -> None:
+    """Raise ValueError unless each field has a value of its annotation (a few kinds occur), finite and in its range.
+
+    Whole numbers are from 1 to 65,536 where nothing else is said: networks of such sizes are described in no time and
+    without memory, and the files of weights then say whether they are right.
+    """
+    for entry in dataclasses.fields(config):
+        value, kind = getattr(config, entry.name), str(entry.type)
+        if value is None and kind.endswith("| None"):
+            continue
+        kind = kind.removesuffix(" | None")
+        if kind.startswith("tuple["):
+            if not isinstance(value, tuple):
+                raise ValueError(f"{entry.name} is {_shown(value)} ({type(value).__name__}), expected a list")
+            kinds = kind.removeprefix("tuple[").removesuffix("]").split(", ")
+            kinds = [kinds[0]] * len(value) if kinds[-1] == "..." else kinds
+            if len(value) != len(kinds):
+                raise ValueError(f"{entry.name} is {_shown(value)}, expected {len(kinds)} values")
+            for single, each in zip(value, kinds, strict=True):
+                _check_value(entry, single, each)
+        else:
+            _check_value(entry, value, kind)
+
+
+_TYPES = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "int | str": (int, str)}
+
+
+def _check_value(entry: dataclasses.Field, value: Any, kind: str) -> None:
+    if type(value) not in _TYPES[kind]:
+        raise ValueError(f"{entry.name} is {_shown(value)} ({type(value).__name__}), expected {kind}")
+    if type(value) not in (int, float):
+        return
+    if value != value or value in (math.inf, -math.inf):
+        raise ValueError(f"{entry.name} is {value}, expected a finite number")
+    least, most = entry.metadata.get("range", (0, 2**16) if kind == "int | str" else (1, 2**16))
+    if not least <= value <= most:
+        raise ValueError(f"{entry.name} is {_shown(value)}, expected a number from {least:g} to {most:g}")
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: the beginning of it, when it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write very long numbers
+        text = "a very long number"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _plain(value: Any) -> Any:
+    """A json value as fields hold it: lists are tuples."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -86,7 +134,7 @@ class DiTConfig(ModelConfig):
     num_attention_heads: int = 16
     width: int = 2048
     in_channels: int = 64
-    num_layers: int = 21
+    num_layers: int = within(21, 1, MOST_LAYERS)
     cross_attention_dim: int = 768
     cross_attention_2_dim: int | None = 1024
     use_cross_attention_2: bool = True
@@ -95,6 +143,8 @@ class DiTConfig(ModelConfig):
     written: ClassVar[Mapping[str, Any]] = {"_class_name": "TripoSGDiTModel"}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        block_numbers(self.multi_instance_blocks or (), self.num_layers)
         _require_multiple("transformer", self.width, self.num_attention_heads)
         if self.width % 2:
             raise ValueError(
@@ -132,13 +182,14 @@ class VAEConfig(ModelConfig):
     num_attention_heads: int = 8
     width_encoder: int = 512
     width_decoder: int = 1024
-    num_layers_encoder: int = 8
-    num_layers_decoder: int = 16
-    embed_frequency: int = 8
+    num_layers_encoder: int = within(8, 0, MOST_LAYERS)
+    num_layers_decoder: int = within(16, 0, MOST_LAYERS)
+    embed_frequency: int = within(8, 0, 32)
     only: ClassVar[Mapping[str, Any]] = {"in_channels": 3, "embedding_type": "frequency", "embed_include_pi": False}
     written: ClassVar[Mapping[str, Any]] = {"_class_name": "TripoSGVAEModel", **only}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_multiple("vae", self.width_encoder, self.num_attention_heads, "width_encoder")
         _require_multiple("vae", self.width_decoder, self.num_attention_heads, "width_decoder")
 
@@ -148,13 +199,13 @@ class DINOv2Config(ModelConfig):
     """DINOv2 as `transformers` describes it (Dinov2Model)."""
 
     hidden_size: int = 1024
-    num_hidden_layers: int = 24
+    num_hidden_layers: int = within(24, 0, MOST_LAYERS)
     num_attention_heads: int = 16
-    mlp_ratio: int = 4
-    layer_norm_eps: float = 1e-6
-    image_size: int = 518
-    patch_size: int = 14
-    num_channels: int = 3
+    mlp_ratio: int = within(4, 1, 64)
+    layer_norm_eps: float = within(1e-6, 0, 1)
+    image_size: int = within(518, 1, MOST_PIXELS)
+    patch_size: int = within(14, 1, MOST_PIXELS)
+    num_channels: int = within(3, 1, 64)
     qkv_bias: bool = True
     use_swiglu_ffn: bool = False
     use_mask_token: bool = True
@@ -162,6 +213,7 @@ class DINOv2Config(ModelConfig):
     written: ClassVar[Mapping[str, Any]] = {"architectures": ["Dinov2Model"], **only}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_multiple("dinov2", self.hidden_size, self.num_attention_heads, "hidden_size")
         if self.image_size % self.patch_size:
             raise ValueError(f"dinov2: image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
@@ -174,17 +226,18 @@ class CLIPVisionConfig(ModelConfig):
     hidden_size: int = 768
     intermediate_size: int = 3072
     projection_dim: int = 512
-    num_hidden_layers: int = 12
+    num_hidden_layers: int = within(12, 0, MOST_LAYERS)
     num_attention_heads: int = 12
-    num_channels: int = 3
-    image_size: int = 224
-    patch_size: int = 32
+    num_channels: int = within(3, 1, 64)
+    image_size: int = within(224, 1, MOST_PIXELS)
+    patch_size: int = within(32, 1, MOST_PIXELS)
     hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: float = within(1e-5, 0, 1)
     only: ClassVar[Mapping[str, Any]] = {"model_type": "clip_vision_model"}
     written: ClassVar[Mapping[str, Any]] = {"architectures": ["CLIPVisionModelWithProjection"], **only}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_multiple("clip", self.hidden_size, self.num_attention_heads, "hidden_size")
         if self.hidden_act not in ("quick_gelu", "gelu"):
             raise ValueError(f"clip: hidden_act is {self.hidden_act!r}, supported are 'quick_gelu' and 'gelu'")
@@ -204,14 +257,10 @@ class CLIPVisionConfig(ModelConfig):
 class SchedulerConfig(ModelConfig):
     """The rectified-flow schedule."""
 
-    num_train_timesteps: int = 1000
-    shift: float = 1.0
+    num_train_timesteps: int = within(1000, 1, 1_000_000)
+    shift: float = within(1.0, 1e-4, 1000)  # far below, 1 + (shift - 1) is rounded to 0
     only: ClassVar[Mapping[str, Any]] = {"use_dynamic_shifting": False}
     written: ClassVar[Mapping[str, Any]] = {"_class_name": "RectifiedFlowScheduler", **only}
-
-    def __post_init__(self) -> None:
-        if self.shift <= 0:
-            raise ValueError(f"scheduler: shift is {self.shift}, expected a number above 0")
 
 
 @dataclass(frozen=True)
@@ -224,29 +273,22 @@ class PreprocessorConfig:
 
     do_convert_rgb: bool = True
     do_resize: bool = True
-    shortest_edge: int | None = 224
-    resize_to: tuple[int, int] | None = None
-    resample: int = 3
+    shortest_edge: int | None = within(224, 1, MOST_PIXELS)
+    resize_to: tuple[int, int] | None = within(None, 1, MOST_PIXELS)
+    resample: int = within(3, 0, 5)
     do_center_crop: bool = True
-    crop_size: tuple[int, int] = (224, 224)
+    crop_size: tuple[int, int] = within((224, 224), 1, MOST_PIXELS)
     do_rescale: bool = True
-    rescale_factor: float = 1 / 255
+    rescale_factor: float = within(1 / 255, 1e-9, 1000)
     do_normalize: bool = True
-    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    image_mean: tuple[float, float, float] = within((0.48145466, 0.4578275, 0.40821073), -1000, 1000)
+    image_std: tuple[float, float, float] = within((0.26862954, 0.26130258, 0.27577711), 1e-9, 1000)
     kind: str = "CLIPImageProcessor"
 
     def __post_init__(self) -> None:
-        for key in ("image_mean", "image_std"):
-            value = getattr(self, key)
-            numbers = isinstance(value, tuple) and all(type(entry) in (int, float) for entry in value)
-            if not numbers or len(value) != 3 or (key == "image_std" and min(value) <= 0):
-                raise ValueError(f"{key} is {value!r}, expected three numbers (of image_std: above 0)")
-        if self.resample not in range(6):
-            raise ValueError(f"resample is {self.resample!r}, expected one of Pillow's codes 0 to 5")
-        for key, value in (("size", self.resize_to or (self.shortest_edge,)), ("crop_size", self.crop_size)):
-            if not all(type(edge) is int and edge > 0 for edge in value):
-                raise ValueError(f"{key} is {value!r}, expected pixels above 0")
+        check_fields(self)
+        if (self.resize_to is None) == (self.shortest_edge is None) and self.do_resize:
+            raise ValueError("size is neither one number nor a height and a width")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "preprocessor_config.json") -> Self:
@@ -254,16 +296,15 @@ class PreprocessorConfig:
         if not isinstance(values, Mapping):
             raise ValueError(f"{source}: holds a {type(values).__name__}, expected an object with keys")
         values = {key: value for key, value in values.items() if value is not None}  # null stands for the default
-        fields = {field.name: field for field in dataclasses.fields(cls)}
+        fields = {field.name for field in dataclasses.fields(cls)} - {"crop_size", "shortest_edge", "resize_to", "kind"}
         kept: dict[str, Any] = {"kind": values.get("image_processor_type", values.get("feature_extractor_type", ""))}
-        for key in fields.keys() & values.keys() - {"crop_size"}:
-            kept[key] = _checked(source, fields[key], values[key])
-        if values.get("do_pad"):
-            raise ValueError(f"{source}: do_pad is true, which midilite does not support")
+        kept |= {key: _plain(values[key]) for key in fields & values.keys()}
+        if values.get("do_pad", False) is not False:
+            raise ValueError(f"{source}: do_pad is {_shown(values['do_pad'])}, which midilite does not support")
         size = values.get("size", {"shortest_edge": 224})
         if isinstance(size, Mapping) and set(size) == {"shortest_edge"}:
             size = size["shortest_edge"]
-        if isinstance(size, int) and not isinstance(size, bool):
+        if type(size) is int:
             kept.update(shortest_edge=size, resize_to=None)
         else:
             kept.update(shortest_edge=None, resize_to=_pair(source, "size", size))
@@ -273,7 +314,8 @@ class PreprocessorConfig:
         try:
             return cls(**kept)
         except ValueError as error:
-            raise ValueError(f"{source}: {error}") from error
+            of_size = "size: " if str(error).startswith(("shortest_edge", "resize_to")) else ""
+            raise ValueError(f"{source}: {of_size}{error}") from error
 
     @classmethod
     def from_json(cls, path: str | Path) -> Self:
@@ -292,11 +334,11 @@ class PreprocessorConfig:
 
 def _pair(source: str, key: str, value: Any) -> tuple[int, int]:
     """(height, width) from an int or from an object with both."""
-    if isinstance(value, int) and not isinstance(value, bool):
+    if type(value) is int:
         return value, value
-    if isinstance(value, Mapping) and isinstance(value.get("height"), int) and isinstance(value.get("width"), int):
+    if isinstance(value, Mapping) and type(value.get("height")) is int and type(value.get("width")) is int:
         return value["height"], value["width"]
-    raise ValueError(f"{source}: {key} is {value!r}, expected a number, or an object with height and width")
+    raise ValueError(f"{source}: {key} is {_shown(value)}, expected a number, or an object with height and width")
 
 
 def default_multi_instance_blocks(num_layers: int) -> tuple[int, ...]:
@@ -314,8 +356,8 @@ def block_numbers(blocks: tuple[int | str, ...] | list[int | str], num_layers: i
     numbers = []
     for block in blocks:
         text = str(block).removeprefix("blocks.")
-        if isinstance(block, bool) or not text.isdecimal():
-            raise ValueError(f"multi-instance block {block!r} is neither a number nor 'blocks.<number>'")
+        if isinstance(block, bool) or not text.isdecimal() or len(text) > 9:
+            raise ValueError(f"multi-instance block {_shown(block)} is neither a number nor 'blocks.<number>'")
         if int(text) >= num_layers:
             raise ValueError(f"multi-instance block {block!r} does not exist: the transformer has {num_layers} blocks")
         numbers.append(int(text))

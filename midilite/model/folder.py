@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,15 @@ from .config import (
     PreprocessorConfig,
     SchedulerConfig,
     VAEConfig,
+    check_fields,
+    within,
 )
 from .dit import DiT
 from .encoders import CLIPVision, DINOv2, legacy_keys, widen_patch_kernel
 from .images import Preprocessor
 from .layers import Network
 from .vae import VAE
-from .weights import DIFFUSERS_STEM, TRANSFORMERS_STEM, find_weights, load_weights, save_weights
+from .weights import DIFFUSERS_STEM, TRANSFORMERS_STEM, check_depth, find_weights, load_weights, save_weights
 
 ASSETS = Path(__file__).parents[1] / "assets"
 PATCH_KERNEL = "embeddings.patch_embeddings.projection.weight"
@@ -46,9 +48,12 @@ class SamplingDefaults:
     an underscore).
     """
 
-    num_inference_steps: int = 50
-    guidance_scale: float = 7.0
-    grid_depth: int = 8
+    num_inference_steps: int = within(50, 1, 1000)
+    guidance_scale: float = within(7.0, -1000, 1000)
+    grid_depth: int = within(8, 3, 10)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 SAMPLING_KEY = "_midilite_sampling"
@@ -130,8 +135,8 @@ class ModelFolder:
         index = self.path / "model_index.json"
         values = read_json(index)
         class_name = values.get("_class_name") if isinstance(values, dict) else None
-        if class_name not in KINDS:
-            raise ValueError(f"{index}: _class_name is {class_name!r}, expected one of {', '.join(KINDS)}")
+        if not isinstance(class_name, str) or class_name not in KINDS:
+            raise ValueError(f"{index}: _class_name is {str(class_name)[:60]!r}, expected one of {', '.join(KINDS)}")
         self.kind = KINDS[class_name]
         self.sampling = _sampling(values.get(SAMPLING_KEY, {}), index)
         self._fingerprints: dict[str, str] = {}
@@ -159,38 +164,45 @@ class ModelFolder:
         multi_instance_blocks: Sequence[int | str] | None = None,
     ) -> DiT:
         """The DiT, with the multi-instance blocks given, else those of its config, else the default."""
-        config = DiTConfig.from_json(self.path / "transformer" / "config.json")
+        source = self.path / "transformer" / "config.json"
+        config, files = DiTConfig.from_json(source), find_weights(source.parent, DIFFUSERS_STEM)
+        check_depth(config.num_layers, files, source)
         with torch.device("meta"):
             model = DiT(config, multi_instance_blocks)
-        load_weights(model, find_weights(self.path / "transformer", DIFFUSERS_STEM), device, dtype)
+        load_weights(model, files, device, dtype)
         return model
 
     def load_vae(self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> VAE:
         """The shape VAE."""
-        config = VAEConfig.from_json(self.path / "vae" / "config.json")
+        source = self.path / "vae" / "config.json"
+        config, files = VAEConfig.from_json(source), find_weights(source.parent, DIFFUSERS_STEM)
+        check_depth(config.num_layers_encoder + config.num_layers_decoder, files, source)
         with torch.device("meta"):
             model = VAE(config)
-        load_weights(model, find_weights(self.path / "vae", DIFFUSERS_STEM), device, dtype)
+        load_weights(model, files, device, dtype)
         return model
 
     def load_dinov2(self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> DINOv2:
         """DINOv2, widened to the channels that this kind of pipeline feeds when the file has fewer."""
-        folder = self.path / self.kind.dinov2
-        values = {**read_json(folder / "config.json"), "num_channels": self.kind.dinov2_channels}
+        source = self.path / self.kind.dinov2 / "config.json"
+        config, files = DINOv2Config.from_json(source), find_weights(source.parent, TRANSFORMERS_STEM)
+        check_depth(config.num_hidden_layers, files, source)
         with torch.device("meta"):
-            model = DINOv2(DINOv2Config.from_dict(values, str(folder / "config.json")))
+            model = DINOv2(replace(config, num_channels=self.kind.dinov2_channels))
         adapt = {PATCH_KERNEL: _widen}
-        load_weights(model, find_weights(folder, TRANSFORMERS_STEM), device, dtype, legacy_keys, adapt)
+        load_weights(model, files, device, dtype, legacy_keys, adapt)
         return model
 
     def load_clip(self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> CLIPVision | None:
         """The CLIP vision tower with projection; None for TripoSG."""
         if self.kind.clip is None:
             return None
-        folder = self.path / self.kind.clip
+        source = self.path / self.kind.clip / "config.json"
+        config, files = CLIPVisionConfig.from_json(source), find_weights(source.parent, TRANSFORMERS_STEM)
+        check_depth(config.num_hidden_layers, files, source)
         with torch.device("meta"):
-            model = CLIPVision(CLIPVisionConfig.from_json(folder / "config.json"))
-        load_weights(model, find_weights(folder, TRANSFORMERS_STEM), device, dtype, legacy_keys)
+            model = CLIPVision(config)
+        load_weights(model, files, device, dtype, legacy_keys)
         return model
 
     def load_scheduler(self) -> RectifiedFlowScheduler:
@@ -270,10 +282,13 @@ def save_model_folder(
 
 
 def _sampling(values: Any, source: Path) -> SamplingDefaults:
-    known = {entry.name for entry in fields(SamplingDefaults)}
-    if not isinstance(values, dict) or not all(k in known and isinstance(v, (int, float)) for k, v in values.items()):
-        raise ValueError(f"{source}: {SAMPLING_KEY} is {values!r}, expected numbers for {', '.join(sorted(known))}")
-    return SamplingDefaults(**values)
+    known = [entry.name for entry in fields(SamplingDefaults)]
+    if not isinstance(values, dict) or not values.keys() <= set(known):
+        raise ValueError(f"{source}: {SAMPLING_KEY} is {str(values)[:60]}, expected numbers for {', '.join(known)}")
+    try:
+        return SamplingDefaults(**values)
+    except ValueError as error:
+        raise ValueError(f"{source}: {SAMPLING_KEY}: {error}") from error
 
 
 def config_dict(network: Network) -> dict:

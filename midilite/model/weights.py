@@ -68,6 +68,8 @@ def _shards(index: Path) -> list[Path]:
     if not isinstance(table, dict) or not isinstance(table.get("weight_map"), dict):
         raise ValueError(f"{index}: has no weight_map")
     files = sorted({index.parent / Path(str(name)).name for name in table["weight_map"].values()})
+    if not files:
+        raise ValueError(f"{index}: its weight_map is empty; is the download complete?")
     gone = [file.name for file in files if not file.is_file()]
     if gone:
         raise ValueError(f"{index}: names shards that are missing: {', '.join(gone)}")
@@ -91,6 +93,13 @@ def read_table(files: list[Path], rename: Callable[[str], str | None] = lambda k
                     raise ValueError(f"{file}: {key} and {table[name].key} of {table[name].file.name} are both {name}")
                 table[name] = Entry(file, key, tuple(handle.get_slice(key).get_shape()))
     return table
+
+
+def check_depth(layers: int, files: list[Path], source: Path) -> None:
+    """Raise ValueError for a config of more layers than its weights have tensors, before so many are made."""
+    count = len(read_table(files))
+    if layers > count:
+        raise ValueError(f"{source}: asks for {layers} layers, but the weight files hold only {count} tensors")
 
 
 def open_safetensors(file: Path) -> Any:
