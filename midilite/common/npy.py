@@ -1,17 +1,15 @@
 """Reading `.npy` files that anybody may have made: plain arrays, and dicts of plain arrays that numpy pickled.
 
 `np.save` writes a dict (as MIDI's 3D-Front set has them) as a pickle. No unpickler runs here, not even a restricted
-one: rebuilding a dtype from a hostile state is enough to crash numpy. Instead the opcodes, which the standard library
-can list without doing anything (`pickletools.genops`), are followed by a small machine that knows lists, dicts, tuples,
-text, numbers, and the few forms in which numpy writes an array of numbers. Anything else is refused before an array
-exists, and nothing costs more than the file's own size.
+one: rebuilding a dtype from a hostile state is enough to crash numpy. Instead the opcodes are followed (`pickles.py`),
+and of what they may name there are only the few forms in which numpy writes an array of numbers. Anything else is
+refused before an array exists, and nothing costs more than the file's own size.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import pickletools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,9 +19,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .files import refuse_special
+from .pickles import Dialect, Machine, Name
 
 _ONE_HEADER = threading.Lock()
-_MARK = object()
 
 
 def read_npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -73,13 +71,6 @@ def _read_numbers(file: BinaryIO, shape: tuple[int, ...], columns_first: bool, d
 # --- pickles ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Name:
-    """A global that the pickle names: a word, never the thing."""
-
-    word: str
-
-
 @dataclass
 class _Type:
     """An array's type: a letter and a size such as `f4`, and its byte order."""
@@ -97,7 +88,7 @@ class _Array:
 
 def _read_pickle(file: BinaryIO) -> Any:
     """The value of a pickled object array of no dimension. Raises ValueError for all that is no narrow layout."""
-    value = _filled(_Machine().run(file))
+    value = _filled(Machine(_ARRAYS).run(file))
     if not isinstance(value, (dict, list, np.ndarray)):
         raise ValueError(f"the pickle holds a {type(value).__name__}, expected a dict of arrays")
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -112,144 +103,6 @@ def _read_pickle(file: BinaryIO) -> Any:
 
 def _filled(value: Any) -> Any:
     return value.value if isinstance(value, _Array) else value
-
-
-class _Machine:
-    """Follows a pickle's opcodes on a stack of plain values."""
-
-    def __init__(self) -> None:
-        self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
-
-    def run(self, file: BinaryIO) -> Any:
-        """What is on top at the end."""
-        for opcode, argument, _ in pickletools.genops(file):
-            if opcode.name == "STOP":
-                return self.pop()
-            self.step(opcode.name, argument)
-        raise ValueError("the pickle has no end")
-
-    def pop(self) -> Any:
-        """The topmost value."""
-        if not self.stack or self.stack[-1] is _MARK:
-            raise ValueError("the pickle takes more than it has put")
-        return self.stack.pop()
-
-    def pop_to_mark(self) -> list[Any]:
-        """All values above the last mark, which goes too."""
-        values = []
-        while self.stack and self.stack[-1] is not _MARK:
-            values.append(self.stack.pop())
-        if not self.stack:
-            raise ValueError("the pickle lacks a mark")
-        self.stack.pop()
-        return values[::-1]
-
-    def step(self, name: str, argument: Any) -> None:
-        """One opcode."""
-        if name in _LITERALS:
-            self.stack.append(argument)
-        elif name in _CONSTANTS:
-            self.stack.append(_CONSTANTS[name]())
-        elif name in _ACTIONS:
-            _ACTIONS[name](self, argument)
-        elif name not in ("PROTO", "FRAME"):
-            raise ValueError(f"the pickle uses {name}; only dicts of arrays are read")
-
-    def _memoize(self, argument: Any) -> None:
-        self.memo[len(self.memo) if argument is None else argument] = self.stack[-1]
-
-    def _get(self, argument: Any) -> None:
-        if argument not in self.memo:
-            raise ValueError("the pickle recalls what it never stored")
-        self.stack.append(self.memo[argument])
-
-    def _tuple(self, count: int | None) -> None:
-        values = self.pop_to_mark() if count is None else [self.pop() for _ in range(count)][::-1]
-        self.stack.append(tuple(values))
-
-    def _append(self, values: list[Any]) -> None:
-        target = self.pop()
-        if not isinstance(target, list):
-            raise ValueError("the pickle appends to what is no list")
-        target.extend(values)
-        self.stack.append(target)
-
-    def _set(self, values: list[Any]) -> None:
-        target = self.pop()
-        if not isinstance(target, dict) or len(values) % 2 or not all(isinstance(k, (str, int)) for k in values[::2]):
-            raise ValueError("the pickle fills what is no dict with text as keys")
-        target.update(zip(values[::2], values[1::2], strict=True))
-        self.stack.append(target)
-
-    def _dict(self) -> None:
-        values = self.pop_to_mark()
-        self.stack.append({})
-        self._set(values)
-
-    def _global(self, argument: str) -> None:
-        self.stack.append(_named(*argument.split(" ", 1)))
-
-    def _stack_global(self, argument: Any) -> None:
-        name, module = self.pop(), self.pop()
-        self.stack.append(_named(module, name))
-
-    def _reduce(self, argument: Any) -> None:
-        arguments, function = self.pop(), self.pop()
-        if not isinstance(function, _Name) or not isinstance(arguments, tuple):
-            raise ValueError("the pickle calls what is no part of an array")
-        self.stack.append(_CALLS[function.word](*arguments))
-
-    def _build(self, argument: Any) -> None:
-        state, target = self.pop(), self.stack[-1]
-        if isinstance(target, _Type):
-            _finish_type(target, state)
-        elif isinstance(target, _Array):
-            _fill(target, state)
-        else:
-            raise ValueError("the pickle gives a state to what is no array")
-
-
-_LITERALS = set(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE "
-    "SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8".split()
-)
-_CONSTANTS: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_LIST": list, "EMPTY_DICT": dict,
-    "EMPTY_TUPLE": tuple, "MARK": lambda: _MARK,
-}  # fmt: skip
-_ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
-    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _Machine._memoize),
-    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine._get),
-    "LIST": lambda machine, _: machine.stack.append(machine.pop_to_mark()),
-    "DICT": lambda machine, _: machine._dict(),
-    "TUPLE": lambda machine, _: machine._tuple(None),
-    "TUPLE1": lambda machine, _: machine._tuple(1),
-    "TUPLE2": lambda machine, _: machine._tuple(2),
-    "TUPLE3": lambda machine, _: machine._tuple(3),
-    "APPEND": lambda machine, _: machine._append([machine.pop()]),
-    "APPENDS": lambda machine, _: machine._append(machine.pop_to_mark()),
-    "SETITEM": lambda machine, _: machine._set([machine.pop(), machine.pop()][::-1]),
-    "SETITEMS": lambda machine, _: machine._set(machine.pop_to_mark()),
-    "GLOBAL": _Machine._global,
-    "STACK_GLOBAL": _Machine._stack_global,
-    "REDUCE": _Machine._reduce,
-    "BUILD": _Machine._build,
-}
-
-
-def _named(module: Any, name: Any) -> _Name:
-    if not isinstance(module, str) or not isinstance(name, str):  # never put into a message: it may be of any size
-        raise ValueError("the pickle asks for something without a name")
-    word = {
-        "numpy ndarray": "ndarray", "numpy dtype": "dtype", "_codecs encode": "encode", "__builtin__ bytes": "bytes",
-        **{f"{m} _reconstruct": "reconstruct" for m in ("numpy.core.multiarray", "numpy._core.multiarray")},
-        **{f"{m} scalar": "scalar" for m in ("numpy.core.multiarray", "numpy._core.multiarray")},
-        **{f"{m} _frombuffer": "frombuffer" for m in ("numpy.core.numeric", "numpy._core.numeric")},
-    }.get(f"{module} {name}")  # fmt: skip
-    if word is None:
-        raise ValueError(f"the pickle asks for {module[:60]}.{name[:60]}; only numpy arrays are read")
-    return _Name(word)
 
 
 def _make_type(code: Any, *rest: Any) -> _Type:
@@ -297,7 +150,7 @@ def _fill(target: _Array, state: Any) -> None:
 
 
 def _reconstruct(kind: Any, shape: Any = (0,), code: Any = b"b") -> _Array:
-    if kind != _Name("ndarray"):
+    if kind != Name("ndarray"):
         raise ValueError("the pickle has a subclass of arrays; only plain ones are read")
     return _Array()
 
@@ -308,10 +161,6 @@ def _encode(text: Any, codec: Any = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-def _refuse(*arguments: Any) -> Any:
-    raise ValueError("the pickle calls what is no part of an array")
-
-
 _CALLS: dict[str, Callable[..., Any]] = {
     "dtype": _make_type,
     "reconstruct": _reconstruct,
@@ -319,5 +168,22 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "frombuffer": lambda data, dtype, shape, order="C": _Array(_numbers(data, dtype, shape, order == "F")),
     "encode": _encode,
     "bytes": lambda: b"",  # how old protocols write no bytes at all
-    "ndarray": _refuse,
 }
+
+
+def _build(target: Any, state: Any) -> None:
+    if isinstance(target, _Type):
+        _finish_type(target, state)
+    elif isinstance(target, _Array):
+        _fill(target, state)
+    else:
+        raise ValueError("the pickle gives a state to what is no array")
+
+
+_NAMES = {
+    "numpy ndarray": "ndarray", "numpy dtype": "dtype", "_codecs encode": "encode", "__builtin__ bytes": "bytes",
+    **{f"{m} _reconstruct": "reconstruct" for m in ("numpy.core.multiarray", "numpy._core.multiarray")},
+    **{f"{m} scalar": "scalar" for m in ("numpy.core.multiarray", "numpy._core.multiarray")},
+    **{f"{m} _frombuffer": "frombuffer" for m in ("numpy.core.numeric", "numpy._core.numeric")},
+}  # fmt: skip
+_ARRAYS = Dialect(_NAMES, _CALLS, _build, "numpy arrays")

@@ -12,22 +12,17 @@ underscores can't be undone by rule (`attn2_2_to_out_0`), so they are looked up 
 Modules are the transformer's, unless their name begins with the folder of an image tower (`image_encoder_2.`); files
 that hold both begin the transformer's with `transformer.`.
 
-Nothing in a file is trusted. A `.pth` is a zip with a pickle: only stored (never compressed) records that add up to the
-file's size are accepted, torch's weights-only unpickler runs no code, and tensors may not claim more bytes than the
-file has. Everything else that is wrong with a file is collected and raised as one list; there is no partial result.
+Nothing in a file is trusted; what a `.pth` may hold is in `torch_files.py`. Whatever else is wrong with a file is
+collected and raised as one list; there is no partial result.
 """
 
 from __future__ import annotations
 
-import contextlib
-import pickle
 import re
-import struct
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -35,6 +30,7 @@ from torch import Tensor
 
 from ..model.weights import open_safetensors
 from .peft_config import check_alpha, shorten
+from .torch_files import read_torch_file
 
 PREFIXES = ("base_model.model.", "module.", "transformer.", "diffusion_model.")
 KOHYA_PREFIX = "lora_unet_"
@@ -118,7 +114,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return _read_safetensors(path)
         if path.suffix in (".pth", ".pt", ".bin", ".ckpt"):
             with path.open("rb") as file:
-                return _read_torch(path, file)
+                return read_torch_file(path, file)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
     raise ValueError(f"{path}: is no adapter file: expected .safetensors or .pth")
@@ -130,71 +126,6 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {key: handle.get_tensor(key) for key in handle.keys()}, dict(handle.metadata() or {})
     except SafetensorError as error:
         raise ValueError(f"{path}: is truncated or damaged ({error})") from error
-
-
-def _read_torch(path: Path, file: BinaryIO) -> tuple[dict[str, Tensor], dict[str, str]]:
-    size = _check_archive(path, file)
-    file.seek(0)
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"asks for {wanted[1]}, which is no tensor" if wanted else "is damaged or asks for more than tensors"
-        raise ValueError(f"{path}: its pickle {what}; nothing of it was executed") from error
-    except Exception as error:  # a hostile or damaged stream makes torch raise whatever it likes
-        raise ValueError(f"{path}: can't be read as a torch file ({str(error).splitlines()[0][:200]})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a {type(content).__name__}, expected a dict of tensors")
-    strange = [f"{key!r} is a {type(v).__name__}" for key, v in content.items() if not _is_plain(key, v)]
-    if strange:
-        raise ValueError(f"{path}: expected a dict of tensors by name, but:{shorten(strange)}")
-    claimed = sum(value.numel() * value.element_size() for value in content.values())
-    if claimed > size:
-        raise ValueError(f"{path}: its tensors claim {claimed} bytes, but the file holds only {size}")
-    facts = getattr(content, "_metadata", None)  # torch keeps versions of modules there, we keep text
-    facts = facts if isinstance(facts, dict) else {}
-    return dict(content), {key: text for key, text in facts.items() if isinstance(key, str) and isinstance(text, str)}
-
-
-def _is_plain(key: Any, value: Any) -> bool:
-    """Whether this is a named, ordinary tensor in memory (and not sparse, quantised or on the meta device)."""
-    if not isinstance(key, str) or not isinstance(value, Tensor):
-        return False
-    return value.layout is torch.strided and value.device.type == "cpu" and not value.is_quantized
-
-
-def _check_archive(path: Path, file: BinaryIO) -> int:
-    """The size of a torch file, after making sure that it can't unpack to more than it is. Raises ValueError."""
-    size, hint = path.stat().st_size, "it is truncated, or not written by torch.save (since torch 1.6)"
-    if file.read(4) != b"PK\x03\x04":  # torch decides by these bytes, zipfile by the file's end
-        raise ValueError(f"{path}: is not a zip archive: {hint}; nothing of it was executed")
-    with _readable_archive(path, hint):
-        archive = zipfile.ZipFile(file)
-        records = archive.infolist()
-    _check_sizes(path, records, size)  # before anything is unpacked
-    with _readable_archive(path, hint):
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise ValueError(f"{path}: {damaged} in it does not have the checksum that it was saved with: it is damaged")
-    return size
-
-
-@contextlib.contextmanager
-def _readable_archive(path: Path, hint: str) -> Iterator[None]:
-    """What zipfile raises for a damaged archive, as a ValueError that says so."""
-    try:
-        yield
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, RuntimeError, EOFError, struct.error) as error:
-        raise ValueError(f"{path}: is a damaged zip archive: {hint}; nothing of it was executed") from error
-
-
-def _check_sizes(path: Path, records: list[zipfile.ZipInfo], size: int) -> None:
-    """Raise ValueError for records that could unpack to more than the file."""
-    packed = [record.filename for record in records if record.compress_type != zipfile.ZIP_STORED]
-    if packed:
-        raise ValueError(f"{path}: has compressed records ({packed[0]}), as torch never writes: refused as a zip bomb")
-    if sum(record.file_size for record in records) > size:
-        raise ValueError(f"{path}: its records claim more bytes than the file's {size}: refused as a zip bomb")
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
