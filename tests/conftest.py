@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +96,24 @@ def forks():
         yield server
 
 
+@pytest.fixture(scope="session")
+def quick_model(tmp_path_factory) -> str:
+    """The golden model with sampling settings of its own that cost little: two steps, a coarse surface."""
+    folder = tmp_path_factory.mktemp("model") / "quick"
+    shutil.copytree(GOLDEN / "midi_tiny" / "checkpoint", folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    index["_midilite_sampling"] = {"num_inference_steps": 2, "guidance_scale": 2.0, "grid_depth": 3}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return str(folder)
+
+
 @pytest.fixture
 def small_run(prepared) -> dict[str, Any]:
     """Options of a small training run on the golden model."""
     return {
         "pretrained_model": str(GOLDEN / "midi_tiny" / "checkpoint"), "data_dir": str(prepared),
         "cache_dir": str(prepared.parent / "cache"), "device": "cpu", "num_tokens": 16, "lora_rank": 4,
-        "learning_rate": 1e-3, "checkpointing_steps": 0, "save_every_n_epochs": 0,
+        "learning_rate": 1e-3, "checkpointing_steps": 0, "save_every_n_epochs": 0, "preview_every": 0,
     }  # fmt: skip
 
 

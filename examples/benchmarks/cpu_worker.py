@@ -15,7 +15,7 @@ from random_scenes import KeptFeatures, scenes_of  # the folder of this file is 
 
 import midilite
 from midilite.common.distributed import World
-from midilite.inference.generate import decode_meshes, guided_velocity
+from midilite.inference.pipeline import ImageConditions
 from midilite.model.folder import ModelFolder
 from midilite.training.options import TrainOptions
 from midilite.training.tasks.lora import LoRATask
@@ -26,22 +26,22 @@ INSTANCES, TOKENS, CONDITION_TOKENS, DEPTH = 3, 256, 257, 5
 
 def step() -> Callable[[], object]:
     """One denoising step with guidance."""
-    transformer = ModelFolder("tiny").load_transformer()
-    widths = (transformer.config.cross_attention_dim, transformer.config.cross_attention_2_dim)
+    pipe = midilite.load_pipeline("tiny", "cpu")
+    widths = (pipe.transformer.config.cross_attention_dim, pipe.transformer.config.cross_attention_2_dim)
     sizes = zip((1, CONDITION_TOKENS), widths, strict=True)
-    conditions = [torch.randn(INSTANCES, tokens, width) for tokens, width in sizes]
-    x = torch.randn(INSTANCES, TOKENS, transformer.config.in_channels)
-    velocity = guided_velocity(transformer, conditions, 3.0)
-    return torch.inference_mode()(lambda: velocity(x, torch.tensor([500.0])))
+    tokens = [torch.randn(INSTANCES, count, width) for count, width in sizes]
+    conditions = ImageConditions(*tokens, list(range(1, INSTANCES + 1)), None, None)
+    x = torch.randn(INSTANCES, TOKENS, pipe.transformer.config.in_channels)
+    return lambda: pipe.sample(conditions, 1, 3.0, latents=x)
 
 
 def mesh() -> Callable[[], object]:
     """The latents of a ball to a mesh."""
-    vae, generator = ModelFolder("tiny").load_vae(), torch.Generator().manual_seed(0)
+    pipe, generator = midilite.load_pipeline("tiny", "cpu"), torch.Generator().manual_seed(0)
     normals = torch.nn.functional.normalize(torch.randn(1, 4096, 3, generator=generator), dim=-1)
     with torch.no_grad():
-        latents, _ = vae.encode(torch.cat([0.7 * normals, normals], dim=-1), TOKENS, generator)
-    return torch.inference_mode()(lambda: decode_meshes(vae, latents, [1], DEPTH))
+        latents, _ = pipe.vae.encode(torch.cat([0.7 * normals, normals], dim=-1), TOKENS, generator)
+    return lambda: pipe.decode_meshes(latents, [1], DEPTH)
 
 
 def train() -> Callable[[], object]:

@@ -58,8 +58,8 @@ from benchmarks.parallel_training import (  # noqa: E402
     small_gpus,
     together,
 )
-from midilite.commands.train import DTYPES  # noqa: E402
 from midilite.common.distributed import start, stop  # noqa: E402
+from midilite.runtime.placement import DTYPES  # noqa: E402
 from midilite.training.log import say  # noqa: E402
 
 NAMES = (

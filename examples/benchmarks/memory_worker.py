@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 
-from midilite.commands.train import DTYPES, speed_up
+from midilite.commands.train import speed_up
 from midilite.common.distributed import World
+from midilite.model.config import Sampling
 from midilite.model.dit import DiT
-from midilite.runtime.quantize import place_base
+from midilite.runtime.placement import DTYPES, place_base
 from midilite.training.options import PRESETS, TrainOptions
 from midilite.training.tasks.lora import LoRATask
 from midilite.training.trainer import Trainer
@@ -57,13 +58,12 @@ def preset_options(preset: str, device: torch.device) -> TrainOptions:
 
 
 def random_base(size: Size, device: torch.device, options: TrainOptions) -> DiT:
-    """A transformer in the form that the options ask for, by the way that `train.load_base` goes."""
-    quantize = None if options.quantize_base == "none" else options.quantize_base
+    """A transformer in the form that the options ask for, by the way that `placement.load_base` goes."""
     transformer = random_transformer(size, device, DTYPES[options.mixed_precision])
-    if quantize or options.offload_blocks:
+    if options.quantized or options.offload_blocks:
         transformer.to("cpu")  # random numbers are drawn faster on the GPU
         tidy(device)
-    place_base(transformer, device, quantize, options.offload_blocks)
+    place_base(transformer, device, options.quantized, options.offload_blocks)
     return transformer
 
 
@@ -93,7 +93,7 @@ def infer(size: Size, device: torch.device, preset: str) -> dict[str, Any]:
     options = preset_options(preset, device)
     transformer = random_base(size, device, options)
     pipeline = random_pipeline(size, device, DTYPES[options.mixed_precision], transformer)
-    pipeline.sampling = type(pipeline.sampling)(STEPS, 7.0, size.depth)
+    pipeline.sampling = Sampling(STEPS, 7.0, size.depth)
     parts_rest = float(preset.removesuffix("gb")) <= PARTS_REST
     if parts_rest:
         pipeline.offload_parts()

@@ -25,12 +25,12 @@ from midilite.model.config import (
     DINOv2Config,
     DiTConfig,
     PreprocessorConfig,
-    SchedulerConfig,
+    Sampling,
     VAEConfig,
 )
 from midilite.model.dit import DiT
 from midilite.model.encoders import CLIPVision, DINOv2
-from midilite.model.folder import ASSETS, MIDI, SamplingDefaults
+from midilite.model.folder import ASSETS, MIDI
 from midilite.model.images import Preprocessor
 from midilite.model.layers import Network
 from midilite.model.vae import VAE
@@ -180,15 +180,15 @@ def random_pipeline(size: Size, device: torch.device, dtype: torch.dtype, transf
     """All parts of a pipeline with random weights, around a transformer that is there already or a new one."""
     clip_preprocessor, dinov2_preprocessor = size.preprocessors
     return Pipeline(
-        kind=MIDI,
+        layout=MIDI,
         transformer=transformer or random_transformer(size, device, dtype),
         vae=random_vae(size, device, dtype),
-        scheduler=RectifiedFlowScheduler(SchedulerConfig()),
+        scheduler=RectifiedFlowScheduler(),
         clip=random_network(CLIPVision, size.clip, device, dtype),
         dinov2=random_network(DINOv2, size.dinov2, device, dtype),
         clip_preprocessor=clip_preprocessor,
         dinov2_preprocessor=dinov2_preprocessor,
-        sampling=SamplingDefaults(size.steps, 7.0, size.depth),
+        sampling=Sampling(size.steps, 7.0, size.depth),
     )
 
 

@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from midilite.commands.train import DTYPES
 from midilite.common.distributed import World, restarted
+from midilite.runtime.placement import DTYPES
 from midilite.training.log import say
 
 from .models import Size

@@ -10,6 +10,7 @@ import importlib
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +18,10 @@ from torch import Tensor
 
 from midilite.common.distributed import World
 from midilite.flow.schedule import RectifiedFlowScheduler
-from midilite.inference.generate import build_scene
-from midilite.inference.parallel import SPLITS, best_split, sample_together
-from midilite.model.config import SchedulerConfig
+from midilite.inference.parallel import SPLITS, best_split, shared_velocity
+from midilite.inference.sampling import sample
+from midilite.mesh.scene import build_scene
+from midilite.model.config import Sampling
 from midilite.model.dit import DiT
 from midilite.runtime.compile import compile_blocks
 
@@ -79,12 +81,12 @@ def _one_size(machine: Machine, model: DiT, count: int, steps: int, compared: in
     world, runs = machine.world, {"one": World(), **dict.fromkeys(ways(count, machine.world), machine.world)}
     times, latents = {}, {}
     for name, partners in runs.items():
-        sample = _sampler(machine, model, count, partners, None if name == "one" else name)
-        latents[name] = sample(compared, None)  # every rank, so that all are warm
+        run = _sampler(machine, model, count, partners, None if name == "one" else name)
+        latents[name] = run(compared, None)  # every rank, so that all are warm
         world.barrier()
         if partners.size > 1 or world.is_main:
             marks = Steps(machine)
-            sample(steps, marks)
+            run(steps, marks)
             times[name] = marks.seconds()
         world.barrier()
     medians = {name: statistics.median(seconds) for name, seconds in times.items()}
@@ -103,12 +105,14 @@ def _sampler(
     size, device = machine.size, machine.device
     conditions = random_conditions(size, count, device, model.dtype)
     noise = random_latents(size, count, device)
-    scheduler = RectifiedFlowScheduler(SchedulerConfig())
+    scheduler = RectifiedFlowScheduler()
 
-    def sample(steps: int, marks: Steps | None) -> Tensor:
-        return sample_together(model, scheduler, conditions, noise, world, steps, GUIDANCE, on_step=marks, split=split)
+    velocity_of = partial(shared_velocity, world=world, split=split)
 
-    return sample
+    def run(steps: int, marks: Steps | None) -> Tensor:
+        return sample(model, scheduler, conditions, noise, Sampling(steps, GUIDANCE), velocity_of, marks)
+
+    return run
 
 
 def _add_noise(machine: Machine, rows: dict[int, dict], kept: dict[int, Tensor], steps: int) -> None:
@@ -117,10 +121,8 @@ def _add_noise(machine: Machine, rows: dict[int, dict], kept: dict[int, Tensor],
     exact = random_transformer(size.dit, device, device, machine.dtype).float().eval()
     for count, latents in kept.items():
         conditions = [c.float() for c in random_conditions(size, count, device, machine.dtype)]
-        inputs = (RectifiedFlowScheduler(SchedulerConfig()), conditions, random_latents(size, count, device))
-        rows[count]["distance_of_rounding"] = distance(
-            latents, sample_together(exact, *inputs, World(), steps, GUIDANCE)
-        )
+        inputs = (RectifiedFlowScheduler(), conditions, random_latents(size, count, device))
+        rows[count]["distance_of_rounding"] = distance(latents, sample(exact, *inputs, Sampling(steps, GUIDANCE)))
 
 
 def distance(a: Tensor, b: Tensor) -> dict[str, float]:

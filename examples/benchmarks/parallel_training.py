@@ -19,13 +19,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from midilite.commands.train import DTYPES, speed_up
+from midilite.commands.train import speed_up
 from midilite.common.distributed import World, sum_over_ranks
 from midilite.common.options import from_mapping
 from midilite.common.seeds import torch_generator
 from midilite.model.config import DiTConfig
 from midilite.model.dit import DiT
 from midilite.runtime.determinism import reproducible
+from midilite.runtime.placement import DTYPES
 from midilite.runtime.sharding import local_bytes, shard_base
 from midilite.training.objective import SceneBatch
 from midilite.training.options import TrainOptions

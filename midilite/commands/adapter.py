@@ -15,13 +15,14 @@ from PIL import Image
 
 from .. import lora
 from ..common.terminal import printable, tell
-from ..inference.generate import NoSurfaceWarning, build_scene, decode_meshes
+from ..inference.decoding import NoSurfaceWarning, decode_meshes
 from ..inference.pipeline import Pipeline, load_pipeline
 from ..inference.preview import fitted, mask_picture, scene_pictures
 from ..lora.arithmetic import block_norms, block_of, change_norms
 from ..lora.files import AdapterFile
 from ..lora.peft_config import alpha_of
 from ..lora.tensors import ranks_of
+from ..mesh.scene import build_scene
 from ..model.folder import ModelFolder
 from ..model.images import ImageSource
 from ..model.weights import DIFFUSERS_STEM, TRANSFORMERS_STEM, find_weights, open_safetensors

@@ -18,7 +18,7 @@ from ..training.memory import estimate_presets
 from ..training.options import TrainOptions
 from ..training.trainer import Trainer
 from . import train
-from .train import load_base, make_task, open_features, training_data
+from .train import make_task, open_features, training_base, training_data
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def run_dry(options: TrainOptions) -> DryRun:
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     num_tokens = options.num_tokens or folder.default_num_tokens
     features = open_features(folder, options, device, num_tokens, stored=False)
-    transformer = load_base(folder, options, device)
+    transformer = training_base(folder, options, device)
     base = sum(p.numel() for p in transformer.parameters())
     task = make_task(transformer, folder, data.scenes, features, options, device)
     trainer = Trainer(task, replace(options, resume_from_checkpoint=None), World(), device)

@@ -63,12 +63,14 @@ class EvaluateOptions(Options):
     lora_scale: tuple[float, ...] = shared.lora_scale(group="adapters (the base is shown, too)")
     lora_alpha: float | None = shared.lora_alpha(group="adapters (the base is shown, too)")
 
-    num_inference_steps: int = _scene(25, "denoising steps", least=1, most=1000)
-    guidance_scale: float = _scene(7.0, "classifier-free guidance; 1 switches it off and halves the work")
+    num_inference_steps: int | None = _scene(None, "denoising steps (default: the model's)", least=1, most=1000)
+    guidance_scale: float | None = _scene(None, "1 switches guidance off and halves the work (default: the model's)")
     seed: int = _scene(42, "of the initial noise, together with each scene's name")
     num_tokens: int | None = shared.num_tokens(group=SCENE)
     mi_attention_blocks: tuple[str, ...] | None = shared.mi_attention_blocks(group=SCENE)
-    grid_depth: int = _scene(7, "surface grid of 2^depth cells per axis around each object", least=3, most=10)
+    grid_depth: int | None = _scene(
+        None, "surface grid of 2^depth cells per axis around each object (default: the model's)", least=3, most=10
+    )
 
     protocol: str = _measure(
         "plain", "how it is measured: plainly, or as MIDI's own evaluation does, with its mistakes", tuple(PROTOCOLS)
@@ -103,12 +105,11 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
         ValueError: model, adapter or data can't be used.
         OSError: the output can't be written.
     """
-    import torch
-
     from ..common.files import write_json
     from ..data.scenes import find_scenes
     from ..evaluation.report import format_table, report
     from ..inference.pipeline import load_pipeline
+    from ..runtime.placement import choose_device, choose_dtype
     from .infer import load_adapters
 
     if options.data_dir is None:
@@ -121,8 +122,9 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     if len(warned) > _MOST_WARNINGS:
         say(f"... and {len(warned) - _MOST_WARNINGS} more warnings: prepare_data.py --check lists them")
     scenes = scenes[: options.max_scenes]
-    dtype = {None: None, "no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.mixed_precision]
-    pipe = load_pipeline(options.pretrained_model, options.device, dtype, options.mi_attention_blocks)
+    device = choose_device(options.device)
+    dtype = choose_dtype(options.mixed_precision, device)
+    pipe = load_pipeline(options.pretrained_model, device, dtype, options.mi_attention_blocks)
     load_adapters(pipe, options.lora_path or (), options.lora_scale, options.lora_alpha)
     kinds = ("base", "adapter") if options.lora_path else ("base",)
     results: dict[str, dict[str, Any]] = {kind: {} for kind in kinds}
@@ -140,6 +142,19 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     return document
 
 
+def evaluate(**options: Any) -> dict[str, Any]:
+    """Measure a model on a folder of samples; returns all numbers, which are also written to `output`.
+
+    Args:
+        options: see `EvaluateOptions`, such as `data_dir` and `lora_path`.
+
+    Raises:
+        TypeError: an option is unknown.
+        ValueError: an option has a wrong value; else as `run`.
+    """
+    return run(EvaluateOptions(**options))
+
+
 def evaluate_scene(
     pipe: Pipeline, scene: Scene, options: EvaluateOptions, kinds: tuple[str, ...] = ("base",)
 ) -> dict[str, dict[str, Any]]:
@@ -152,7 +167,8 @@ def evaluate_scene(
 
     from .. import lora
     from ..data.scenes import read_scene
-    from ..inference.generate import NoSurfaceWarning, decode_meshes, initial_noise
+    from ..inference.decoding import NoSurfaceWarning, decode_meshes
+    from ..inference.sampling import initial_noise
 
     data = _measured_part(read_scene(scene), options)
     truth = list(_thinned(data.surfaces, options, scene.name).to(pipe.device))
@@ -166,7 +182,8 @@ def evaluate_scene(
             conditions = encode_scene(pipe, data)
             steps, scale = options.num_inference_steps, options.guidance_scale
             latents = pipe.sample(conditions, steps, scale, latents=noise)
-            meshes = decode_meshes(pipe.vae, latents, conditions.labels, options.grid_depth)
+            depth = pipe.sampling.changed(grid_depth=options.grid_depth).grid_depth
+            meshes = decode_meshes(pipe.vae, latents, conditions.labels, depth)
         measure = PROTOCOLS[options.protocol].measure
         results[kind] = measure(meshes, truth, options.tau, samples=options.num_points, seed=options.seed)
     return results

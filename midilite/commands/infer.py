@@ -18,6 +18,7 @@ from ..common import shared_options as shared
 from ..common.options import Options, option
 from ..common.terminal import say
 from ..mesh.scene import check_suffix, export_scene
+from ..runtime.exclusions import QUANTIZATIONS, check_base
 
 if TYPE_CHECKING:
     from ..inference.pipeline import Pipeline, Result
@@ -61,9 +62,9 @@ class InferOptions(Options):
     padding: bool = _scene(False, "paste the picture on a larger white square when objects reach near its border")
 
     mixed_precision: str | None = shared.run_precision(group=MEMORY)
-    quantize_base: str | None = _memory(None, "keep the transformer in eight bits (default: don't)", ("int8", "fp8"))
+    quantize_base: str | None = _memory(None, "keep the transformer in eight bits (default: don't)", QUANTIZATIONS)
     offload_blocks: bool = _memory(False, "keep its blocks in host memory and copy each to the GPU when it runs")
-    offload_parts: bool = _memory(False, "for small GPUs: encoders and VAE rest in host memory, guidance by halves")
+    offload_parts: bool = _memory(False, "for small GPUs: encoders and VAE wait in host memory, guidance by halves")
     compile: bool = _memory(False, "compile the transformer: pays for many scenes in one process")
 
     def check_together(self) -> None:
@@ -71,6 +72,7 @@ class InferOptions(Options):
         check_suffix(self.output)
         if (self.rgb_image is None) != (self.seg_image is None) and self.rgb_image is None:
             raise ValueError("seg_image is given without rgb_image: pass both, or neither for the shipped example")
+        check_base({name: getattr(self, name) for name in ("compile", "quantize_base", "offload_blocks")})
         shared.check_scales(self.lora_path, self.lora_scale)
 
     def inputs(self) -> list[tuple[str, str]]:
@@ -97,22 +99,20 @@ def run(options: InferOptions) -> Result:
         OSError: the output can't be written.
         PartnerLostError: another process has ended.
     """
-    import torch
-
     from ..common.distributed import start, stop
     from ..inference.pipeline import load_pipeline
+    from ..runtime.placement import choose_dtype
 
-    dtype = {None: None, "no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.mixed_precision]
     started = time.monotonic()
     world, device = start(options.device, PATIENCE)
     pipe = load_pipeline(
         options.pretrained_model,
         device,
-        dtype,
+        choose_dtype(options.mixed_precision, device),
         options.mi_attention_blocks,
         world,
-        quantize=options.quantize_base,
-        offload=options.offload_blocks,
+        quantize_base=options.quantize_base,
+        offload_blocks=options.offload_blocks,
         compile=options.compile,
         offload_parts=options.offload_parts,
     )
@@ -148,7 +148,7 @@ def _generate(pipe: Pipeline, options: InferOptions) -> tuple[Result, list[str]]
             guidance_scale=options.guidance_scale,
             seed=options.seed,
             num_tokens=options.num_tokens,
-            depth=options.grid_depth,
+            grid_depth=options.grid_depth,
             smoothing=options.smoothing,
             padding=options.padding,
             on_step=_show_step if pipe.world.is_main else None,

@@ -23,7 +23,6 @@ from ..data.check import check_data
 from ..data.front3d_lists import is_front3d
 from ..data.scenes import Scene
 from ..data.split import check_separate, first_views, split_scenes
-from ..evaluation.comparison import Comparison
 from ..evaluation.meters import Meter
 from ..evaluation.scenes import Evaluation
 from ..evaluation.summary import PICTURE, closing_summary, read_history, write_loss_picture
@@ -32,8 +31,8 @@ from ..model.dit import DiT
 from ..model.folder import ASSETS, ModelFolder
 from ..runtime.compile import compile_blocks
 from ..runtime.cuda_graphs import LossGraphs
-from ..runtime.offload import offloaded
-from ..runtime.quantize import place_base
+from ..runtime.exclusions import not_captured
+from ..runtime.placement import DTYPES, load_base
 from ..runtime.sharding import local_bytes, shard_base
 from ..training.contents import run_contents
 from ..training.interfaces import Observer, TrainingError
@@ -44,7 +43,6 @@ from ..training.tasks.image_encoders import TowerTask, load_towers
 from ..training.tasks.lora import LoRATask, modules_without_gradient
 from ..training.trainer import Trainer, find_start
 
-DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FINAL = "lora-final"
 
 
@@ -60,18 +58,18 @@ def open_features(
     )
 
 
-def load_base(folder: ModelFolder, options: TrainOptions, device: torch.device) -> DiT:
-    """The transformer in the form that the options ask for; still whole and on the CPU when it is to be sharded.
-
-    Raises:
-        ValueError: its files can't be used, or the device can't compute in that form.
-    """
-    quantize = None if options.quantize_base == "none" else options.quantize_base
-    home = "cpu" if options.shard_base or options.offload_blocks or quantize else device
-    transformer = folder.load_transformer(home, DTYPES[options.mixed_precision], options.mi_attention_blocks)
-    if not options.shard_base:
-        place_base(transformer, device, quantize, options.offload_blocks)
-    return transformer
+def training_base(folder: ModelFolder, options: TrainOptions, device: torch.device) -> DiT:
+    """The transformer in the form that the options ask for (see `placement.load_base`)."""
+    return load_base(
+        folder,
+        device,
+        DTYPES[options.mixed_precision],
+        options.mi_attention_blocks,
+        options.quantized,
+        options.offload_blocks,
+        options.shard_base,
+        options.compile,
+    )
 
 
 def make_task(
@@ -83,7 +81,7 @@ def make_task(
     device: torch.device,
 ) -> LoRATask:
     """The task with fresh adapters: on the transformer, and with `train_image_encoders` on the image encoders too."""
-    timesteps = folder.load_scheduler().config.num_train_timesteps
+    timesteps = folder.load_scheduler().num_train_timesteps
     if not options.train_image_encoders:
         return LoRATask(transformer, scenes, features, options, timesteps)
     towers = load_towers(folder, device, DTYPES[options.mixed_precision])
@@ -91,18 +89,10 @@ def make_task(
 
 
 def speed_up(task: LoRATask, options: TrainOptions, device: torch.device) -> None:
-    """Compile the transformer's blocks when asked to, and record passes as CUDA graphs where that can be done."""
+    """Compile the transformer's blocks when asked to, and capture passes as CUDA graphs where that can be done."""
     if options.compile:
         compile_blocks(task.transformer)
-    # a scaled loss, dropout's random numbers, weights or conditions that come and go: nothing to be recorded
-    changing = (
-        options.mixed_precision == "fp16",
-        options.lora_dropout > 0,
-        options.shard_base,
-        options.offload_blocks,
-        options.train_image_encoders,
-    )
-    if device.type == "cuda" and not any(changing):
+    if device.type == "cuda" and not not_captured(options.forms()):
         task.graphs = LossGraphs(task.weighted_errors, list(task.parameters.values()))
 
 
@@ -205,8 +195,6 @@ def make_observers(
     evaluation = Evaluation(*shared, folder, scenes, options, bool(data.validation), task.networks)
     if options.eval_every or options.preview_every:
         observers.append(evaluation)
-    if options.compare_scenes:
-        observers.append(Comparison(evaluation, options.compare_scenes))
     metric = best_metric(options, bool(data.validation))
     return [*observers, KeepBest(metric)] if metric else observers
 
@@ -225,7 +213,7 @@ def _train(
     start = find_start(options, world, contents)  # whether it can resume is better known before hours of encoding
     features.prepare([*data.scenes, *data.validation], world.rank, world.size, _announce if world.is_main else None)
     world.barrier()
-    transformer = load_base(folder, options, device)
+    transformer = training_base(folder, options, device)
     task = make_task(transformer, folder, data.scenes, features, options, device)
     if options.shard_base:
         shard_base(transformer, task.parameters.values(), world, device)
@@ -240,7 +228,7 @@ def _train(
         trainer.train(start)
     except torch.OutOfMemoryError as error:
         adapter = sum(p.nbytes for p in task.parameters.values())
-        visiting = offloaded(transformer)
+        visiting = transformer.placement.offload
         base = visiting.bytes_on_device() if visiting else local_bytes(transformer) - adapter
         held = {"base weights": base, "adapter, gradients, moments": 4 * adapter}
         raise TrainingError(explain_out_of_memory(error, options, held)) from error

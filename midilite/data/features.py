@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..common.seeds import torch_generator
 from ..model.config import CLIPVisionConfig, DINOv2Config, VAEConfig
+from ..model.encoders import encode_pixels
 from ..model.folder import ModelFolder
 from ..model.images import condition_pixels
 from ..model.layers import Network
@@ -103,8 +104,8 @@ class SceneEncoder:
     @cached_property
     def identity(self) -> dict:
         """What features depend on besides the scene: settings, and the contents of the encoders' files."""
-        kind = self.model.kind
-        parts = ["vae", kind.dinov2, kind.dinov2_preprocessor, kind.clip, kind.clip_preprocessor]
+        layout = self.model.layout
+        parts = ["vae", layout.dinov2, layout.dinov2_preprocessor, layout.clip, layout.clip_preprocessor]
         return {
             "encoders": {part: self.model.fingerprint(part) for part in parts if part},
             "num_tokens": self.num_tokens,
@@ -114,13 +115,13 @@ class SceneEncoder:
 
     def feature_bytes(self, instances: int) -> int:
         """Size of the features of so many instances (of a square picture, where the preprocessor keeps the shape)."""
-        path, kind = self.model.path, self.model.kind
-        dinov2 = DINOv2Config.from_json(path / kind.dinov2 / "config.json")
+        path, layout = self.model.path, self.model.layout
+        dinov2 = DINOv2Config.from_json(path / layout.dinov2 / "config.json")
         height, width = self.dinov2_preprocessor.mask(np.zeros((512, 512), np.uint8)).shape[1:]
         tokens = 1 + (height // dinov2.patch_size) * (width // dinov2.patch_size)
         numbers = tokens * dinov2.hidden_size
-        if kind.clip is not None:
-            numbers += CLIPVisionConfig.from_json(path / kind.clip / "config.json").projection_dim
+        if layout.clip is not None:
+            numbers += CLIPVisionConfig.from_json(path / layout.clip / "config.json").projection_dim
         latent = 2 * self.num_tokens * VAEConfig.from_json(path / "vae" / "config.json").latent_channels
         return instances * (numbers * self.dtype.itemsize + latent * 4 + 4)
 
@@ -171,17 +172,13 @@ class SceneEncoder:
     def pixels(self, data: SceneData, mask_pixels: int = 0) -> tuple[Tensor, ...]:
         """What each image encoder sees, with masks varied: fp32 [n, C, H, W], in the order of the conditions."""
         instances = scene_instances(data.image, data.labels, mask_pixels)
-        if self.model.kind.clip is None:
+        if self.model.layout.clip is None:
             return (torch.stack([self.dinov2_preprocessor(instance.rgb) for instance in instances]),)
         return condition_pixels(instances, data.image, self.clip_preprocessor, self.dinov2_preprocessor)
 
     def _conditions(self, pixels: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor]:
-        clip = self._run("clip", pixels[0])[:, None] if len(pixels) == 2 else None
-        return clip, self._run("dinov2", pixels[-1])
-
-    def _run(self, name: str, pixels: Tensor) -> Tensor:
-        network = self._network(name)
-        return torch.cat([network(chunk.to(self.device, self.dtype)).cpu() for chunk in pixels.split(_CHUNK)])
+        clip = encode_pixels(self._network("clip"), pixels[0]).cpu() if len(pixels) == 2 else None
+        return clip, encode_pixels(self._network("dinov2"), pixels[-1]).cpu()
 
     def _network(self, name: str) -> Network:
         if name not in self._networks:

@@ -82,7 +82,7 @@ class _Job:
 def prepare(
     input_dir: str | Path,
     output_dir: str | Path,
-    settings: PrepareSettings,
+    settings: PrepareSettings | None = None,
     overwrite: bool = False,
     num_workers: int | None = None,
     log: Callable[[str], None] = tell,
@@ -90,6 +90,7 @@ def prepare(
     """Prepare every scene of `input_dir` (see `sources.py` for what it may hold) as samples in `output_dir`.
 
     Args:
+        settings: default `PrepareSettings()`.
         overwrite: make samples again that are complete already.
         num_workers: processes; None takes one per core. The result does not depend on it.
         log: receives one line per sample, and the warnings.
@@ -98,6 +99,7 @@ def prepare(
         ValueError: the folders or settings cannot be used; nothing was written.
         OutputError: the disk is full or not writable; what was finished before is complete.
     """
+    settings = settings or PrepareSettings()
     root, output = Path(input_dir), Path(output_dir)
     _check_folders(root, output)
     scenes, left_aside = find_scenes(root, settings.split_nodes)

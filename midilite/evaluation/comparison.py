@@ -1,12 +1,13 @@
-"""The picture a training ends with: input, what the base makes of it, what the adapted model makes of it, the truth.
+"""Pictures that compare: input, what the base makes of it, what the adapted model makes of it, the truth.
 
-One row per scene. Base and adapter start from the same noise, so what differs between the two pictures is the adapter.
+Base and adapter start from the same noise, so what differs between the two pictures is the adapter.
 The truth is a point cloud; it is drawn as small triangles on the surface (surfels), shaded by their normals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,78 +15,44 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .. import lora
-from ..common.files import write_png
-from ..inference.generate import build_scene, instance_color
 from ..inference.preview import fitted
+from ..mesh.scene import build_scene, instance_color
 from ..render.camera import Camera, orbit_camera
 from ..render.renderer import preview_sheet, render
-from ..training.interfaces import RunView
-from ..training.log import say
-from .scenes import SAMPLES, Evaluation, Generated
-from .validation import undisturbed
 
 if TYPE_CHECKING:
     import trimesh
 
 SIZE = 320
-COMPARISON = f"{SAMPLES}/comparison.png"
 _SIDE, _ELEVATION = 20.0, 20.0  # degrees: a little from the side shows depth that the input hides
 
 
-class Comparison:
-    """Draws the picture after the last step and logs both F-scores; see `interfaces.Observer`.
+@dataclass(frozen=True)
+class Outcome:
+    """What was made of a scene: one mesh per instance (None where there is no surface), and its F-score if defined."""
+
+    meshes: Sequence[trimesh.Trimesh | None]
+    f_score: float | None
+
+
+def comparison_sheet(name: str, image: Image.Image, truth: Tensor, outcomes: Mapping[str, Outcome]) -> Image.Image:
+    """One row of pictures of a scene with captions; all renders share one camera.
 
     Args:
-        evaluation: generates scenes; its scenes are drawn.
-        count: at most so many.
+        name: of the scene.
+        image: the input.
+        truth: float32 [n, N, 6], the true surfaces.
+        outcomes: by what they are called, such as "base" and "adapted".
     """
-
-    def __init__(self, evaluation: Evaluation, count: int) -> None:
-        self.evaluation, self.count = evaluation, count
-
-    def after_step(self, run: RunView, metrics: dict[str, float]) -> dict[str, float | None]:
-        """See `interfaces.Observer`. All ranks generate, as a sharded base needs it; one writes."""
-        if not run.is_last:
-            return {}
-        rows, scores = self._rows(run.device)
-        if run.world.is_main:
-            path = run.output_dir / COMPARISON
-            pictures, captions = (sum(parts, []) for parts in zip(*rows, strict=True))
-            write_png(path, preview_sheet(pictures, captions, columns=4))
-            shown = ", ".join(f"{name} {_number(value)}" for name, value in scores.items())
-            say(f"mean F-score of {len(rows)} scene(s): {shown}; see {path}")
-        return {f"comparison_{name}": value for name, value in scores.items()}
-
-    def _rows(self, device: torch.device) -> tuple[list[tuple[list[Image.Image], list[str]]], dict[str, float | None]]:
-        evaluation, rows = self.evaluation, []
-        scores: dict[str, list[float]] = {"base": [], "adapted": []}
-        with undisturbed(evaluation.networks, device):
-            vae = evaluation.load_vae(device)
-            for scene in evaluation.scenes[: self.count]:
-                found: dict[str, Generated] = {}
-                for name, weights in (("base", {}), ("adapted", {"default": 1.0})):
-                    lora.set_adapters(evaluation.networks, weights)
-                    found[name] = evaluation.generate(scene, vae)
-                row, captions = comparison_row(found, device)
-                rows.append((row, captions))
-                for name in scores:
-                    value = found[name].metrics(device)["none"]["scene_f_score"]
-                    scores[name] += [] if value is None else [value]
-        return rows, {name: sum(v) / len(v) if v else None for name, v in scores.items()}
-
-
-def comparison_row(found: dict[str, Generated], device: torch.device) -> tuple[list[Image.Image], list[str]]:
-    """Four pictures of one scene and their captions; all three renders share one camera."""
-    one = next(iter(found.values()))
-    camera = orbit_camera(_SIDE, _ELEVATION, one.truth[..., :3].reshape(-1, 3).numpy(), size=SIZE)
-    pictures, captions = [fitted(one.image, SIZE)], [one.name[:40]]
-    for name, generated in found.items():
-        scene = build_scene(generated.meshes, range(1, len(generated.meshes) + 1))
-        pictures.append(_drawn(scene, camera))
-        captions.append(f"{name}, F-score {_number(generated.metrics(device)['none']['scene_f_score'])}")
-    truth = [surfels(surface, instance_color(i)) for i, surface in enumerate(one.truth)]
-    return [*pictures, render(truth, camera).image], [*captions, "truth"]
+    camera = orbit_camera(_SIDE, _ELEVATION, truth[..., :3].reshape(-1, 3).numpy(), size=SIZE)
+    pictures, captions = [fitted(image, SIZE)], [name[:40]]
+    for kind, outcome in outcomes.items():
+        pictures.append(_drawn(build_scene(outcome.meshes, range(1, len(outcome.meshes) + 1)), camera))
+        score = "undefined" if outcome.f_score is None else f"{outcome.f_score:.3f}"
+        captions.append(f"{kind}, F-score {score}")
+    surfaces = [surfels(surface, instance_color(i)) for i, surface in enumerate(truth)]
+    pictures.append(render(surfaces, camera).image)
+    return preview_sheet(pictures, [*captions, "truth"], columns=len(pictures))
 
 
 def surfels(surface: Tensor, color: Sequence[int], sample: int = 512) -> trimesh.Trimesh:
@@ -115,7 +82,3 @@ def _drawn(scene: trimesh.Scene, camera: Camera) -> Image.Image:
     if not scene.geometry:
         return Image.new("RGB", (SIZE, SIZE), (255, 255, 255))
     return render(scene, camera).image
-
-
-def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3f}"

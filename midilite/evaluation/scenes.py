@@ -1,6 +1,6 @@
 """Generated scenes in the middle of a training: metrics against the true surfaces, and previews.
 
-The loss says how well one denoising step goes; what users see is a whole walk from noise to meshes. So every so many
+The loss says how well one denoising step goes; what users see is a whole way from noise to meshes. So every so many
 steps some validation scenes are generated with the adapter as it is, from noise that depends on the run's seed and the
 scene's name only. As with validation, none of this changes the training run by a bit.
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,12 +20,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from .. import lora
 from ..common.distributed import World, sum_over_ranks
 from ..common.files import write_png
 from ..data.cache import FeatureSource
 from ..data.scenes import Scene, read_scene_quietly
-from ..inference.generate import NoSurfaceWarning, build_scene, decode_meshes, initial_noise, sample_scene
-from ..inference.preview import CAPTIONS, scene_sheet
+from ..inference.decoding import NoSurfaceWarning, decode_meshes
+from ..inference.sampling import guided_velocity, initial_noise, sample
 from ..model.dit import DiT
 from ..model.folder import ModelFolder
 from ..model.vae import VAE
@@ -32,6 +34,7 @@ from ..render.renderer import preview_sheet
 from ..training.interfaces import RunView
 from ..training.log import say
 from ..training.options import TrainOptions
+from .comparison import SIZE, Outcome, comparison_sheet
 from .metrics import SCENE_KEYS, scene_metrics
 from .validation import load_plain, my_turns, undisturbed
 
@@ -47,16 +50,10 @@ class Generated:
     """A scene that was generated from the encoded pictures of a sample, n instances.
 
     Attributes:
-        name: the sample's.
-        image: its picture.
-        labels: int32 [H, W], i + 1 where instance i is seen.
         truth: float32 [n, N, 6], the true surfaces.
         meshes: one per instance, None where there is no surface.
     """
 
-    name: str
-    image: Image.Image
-    labels: np.ndarray
     truth: Tensor
     meshes: list[trimesh.Trimesh | None]
 
@@ -65,22 +62,18 @@ class Generated:
         truth = list(self.truth.to(device))
         return scene_metrics(self.meshes, truth, alignments=("none",), samples=min(_POINTS, self.truth.shape[1]))
 
-    def sheet(self) -> Image.Image:
-        """Input, mask and two renders."""
-        scene = build_scene(self.meshes, range(1, len(self.meshes) + 1))
-        return scene_sheet(self.image, self.labels, scene, captions=(self.name[:40], *CAPTIONS[1:]))
-
 
 class Evaluation:
     """Metrics every `eval_every` steps and at the end, previews every `preview_every`; see `interfaces.Observer`.
 
     Logged are `eval_` and each of `metrics.SCENE_KEYS`, averaged over the scenes where it is defined (null when it is
-    nowhere), and `eval_missing_instances`, how many instances came out without a surface.
+    nowhere), and `eval_missing_instances`, how many instances came out without a surface. A preview has a row per
+    scene: input, what the base makes of it, what the adapter makes of it, the truth.
 
     Args:
         transformer: with the adapter that is trained.
         features: where the encoded scenes come from.
-        folder: the checkpoint folder with VAE and scheduler.
+        folder: the checkpoint folder with VAE, scheduler and the model's own sampling settings.
         scenes: what to generate; the first `eval_scenes` of them are taken.
         options: of the run.
         with_metrics: whether metrics are wanted; they mean little for scenes that are trained on.
@@ -100,15 +93,16 @@ class Evaluation:
         self.networks = networks or transformer
         self.transformer, self.features, self.folder, self.options = transformer, features, folder, options
         self.scenes, self.with_metrics = scenes[: options.eval_scenes], with_metrics
+        self._of_base: dict[int, Outcome] = {}  # by the scene's number; the base never changes
 
     def after_step(self, run: RunView, metrics: dict[str, float]) -> dict[str, float | None]:
         """See `interfaces.Observer`."""
         options = self.options
         measure = self.with_metrics and run.is_due(options.eval_every)
-        draw = bool(options.preview_every) and run.step % options.preview_every == 0
+        draw = run.is_due(options.preview_every)
         if not measure and not draw:
             return {}
-        table, sheets = self._generate_all(run.world, run.device, measure, draw)
+        table, sheets = self._generate_all(run.world, run.device, draw)
         if draw and run.world.is_main:
             self._publish(run, sheets)
         if not measure:
@@ -119,7 +113,7 @@ class Evaluation:
             say(f"step {run.step}: {len(self.scenes)} generated scene(s): {shown}")
         return {f"eval_{key}": value for key, value in values.items()}
 
-    def _generate_all(self, world: World, device: torch.device, measure: bool, draw: bool) -> tuple[Tensor, Tensor]:
+    def _generate_all(self, world: World, device: torch.device, draw: bool) -> tuple[Tensor, Tensor]:
         """(see `mean_metrics`, sheets uint8 [scenes, height, width, 3]) of all ranks."""
         table = torch.zeros(len(self.scenes), 2 * len(SCENE_KEYS) + 1, dtype=torch.float64)
         sheets: dict[int, Tensor] = {}
@@ -127,21 +121,39 @@ class Evaluation:
             vae = self.load_vae(device)
             for number, counts in my_turns(len(self.scenes), world):
                 generated = self.generate(self.scenes[number], vae, decode=counts)
-                if counts and measure:
-                    table[number] = _row(generated.metrics(device))
-                if counts and draw:
-                    sheets[number] = torch.from_numpy(np.array(generated.sheet()))
+                base = self._base(number, vae, device, decode=counts) if draw else None
+                if counts:
+                    metrics = generated.metrics(device)
+                    table[number] = _row(metrics)
+                if counts and base is not None:
+                    adapted = Outcome(generated.meshes, metrics["none"]["scene_f_score"])
+                    sheets[number] = self._sheet(self.scenes[number], generated.truth, base, adapted)
         del vae
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        if measure:
-            table = sum_over_ranks(table.to(device), world).cpu()
+        table = sum_over_ranks(table.to(device), world).cpu()
         return table, self._gathered(sheets, world, device) if draw else torch.empty(0)
+
+    def _base(self, number: int, vae: VAE, device: torch.device, decode: bool) -> Outcome | None:
+        """What the base makes of a scene, generated at the first preview only; None without `decode`."""
+        if number not in self._of_base:
+            with lora.temporary_weights(self.networks, {}):
+                generated = self.generate(self.scenes[number], vae, decode)
+            if not decode:
+                return None
+            score = generated.metrics(device)["none"]["scene_f_score"]
+            self._of_base[number] = Outcome(generated.meshes, score)
+        return self._of_base[number]
+
+    def _sheet(self, scene: Scene, truth: Tensor, base: Outcome, adapted: Outcome) -> Tensor:
+        image = read_scene_quietly(scene).image
+        sheet = comparison_sheet(scene.name, image, truth, {"base": base, "adapted": adapted})
+        return torch.from_numpy(np.array(sheet))
 
     def _gathered(self, sheets: dict[int, Tensor], world: World, device: torch.device) -> Tensor:
         """The sheets of all ranks; each is drawn by one of them and zero on the others."""
-        blank = torch.from_numpy(np.array(scene_sheet(Image.new("RGB", (1, 1)), None, build_scene([], []))))
-        every = torch.zeros(len(self.scenes), *blank.shape, dtype=torch.uint8)
+        blank = preview_sheet([Image.new("RGB", (SIZE, SIZE))] * 4, [""] * 4, columns=4)
+        every = torch.zeros(len(self.scenes), blank.height, blank.width, 3, dtype=torch.uint8)
         for number, sheet in sheets.items():
             every[number] = sheet
         return sum_over_ranks(every.to(device), world).cpu()
@@ -152,27 +164,18 @@ class Evaluation:
 
     def generate(self, scene: Scene, vae: VAE, decode: bool = True) -> Generated:
         """Generate one scene with the adapters as they are; without `decode` only the network's passes are done."""
-        options = self.options
+        options, sampling = self.options, self.folder.sampling
         features, rows = load_plain(self.features, scene, options)
         noise = initial_noise(len(features), features.mean.shape[1], self.transformer, options.seed, scene.name)
-        latents = sample_scene(
-            self.transformer,
-            self.folder.load_scheduler(),
-            features.conditions(),
-            noise,
-            options.eval_inference_steps,
-            options.eval_guidance_scale,
-            options.enable_multi_instance_attention,
-            project_ahead=False,  # a sharded base has a block's weights together only while that block runs
-        )
+        together = options.enable_multi_instance_attention
+        # not projected ahead: a sharded base has a block's weights together only while that block runs
+        velocity_of = partial(guided_velocity, multi_instance=together, project_ahead=False)
+        scheduler = self.folder.load_scheduler()
+        latents = sample(self.transformer, scheduler, features.conditions(), noise, sampling, velocity_of)
         meshes: list[trimesh.Trimesh | None] = [None] * len(rows)
         if decode:
-            meshes = _decode(vae, latents, scene.name, options.eval_grid_depth)
-        data = read_scene_quietly(scene)
-        labels = np.zeros_like(data.labels)
-        for i, row in enumerate(rows.tolist()):
-            labels[data.labels == row + 1] = i + 1
-        return Generated(scene.name, data.image, labels, data.surfaces[rows], meshes)
+            meshes = _decode(vae, latents, scene.name, sampling.grid_depth)
+        return Generated(read_scene_quietly(scene).surfaces[rows], meshes)
 
     def _publish(self, run: RunView, sheets: Tensor) -> None:
         sheet = preview_sheet([Image.fromarray(picture.numpy()) for picture in sheets], columns=1)

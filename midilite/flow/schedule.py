@@ -1,26 +1,22 @@
-"""Rectified flow: schedule, noising, the target and its sign, Euler steps, guidance, and the sampling loop.
+"""Rectified flow: the schedule of noise levels, noising, the target and its sign, densities and weights for training.
 
 A straight path joins data and noise: x_sigma = (1 - sigma) x0 + sigma eps, and the network is told t = 1000 sigma.
 
 **The sign.** TripoSG's network predicts x0 - eps, the direction from noise to data. Most flow-matching code predicts
 eps - x0 and subtracts; a trainer that takes that target teaches this network to walk away from the data. `target` is
-the only place where the sign is decided and `euler_step` the only place where it is used; a test lets an oracle that
-outputs x0 - eps walk from noise to x0.
+the only place where the sign is decided and `solvers.euler_step` the only place where it is used; a test lets an oracle
+that outputs x0 - eps go from noise to x0.
 
-The models are passed in as functions, so nothing here knows a network. Sources: Liu et al. 2022 (rectified flow),
-Esser et al. 2024 (densities of sigma, loss weights, the shift).
+Sources: Liu et al. 2022 (rectified flow), Esser et al. 2024 (densities of sigma, loss weights, the shift).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from ..model.config import SchedulerConfig
 
 SIGMA_DENSITIES = ("logit_normal", "uniform", "mode")
 LOSS_WEIGHTINGS = ("none", "sigma_sqrt", "cosmap")
@@ -37,11 +33,12 @@ class Schedule:
         return len(self.timesteps)
 
 
+@dataclass(frozen=True)
 class RectifiedFlowScheduler:
-    """Makes schedules from a `scheduler_config.json`."""
+    """Makes schedules, as a `scheduler_config.json` describes them."""
 
-    def __init__(self, config: SchedulerConfig | None = None) -> None:
-        self.config = config or SchedulerConfig()
+    num_train_timesteps: int = 1000
+    shift: float = 1.0
 
     def schedule(self, num_inference_steps: int, device: str | torch.device = "cpu") -> Schedule:
         """s_i = 1 - i/n, sigma = shift s / (1 + (shift - 1) s), and a last sigma of 0.
@@ -52,13 +49,8 @@ class RectifiedFlowScheduler:
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps is {num_inference_steps}, expected at least 1")
         s = 1 - torch.arange(num_inference_steps + 1, dtype=torch.float64) / num_inference_steps
-        shift = self.config.shift
-        sigmas = (shift * s / (1 + (shift - 1) * s)).float().to(device)
-        return Schedule(sigmas, sigmas[:-1] * self.config.num_train_timesteps)
-
-    def timesteps(self, sigmas: Tensor) -> Tensor:
-        """The timesteps the network is told for these noise levels."""
-        return sigmas * self.config.num_train_timesteps
+        sigmas = (self.shift * s / (1 + (self.shift - 1) * s)).float().to(device)
+        return Schedule(sigmas, sigmas[:-1] * self.num_train_timesteps)
 
 
 def _per_sample(sigmas: Tensor, like: Tensor) -> Tensor:
@@ -74,33 +66,6 @@ def add_noise(x0: Tensor, eps: Tensor, sigmas: Tensor) -> Tensor:
 def target(x0: Tensor, eps: Tensor) -> Tensor:
     """What the network predicts: x0 - eps (see the module's note on the sign)."""
     return x0 - eps
-
-
-def euler_step(x: Tensor, velocity: Tensor, sigma: Tensor | float, next_sigma: Tensor | float) -> Tensor:
-    """One step from `sigma` down to `next_sigma`, in fp32: x + (sigma - next_sigma) v, since v points to the data."""
-    return x.float() + (sigma - next_sigma) * velocity.float()
-
-
-def guide(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance in fp32: v_u + scale (v_c - v_u) (Ho and Salimans 2022)."""
-    return unconditional.float() + scale * (conditional.float() - unconditional.float())
-
-
-def denoise(
-    model_fn: Callable[[Tensor, Tensor], Tensor], latents: Tensor, schedule: Schedule
-) -> Iterator[tuple[int, Tensor]]:
-    """Walk from noise to data; yields (steps done, latents) after every step, so a caller can show progress or stop.
-
-    Args:
-        model_fn: (latents [n, T, C] fp32, timestep [1]) -> velocity [n, T, C], guidance included.
-        latents: unit Gaussian noise [n, T, C].
-        schedule: from `RectifiedFlowScheduler.schedule`, on the device of the latents.
-    """
-    x = latents.float()
-    sigmas = schedule.sigmas.tolist()
-    for i, timestep in enumerate(schedule.timesteps):
-        x = euler_step(x, model_fn(x, timestep[None]), sigmas[i], sigmas[i + 1])
-        yield i + 1, x
 
 
 def sample_sigmas(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,9 +23,12 @@ from .. import lora
 from ..common.distributed import World
 from ..flow.schedule import RectifiedFlowScheduler
 from ..lora.files import apply_adapter, network_group, read_adapter
+from ..mesh.scene import build_scene
+from ..mesh.scene import instance_color as instance_color
+from ..model.config import Sampling
 from ..model.dit import DiT
-from ..model.encoders import CLIPVision, DINOv2
-from ..model.folder import KINDS, Kind, ModelFolder, SamplingDefaults, default_num_tokens, save_model_folder
+from ..model.encoders import CLIPVision, DINOv2, encode_pixels
+from ..model.folder import MODEL_LAYOUTS, ModelFolder, ModelLayout, default_num_tokens, save_model_folder
 from ..model.images import (
     ImageSource,
     Preprocessor,
@@ -35,14 +39,16 @@ from ..model.images import (
     pad_for_border_objects,
     split_instances,
 )
+from ..model.layers import Placement
 from ..model.vae import VAE
 from ..runtime.compile import compile_blocks
-from ..runtime.quantize import place_base
-from ..runtime.resting import rest, working
-from .generate import NoSurfaceWarning as NoSurfaceWarning
-from .generate import build_scene, initial_noise
-from .generate import instance_color as instance_color
-from .parallel import decode_together, sample_together
+from ..runtime.exclusions import check_base
+from ..runtime.offload import offload_network, onload
+from ..runtime.placement import choose_device, choose_dtype, load_base, move
+from .decoding import NoSurfaceWarning as NoSurfaceWarning
+from .decoding import decode_meshes
+from .parallel import shared_velocity
+from .sampling import initial_noise, sample
 
 if TYPE_CHECKING:
     import trimesh
@@ -89,6 +95,17 @@ class Result:
     labels: list[int]
     conditions: ImageConditions
 
+    def __repr__(self) -> str:
+        """What came out of each instance, in a line each."""
+        lines = [f"Result: {len(self.scene.geometry)} of {len(self.labels)} instances have a surface"]
+        for label, mesh in zip(self.labels, self.meshes, strict=True):
+            if mesh is None:
+                lines.append(f"  instance_{label}: no surface")
+                continue
+            size = " x ".join(f"{side:.2f}" for side in mesh.extents)
+            lines.append(f"  instance_{label}: {len(mesh.vertices):,} vertices, {len(mesh.faces):,} faces, size {size}")
+        return "\n".join(lines)
+
 
 def load_pipeline(
     folder: str | Path = "tiny",
@@ -96,8 +113,8 @@ def load_pipeline(
     dtype: torch.dtype | None = None,
     multi_instance_blocks: Sequence[int | str] | None = None,
     world: World | None = None,
-    quantize: str | None = None,
-    offload: bool = False,
+    quantize_base: str | None = None,
+    offload_blocks: bool = False,
     compile: bool = False,
     offload_parts: bool = False,
 ) -> Pipeline:
@@ -110,33 +127,33 @@ def load_pipeline(
         multi_instance_blocks: numbers or exact names; default the key of that name in `transformer/config.json` if it
             is there, else 8..12.
         world: this process among those that make scenes together; default: it is alone.
-        quantize: "int8" or "fp8" keeps the transformer in eight bits, which changes its results a little (quantize.py).
-        offload: keep the transformer's blocks in host memory and copy each to the GPU when it runs (offload.py).
+        quantize_base: "int8" or "fp8" keeps the transformer in eight bits, which changes its results a little
+            (runtime/quantize.py).
+        offload_blocks: keep the transformer's blocks in host memory and copy each to the GPU when it runs
+            (runtime/offload.py).
         compile: compile the transformer's blocks (runtime/compile.py), which the first scene waits for.
         offload_parts: for small GPUs, see `Pipeline.offload_parts`.
 
     Raises:
         ValueError: the folder is missing or incomplete, or a file does not fit its config; everything is named. Or the
-            device can't compute with a base quantised so; or `compile` is combined with `offload`.
+            device can't compute with a base quantised so; or `compile` is combined with `offload_blocks`.
     """
-    if compile and offload:
-        raise ValueError("compiled blocks need weights that stay where they are: choose either compile or offload")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    check_base({"compile": compile, "offload_blocks": offload_blocks})
+    device = choose_device(device)
+    dtype = choose_dtype(dtype, device)
     model = ModelFolder(folder)
     clip_preprocessor, dinov2_preprocessor = model.load_preprocessors()
-    transformer = model.load_transformer("cpu" if quantize or offload else device, dtype, multi_instance_blocks)
-    place_base(transformer, device, quantize, offload)
+    transformer = load_base(model, device, dtype, multi_instance_blocks, quantize_base, offload_blocks)
     if compile:
         compile_blocks(transformer)
-    home = "cpu" if offload_parts else device
+    at_first = "cpu" if offload_parts else device
     pipe = Pipeline(
-        kind=model.kind,
+        layout=model.layout,
         transformer=transformer,
-        vae=model.load_vae(home, dtype),
+        vae=model.load_vae(at_first, dtype),
         scheduler=model.load_scheduler(),
-        clip=model.load_clip(home, dtype),
-        dinov2=model.load_dinov2(home, dtype),
+        clip=model.load_clip(at_first, dtype),
+        dinov2=model.load_dinov2(at_first, dtype),
         clip_preprocessor=clip_preprocessor,
         dinov2_preprocessor=dinov2_preprocessor,
         sampling=model.sampling,
@@ -155,7 +172,7 @@ class Pipeline:
 
     def __init__(
         self,
-        kind: Kind,
+        layout: ModelLayout,
         transformer: DiT,
         vae: VAE,
         scheduler: RectifiedFlowScheduler,
@@ -163,26 +180,59 @@ class Pipeline:
         dinov2: DINOv2,
         clip_preprocessor: Preprocessor | None,
         dinov2_preprocessor: Preprocessor,
-        sampling: SamplingDefaults | None = None,
+        sampling: Sampling | None = None,
         world: World | None = None,
     ) -> None:
-        self.sampling, self.world = sampling or SamplingDefaults(), world or World()
-        self.kind, self.transformer, self.vae, self.scheduler = kind, transformer, vae, scheduler
+        self.sampling, self.world = sampling or Sampling(), world or World()
+        self.layout, self.transformer, self.vae, self.scheduler = layout, transformer, vae, scheduler
         self.clip, self.dinov2 = clip, dinov2
         self.clip_preprocessor, self.dinov2_preprocessor = clip_preprocessor, dinov2_preprocessor
-        self.low_memory = False  # see generate.sample_scene and decode_shape
+        self.low_memory = False  # see parallel.shared_velocity and decoding.decode_shape
 
     def offload_parts(self) -> None:
         """Use as little of the transformer's device as can be without changing results by more than rounding.
 
-        From now on the image towers and the VAE rest in host memory and are on the device only while they work; the
+        From now on the image encoders and the VAE wait in host memory and are on the device only while they work; the
         halves of guidance are denoised one after the other, conditions are not kept projected for all blocks, and the
         VAE is asked for its field at fewer points at a time.
         """
         self.low_memory = True
         for part in (self.clip, self.dinov2, self.vae):
             if part is not None:
-                rest(part, self.device)
+                offload_network(part, self.device)
+
+    def __repr__(self) -> str:
+        """What it is, in a few lines."""
+        networks = (self.transformer, self.vae, *self.image_encoders.values())
+        weights = sum(p.numel() for network in networks for p in network.parameters())
+        config, sampling = self.transformer.config, self.sampling
+        blocks = ", ".join(map(str, sorted(self.transformer.multi_instance_blocks)))
+        adapters = ", ".join(f"{name} ({weight:g})" for name, weight in self.adapters.items())
+        return (
+            f"Pipeline of a {self.layout.class_name.removesuffix('Pipeline')} model, {weights / 1e6:,.0f} M weights\n"
+            f"  transformer: {config.num_layers} blocks of width {config.width}, "
+            f"multi-instance blocks {blocks or 'none'}\n"
+            f"  on {self.device} in {str(self.transformer.dtype).removeprefix('torch.')}\n"
+            f"  samples with {sampling.num_inference_steps} steps, guidance {sampling.guidance_scale:g}, "
+            f"surface grid 2^{sampling.grid_depth}\n"
+            f"  adapters: {adapters or 'none'}"
+        )
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Pipeline:
+        """Move all networks to a device, or to another floating point type, or both; returns this pipeline.
+
+        Adapters come along and stay fp32.
+
+        Raises:
+            ValueError: a part is offloaded or in eight bits, so that its weights have their place.
+        """
+        parts = {"transformer": self.transformer, "vae": self.vae, **self.image_encoders}
+        for name, network in parts.items():
+            if network.placement != Placement():
+                raise ValueError(f"the {name} is offloaded or in eight bits: load the pipeline anew where it is wanted")
+        for network in parts.values():
+            move(network, device, dtype)
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -191,9 +241,13 @@ class Pipeline:
 
     @property
     def networks(self) -> torch.nn.ModuleDict:
-        """All networks that can have adapters: `transformer`, and the image towers by the names of their folders."""
-        towers = {self.kind.dinov2: self.dinov2, **({self.kind.clip: self.clip} if self.kind.clip else {})}
-        return network_group(self.transformer, **towers)
+        """All networks that can have adapters: `transformer`, and the image encoders by the names of their folders."""
+        return network_group(self.transformer, **self.image_encoders)
+
+    @property
+    def image_encoders(self) -> dict[str, CLIPVision | DINOv2]:
+        """The image encoders by the names of their folders."""
+        return {self.layout.dinov2: self.dinov2, **({self.layout.clip: self.clip} if self.layout.clip else {})}
 
     @torch.inference_mode()
     def __call__(
@@ -204,7 +258,7 @@ class Pipeline:
         guidance_scale: float | None = None,
         seed: int = 42,
         num_tokens: int | None = None,
-        depth: int | None = None,
+        grid_depth: int | None = None,
         smoothing: str = "none",
         padding: bool = False,
         on_step: Callable[[int, int], None] | None = None,
@@ -220,7 +274,7 @@ class Pipeline:
             guidance_scale: classifier-free guidance; at most 1 switches it off and halves the work.
             seed: of the initial noise.
             num_tokens: latent tokens per instance; default the transformer's width for MIDI, 2048 for TripoSG.
-            depth: the surface is extracted on a grid of (2^depth + 1)^3 nodes around the object.
+            grid_depth: the surface is extracted on a grid of (2^grid_depth + 1)^3 nodes around the object.
             smoothing: "none", or "box3", the reference's 3x3x3 mean over the grid.
             padding: paste the image on a larger white square when objects reach near its border.
             on_step: called with (steps done, steps) after every denoising step.
@@ -233,7 +287,7 @@ class Pipeline:
         with lora.temporary_weights(self.networks, adapter_scale):
             conditions = self.encode_images(rgb, mask, padding)
             latents = self.sample(conditions, num_inference_steps, guidance_scale, seed, num_tokens, on_step=on_step)
-        meshes = self.decode_meshes(latents, conditions.labels, depth, smoothing)
+        meshes = self.decode_meshes(latents, conditions.labels, grid_depth, smoothing)
         return Result(build_scene(meshes, conditions.labels), latents.cpu(), meshes, conditions.labels, conditions)
 
     @torch.inference_mode()
@@ -249,18 +303,17 @@ class Pipeline:
             if labels is not None:
                 image = Image.fromarray(np.where(labels[..., None] > 0, np.asarray(image), np.uint8(255)))
             pixels = self.dinov2_preprocessor(image)[None]
-            return ImageConditions(None, self._run(self.dinov2, pixels), [1], image, labels)
+            return ImageConditions(None, self._encode(self.dinov2, pixels), [1], image, labels)
         if labels is None:
             raise ValueError("this model makes a scene from an image and an instance mask: pass a mask (seg_image) too")
         instances = split_instances(image, labels)
         for_clip, for_dinov2 = condition_pixels(instances, image, self.clip_preprocessor, self.dinov2_preprocessor)
-        clip = self._run(self.clip, for_clip)[:, None]
-        return ImageConditions(clip, self._run(self.dinov2, for_dinov2), label_values(labels), image, labels)
+        clip, dinov2 = self._encode(self.clip, for_clip), self._encode(self.dinov2, for_dinov2)
+        return ImageConditions(clip, dinov2, label_values(labels), image, labels)
 
-    def _run(self, tower: torch.nn.Module, pixels: Tensor) -> Tensor:
-        with working(tower):
-            weight = next(tower.parameters())
-            return tower(pixels.to(weight.device, weight.dtype))
+    def _encode(self, encoder: CLIPVision | DINOv2, pixels: Tensor) -> Tensor:
+        with onload(encoder):
+            return encode_pixels(encoder, pixels)
 
     @torch.inference_mode()
     def sample(
@@ -281,35 +334,29 @@ class Pipeline:
         count = conditions.dinov2.shape[0]
         if latents is None:
             latents = initial_noise(count, num_tokens or self.default_num_tokens, self.transformer, seed)
-        return sample_together(
-            self.transformer,
-            self.scheduler,
-            conditions.tensors(),
-            latents,
-            self.world,
-            num_inference_steps or self.sampling.num_inference_steps,
-            self.sampling.guidance_scale if guidance_scale is None else guidance_scale,
-            on_step=on_step,
-            low_memory=self.low_memory,
-        )
+        sampling = self.sampling.changed(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
+        velocity_of = partial(shared_velocity, world=self.world, low_memory=self.low_memory)
+        return sample(self.transformer, self.scheduler, conditions.tensors(), latents, sampling, velocity_of, on_step)
 
     @property
     def default_num_tokens(self) -> int:
         """Latent tokens per instance when none are asked for."""
-        return default_num_tokens(self.kind, self.transformer.config)
+        return default_num_tokens(self.layout, self.transformer.config)
 
     @torch.inference_mode()
     def decode_meshes(
-        self, latents: Tensor, labels: Sequence[int], depth: int | None = None, smoothing: str = "none"
+        self, latents: Tensor, labels: Sequence[int], grid_depth: int | None = None, smoothing: str = "none"
     ) -> list[trimesh.Trimesh | None]:
         """One closed mesh per instance; None, with a NoSurfaceWarning that names it, where there is no surface.
 
         Raises:
             ValueError: no instance has a surface.
         """
-        latents, depth = latents.to(self.device), depth or self.sampling.grid_depth
-        with working(self.vae):
-            meshes = decode_together(self.vae, latents, labels, self.world, depth, smoothing, self.low_memory)
+        depth = self.sampling.changed(grid_depth=grid_depth).grid_depth
+        with onload(self.vae):
+            meshes = decode_meshes(
+                self.vae, latents.to(self.device), labels, depth, smoothing, self.low_memory, self.world
+            )
         if not any(mesh is not None for mesh in meshes):
             raise ValueError("no instance has a surface: the model made nothing solid of this image")
         return meshes
@@ -341,9 +388,19 @@ class Pipeline:
         """Make exactly these adapters active, each with its weight."""
         lora.set_adapters(self.networks, weights)
 
-    def unload_adapters(self) -> None:
-        """Remove all adapters; the base is then bit for bit what it was."""
-        lora.remove_adapters(self.networks)
+    @property
+    def adapters(self) -> dict[str, float]:
+        """{name: weight} of all loaded adapters; 0 for those that do not act."""
+        networks = self.networks
+        return {name: 0.0 for name in lora.adapter_names(networks)} | lora.active_weights(networks)
+
+    def unload_adapters(self, *names: str) -> None:
+        """Remove the adapters of these names, or all; the base is then bit for bit what it was.
+
+        Raises:
+            ValueError: there is no adapter of a name; those that are loaded are given.
+        """
+        lora.remove_adapters(self.networks, names or None)
 
     def merge_adapters(self) -> None:
         """Add the active adapters into the base weights (fp32 sums, one rounding) and remove them."""
@@ -353,11 +410,11 @@ class Pipeline:
         """Write the model as a checkpoint folder that the reference reads too. Active adapters must be merged first."""
         if lora.adapter_names(self.networks):
             raise ValueError("adapters are loaded: call merge_adapters() or unload_adapters() before saving the model")
-        networks = {"transformer": self.transformer, "vae": self.vae, self.kind.dinov2: self.dinov2}
-        processors = {self.kind.dinov2_preprocessor: self.dinov2_preprocessor}
+        networks = {"transformer": self.transformer, "vae": self.vae, self.layout.dinov2: self.dinov2}
+        processors = {self.layout.dinov2_preprocessor: self.dinov2_preprocessor}
         if self.clip is not None:
-            networks[self.kind.clip] = self.clip
-            processors[self.kind.clip_preprocessor] = self.clip_preprocessor
+            networks[self.layout.clip] = self.clip
+            processors[self.layout.clip_preprocessor] = self.clip_preprocessor
         save_model_folder(
-            folder, networks, self.scheduler, processors, KINDS[self.kind.class_name], dtype, self.sampling
+            folder, networks, self.scheduler, processors, MODEL_LAYOUTS[self.layout.class_name], dtype, self.sampling
         )

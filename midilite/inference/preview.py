@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from ..mesh.scene import instance_color
 from ..model.images import label_values
 from ..render.camera import orbit_camera
 from ..render.renderer import as_scene, preview_sheet, render
-from .generate import instance_color
 
 SIZE = 320
 CAPTIONS = ("input", "mask", "front", "side")

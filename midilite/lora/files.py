@@ -12,10 +12,6 @@ What a file should tell about itself (settings, fingerprint of the base, multi-i
 into the header entry `midilite` of safetensors files, and into the metadata slot that a saved state dict has; both are
 invisible to other readers. So all formats written here read back without loss, and foreign ones as well as they can.
 
-A *fingerprint* tells bases apart: a hash of all names and shapes, and 64 sampled weights in fp16. Two fingerprints are
-of one base when the hashes are equal and the samples differ by no more than storing a base in bf16 explains, so the
-fp32, fp16 and bf16 downloads of a base agree. A base that was fine-tuned by less than that looks the same.
-
 An adapter may span networks: the transformer and the image towers (`network_group`). It is applied to all or none.
 
 Not read, each refused by name: adapters that come with a changed base (PiSSA as peft saves it by default; peft converts
@@ -24,23 +20,20 @@ it to plain LoRA), other factorisations (LoKr, LoHa, ...), and adapters on other
 
 from __future__ import annotations
 
-import base64
 import collections
 import difflib
-import hashlib
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
-from .. import __version__, lora
+from .. import lora
 from ..common.files import refuse_special
-from ..common.seeds import derive_seed
+from ..common.version import __version__
+from ..model.fingerprint import base_fingerprint, same_base
 from ..model.layers import Linear
 from .peft_config import OUR_NETWORK, alpha_of, check_alpha, config_from_peft, exact_config, parse_json, shorten
 from .tensors import SUFFIXES, TOWERS, Parsed, parse, ranks_of, read_tensors
@@ -59,7 +52,6 @@ from .writers import (
 FORMATS = ("peft", "diffusers", "kohya", "state_dict")
 PEFT_FILES = (PEFT_WEIGHTS, "adapter_model.bin")
 STATE_DICT_FILE = "lora_weights.pth"
-SAMPLES = 64  # weights in a fingerprint
 
 _NOT_FACTS = ("format", OWN_ENTRY, DIFFUSERS_ENTRY)
 
@@ -345,37 +337,3 @@ def describe(
 def folder_name(path: str) -> str:
     """The last name of a path, also of `.`: what a file that travels may tell about where it was made."""
     return Path(path).name or Path(path).resolve().name
-
-
-def base_fingerprint(model: nn.Module) -> str:
-    """`<hash of names and shapes>-<64 weights as fp16, base64>`; compare with `same_base`, not with `==`.
-
-    A quantised base (runtime/quantize.py) keeps the fingerprint that it had before.
-    """
-    if (known := getattr(model, "known_fingerprint", None)) is not None:
-        return known
-    state = model.state_dict()
-    table = "\n".join(f"{key} {tuple(value.shape)}" for key, value in sorted(state.items()))
-    matrices = sorted(key for key, value in state.items() if value.ndim == 2)
-    samples = []
-    for i in range(SAMPLES if matrices else 0):
-        key = matrices[i * len(matrices) // SAMPLES]
-        row, column = divmod(derive_seed("fingerprint", key, i) % state[key].numel(), state[key].shape[1])
-        samples.append(
-            state[key][row, column].cpu()
-        )  # blocks of a network can lie in different places (runtime/offload.py)
-    values = torch.stack(samples).float().clamp(-6e4, 6e4).numpy().astype("<f2") if samples else b""
-    return f"{hashlib.sha256(table.encode()).hexdigest()[:16]}-{base64.b64encode(bytes(values)).decode()}"
-
-
-def same_base(first: str, second: str) -> bool:
-    """Whether two fingerprints are of one base, stored in whatever floating point types. False for what is none."""
-    (hash_1, _, text_1), (hash_2, _, text_2) = first.partition("-"), second.partition("-")
-    if hash_1 != hash_2:
-        return False
-    try:
-        a, b = (np.frombuffer(base64.b64decode(t, validate=True), "<f2").astype(np.float32) for t in (text_1, text_2))
-    except ValueError:
-        return False
-    # bf16 rounds by up to 2^-9 of a value; fp16 has a spacing of 6e-8 around zero
-    return a.shape == b.shape and bool((np.abs(a - b) <= np.maximum(np.abs(a), np.abs(b)) / 256 + 1e-6).all())

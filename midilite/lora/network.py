@@ -181,7 +181,7 @@ def merge_adapters(model: nn.Module) -> None:
         ValueError: the base is quantised or offloaded; nothing is changed then.
     """
     for path, (linear, _) in named_linears(model).items():
-        if linear.adapter is not None and (linear.quantized or linear.home):
+        if linear.adapter is not None and (linear.quantized or linear.compute_device):
             state = f"quantised to {linear.quantized}" if linear.quantized else "offloaded"
             raise ValueError(
                 f"{path}: the base is {state}, so nothing can be merged into it; load the base without that, merge, "

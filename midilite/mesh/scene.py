@@ -1,4 +1,4 @@
-"""A generated scene to a file: named, coloured geometries in GLB and OBJ, one coloured mesh in PLY, one mesh in STL.
+"""Scenes of meshes, and a scene to a file: named, coloured geometries in GLB and OBJ, one mesh in PLY and STL.
 
 GLB carries a material per instance, which every viewer shows. OBJ carries a colour per vertex in the same file (a form
 that Blender and MeshLab read), so that there is no second file to lose; PLY and STL have no notion of several objects.
@@ -6,6 +6,8 @@ that Blender and MeshLab read), so that there is no second file to lose; PLY and
 
 from __future__ import annotations
 
+import colorsys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,28 @@ if TYPE_CHECKING:
     import trimesh
 
 SUFFIXES = (".glb", ".obj", ".ply", ".stl")
+
+
+def instance_color(index: int) -> tuple[int, int, int]:
+    """Distinct colours for instances 0, 1, 2, ...: hues a golden angle apart, so that neighbours differ most."""
+    hue = (0.08 + index * 0.618034) % 1
+    return tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, 0.55, 0.95))
+
+
+def build_scene(meshes: Sequence[trimesh.Trimesh | None], labels: Sequence[int]) -> trimesh.Scene:
+    """A scene with one geometry named `instance_<label>` per mesh, each in a colour of its own."""
+    import trimesh
+
+    scene = trimesh.Scene()
+    for i, (label, mesh) in enumerate(zip(labels, meshes, strict=True)):
+        if mesh is None:
+            continue
+        name, color = f"instance_{label}", [*instance_color(i), 255]
+        material = trimesh.visual.material.PBRMaterial(baseColorFactor=color, metallicFactor=0.0, roughnessFactor=0.8)
+        mesh.visual = trimesh.visual.TextureVisuals(material=material)
+        mesh.metadata["name"] = name
+        scene.add_geometry(mesh, node_name=name, geom_name=name)
+    return scene
 
 
 def check_suffix(path: str | Path) -> str:
@@ -31,7 +55,7 @@ def export_scene(scene: trimesh.Scene, path: str | Path) -> None:
     """Write a scene in the format of the path's suffix, atomically.
 
     Args:
-        scene: geometries with PBR materials, as `pipeline.build_scene` makes them.
+        scene: geometries with PBR materials, as `build_scene` makes them.
 
     Raises:
         ValueError: a suffix that can't be written.

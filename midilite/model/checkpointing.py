@@ -13,7 +13,13 @@ import functools
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts, noop_context_fn
+from torch import Tensor, nn
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+    noop_context_fn,
+)
 
 from .deterministic_attention import fixed_order_attention
 
@@ -33,7 +39,17 @@ def _keep_attention(context: Any, operator: Any, *args: Any, **kwargs: Any) -> C
 
 
 # {name: context_fn of torch.utils.checkpoint.checkpoint}
-RECOMPUTATIONS = {
+POLICIES = {
     "full": noop_context_fn,
     "selective": functools.partial(create_selective_checkpoint_contexts, _keep_attention),
 }
+
+
+def run_blocks(blocks: nn.ModuleList, x: Tensor, checkpointed: bool) -> Tensor:
+    """[B, T, D] through all blocks; `checkpointed` keeps only their inputs for a backward pass and computes anew."""
+    for block in blocks:
+        if checkpointed and torch.is_grad_enabled():
+            x = checkpoint(block, x, use_reentrant=False)
+        else:
+            x = block(x)
+    return x

@@ -254,6 +254,28 @@ class CLIPVisionConfig(ModelConfig):
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How scenes are sampled and their surfaces taken: as with the published models, or as a model folder says.
+
+    Attributes:
+        num_inference_steps: denoising steps.
+        guidance_scale: of classifier-free guidance; at most 1 switches it off and halves the work.
+        grid_depth: surfaces are extracted on a grid of 2^depth cells per axis.
+    """
+
+    num_inference_steps: int = within(50, 1, 1000)
+    guidance_scale: float = within(7.0, -1000, 1000)
+    grid_depth: int = within(8, 3, 10)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def changed(self, **given: float | None) -> Self:
+        """The same with everything that is given and not None."""
+        return dataclasses.replace(self, **{name: value for name, value in given.items() if value is not None})
+
+
+@dataclass(frozen=True)
 class SchedulerConfig(ModelConfig):
     """The rectified-flow schedule."""
 

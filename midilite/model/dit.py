@@ -8,14 +8,12 @@ tokens of a group's samples form one sequence, so self-attention sees every inst
 all cross-attention work on each sample alone. Groups may differ in size and nothing is padded: linears don't care
 about grouping, so only the attention product itself runs once per run of equal sizes.
 
-Four pieces of work of the reference are left out because they change nothing:
+Three pieces of work of the reference are left out because they change nothing:
 
 - a condition of a single token (CLIP): softmax over one key is 1, so attention returns that key's value and the query,
   key and softmax need not be computed;
 - an unconditional sample (all conditions zero): keys and values are zero, so cross-attention is the output bias;
-- keys and values of conditions don't depend on the latents: `project_conditions` computes them once per scene;
-- guidance wants the same latents without and with conditions: up to the first cross-attention that is one computation
-  (`both`).
+- keys and values of conditions don't depend on the latents: `project_conditions` computes them once per scene.
 
 The maths is that of TripoSG (Li et al. 2025) and MIDI (Huang et al. 2024), with skip
 connections as in U-ViT, no adaptive norm, the time embedding as one more token.
@@ -24,16 +22,17 @@ connections as in U-ViT, no adaptive norm, the time embedding as one more token.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .checkpointing import RECOMPUTATIONS
+from .checkpointing import POLICIES
 from .config import DiTConfig, block_numbers, default_multi_instance_blocks
 from .layers import (
     FeedForward,
@@ -157,7 +156,17 @@ Condition = Tensor | tuple[Tensor, Tensor]  # tokens [B, S, E], or their keys an
 
 
 class Block(nn.Module):
-    """One transformer block: (skip), self-attention, one or two cross-attentions side by side, feed-forward."""
+    """One transformer block: (skip), self-attention, one or two cross-attentions side by side, feed-forward.
+
+    Three things of it may be replaced from outside, and nothing else:
+
+    Attributes:
+        stages: the two halves of the work; runtime/compile.py puts compiled ones here. Attention between them depends
+            on the groups and stays as it is.
+        attend: the product between them; inference/parallel.py puts one here that sees instances of other processes.
+        on_enter: called before the block's weights are used, with the conditions that are to be projected ahead, or
+            with none; runtime/offload.py brings the weights to the device then.
+    """
 
     def __init__(self, config: DiTConfig, skip: bool) -> None:
         super().__init__()
@@ -171,6 +180,7 @@ class Block(nn.Module):
             self.norm2_2 = LayerNorm(width)
             self.attn2_2 = CrossAttention(width, heads, config.cross_attention_2_dim)
         self.norm3, self.ff = LayerNorm(width), FeedForward(width)
+        self.on_enter: Callable[[Sequence[Tensor]], None] | None = None
 
     def cross_attentions(self) -> list[tuple[LayerNorm, CrossAttention]]:
         """Each cross-attention with the norm before it."""
@@ -179,6 +189,8 @@ class Block(nn.Module):
 
     def project(self, conditions: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of each condition, for the cross-attentions in their order."""
+        if self.on_enter is not None:
+            self.on_enter(conditions)
         return [attn.project(c) for (_, attn), c in zip(self.cross_attentions(), conditions, strict=True)]
 
     def before_attention(self, x: Tensor, skip: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -197,9 +209,7 @@ class Block(nn.Module):
         x = self._attend_conditions(x, conditions)
         return x + self.ff(self.norm3(x))
 
-    # The two halves of the work, which runtime/compile.py replaces; attention between them depends on the groups.
     stages = (before_attention, after_attention)
-    # Between them; inference/parallel.py replaces it where instances of other processes take part.
     attend = staticmethod(group_attention)
 
     def forward(
@@ -208,18 +218,14 @@ class Block(nn.Module):
         skip: Tensor | None,
         conditions: Sequence[Condition],
         groups: Sequence[int] | None,
-        copies: int = 1,
     ) -> Tensor:
-        """[B, T, D] -> [copies * B, T, D], the copies after self-attention, which is the same for all of them.
-
-        See the stages for `skip` and `conditions`, `group_attention` for `groups`.
-        """
+        """[B, T, D] -> [B, T, D]; see the stages for `skip` and `conditions`, `group_attention` for `groups`."""
+        if self.on_enter is not None:
+            self.on_enter(())
         before, after = self.stages
         x, q, k, v = before(self, x, skip)
         attended = self.attend(q, k, v, groups)
         del q, k, v  # without gradients nobody else holds them, and the feed-forward layer needs the memory
-        if copies > 1:
-            x, attended = x.repeat(copies, 1, 1), attended.repeat(copies, 1, 1)
         return after(self, x, attended, conditions)
 
     def _attend_conditions(self, x: Tensor, conditions: Sequence[Condition]) -> Tensor:
@@ -241,6 +247,13 @@ class DiT(Network):
         config: sizes; see `DiTConfig`.
         multi_instance_blocks: numbers or exact names of the blocks whose self-attention runs over whole groups.
             Default: the config's, else MIDI's 8..12 (scaled to the depth), and none for TripoSG's kind.
+
+    Attributes:
+        gradient_checkpointing: what the backward pass computes again: a key of `checkpointing.POLICIES`; None: nothing.
+        has_dropout: whether an adapter may draw random numbers, which then have to be repeated.
+        placement: where and how its weights are kept; runtime/ writes it (see `layers.Placement`).
+        on_pass: called with the inputs at the start of every pass; runtime/offload.py refuses what it can't do. Besides
+            this, what may be replaced is said in `Block`.
     """
 
     def __init__(self, config: DiTConfig, multi_instance_blocks: Sequence[int | str] | None = None) -> None:
@@ -252,9 +265,9 @@ class DiT(Network):
         self.blocks = nn.ModuleList(Block(config, skip=i > middle) for i in range(config.num_layers))
         self.norm_out = LayerNorm(width)
         self.proj_out = Linear(width, config.in_channels)
-        self.gradient_checkpointing = False
-        self.recompute = "full"  # what gradient checkpointing computes twice: a key of RECOMPUTATIONS
-        self.has_dropout = True  # whether an adapter may draw random numbers, which recomputation has to repeat
+        self.gradient_checkpointing: str | None = None
+        self.has_dropout = True
+        self.on_pass: Callable[[Sequence[Any]], None] | None = None
         self.multi_instance_blocks: frozenset[int] = frozenset()
         self.set_multi_instance_blocks(multi_instance_blocks)
 
@@ -308,7 +321,6 @@ class DiT(Network):
         cond_1: Tensor | Conditions,
         cond_2: Tensor | None = None,
         groups: Sequence[int] | None = None,
-        both: bool = False,
     ) -> Tensor:
         """Predict the velocity x0 - eps.
 
@@ -318,33 +330,26 @@ class DiT(Network):
             cond_1: [B, S, E] (MIDI: CLIP, TripoSG: DINOv2), or the result of `project_conditions`.
             cond_2: [B, S, E] (MIDI: DINOv2), absent for TripoSG.
             groups: sizes of the scenes in the batch, in order; None means every sample is a scene of its own.
-            both: each of the latents without conditions and with them, as guidance needs it. The conditions come from
-                `project_conditions(..., unconditional=B)`.
 
         Returns:
-            Velocity [B, T, C] in the type of the weights; with `both` [2 B, T, C], those without conditions first.
+            Velocity [B, T, C] in the type of the weights.
 
         Raises:
-            ValueError: groups don't sum to B, sizes of latents or conditions don't fit, or `both` is wanted of
-                conditions that were projected for another number of samples without.
+            ValueError: groups don't sum to B, or sizes of latents or conditions don't fit.
         """
-        copies = 2 if both else 1
         groups = self._check(latents, groups)
         if isinstance(cond_1, Conditions):
             conditions, unconditional = cond_1.keys_values, cond_1.unconditional
         else:
             given = self._check_conditions((cond_1,) if cond_2 is None else (cond_1, cond_2))
             conditions, unconditional = [given] * len(self.blocks), 0
-        if both and unconditional != latents.shape[0]:
-            raise ValueError(
-                f"both halves of {latents.shape[0]} samples need project_conditions(..., "
-                f"unconditional={latents.shape[0]}), found {unconditional}"
-            )
-        self._check_count(copies * latents.shape[0], conditions[0][0], unconditional)
+        self._check_count(latents.shape[0], conditions[0][0], unconditional)
+        if self.on_pass is not None:
+            self.on_pass((latents, *conditions[0]))
         timesteps = timesteps.expand(latents.shape[0])
         time = self.time_proj(timestep_embedding(timesteps, self.config.width).to(self.dtype))
         x = torch.cat([time[:, None], self.proj_in(latents.to(self.dtype))], dim=1)
-        x = self._run_blocks(x, conditions, groups, copies)
+        x = self._run_blocks(x, conditions, groups)
         return self.proj_out(self.norm_out(x)[:, 1:])
 
     def _check(self, latents: Tensor, groups: Sequence[int] | None) -> tuple[int, ...] | None:
@@ -364,25 +369,23 @@ class DiT(Network):
             raise ValueError(f"there are conditions for {given} samples{without}, the batch has {samples}")
 
     def _run_blocks(
-        self, x: Tensor, conditions: Sequence[Sequence[Condition]], groups: tuple[int, ...] | None, copies: int
+        self, x: Tensor, conditions: Sequence[Sequence[Condition]], groups: tuple[int, ...] | None
     ) -> Tensor:
         middle, stack = self.config.num_layers // 2, []
         for i, block in enumerate(self.blocks):
             skip = stack.pop() if i > middle else None
             scene = groups if i in self.multi_instance_blocks else None
-            arguments = (x, skip, conditions[i], scene, copies)
+            arguments = (x, skip, conditions[i], scene)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(
                     block,
                     *arguments,
                     use_reentrant=False,
-                    context_fn=RECOMPUTATIONS[self.recompute],
+                    context_fn=POLICIES[self.gradient_checkpointing],
                     preserve_rng_state=self.has_dropout,
                 )
             else:
                 x = block(*arguments)
-            if i == 0:  # from here on all copies are there
-                groups, copies = groups and groups * copies, 1
             if i < middle:
                 stack.append(x)
         return x

@@ -17,8 +17,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from .checkpointing import run_blocks
 from .config import CLIPVisionConfig, DINOv2Config
 from .layers import LayerNorm, Linear, Network, attention, split_stacked
 
@@ -29,6 +29,8 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": quick_gelu}
+
+_CHUNK = 8  # pictures that go through an encoder together; a room can have dozens of objects
 
 
 class MLP(nn.Module):
@@ -61,16 +63,6 @@ class SwiGLU(nn.Module):
         """[..., D] -> [..., D]."""
         gate, up = self.weights_in(x).chunk(2, dim=-1)
         return self.weights_out(F.silu(gate) * up)
-
-
-def run_blocks(blocks: nn.ModuleList, x: Tensor, checkpointed: bool) -> Tensor:
-    """[B, T, D] through all blocks; `checkpointed` keeps only their inputs for a backward pass and computes anew."""
-    for block in blocks:
-        if checkpointed and torch.is_grad_enabled():
-            x = checkpoint(block, x, use_reentrant=False)
-        else:
-            x = block(x)
-    return x
 
 
 # ---------------------------------------------------------------------------------------------------------- DINOv2
@@ -301,6 +293,20 @@ class CLIPVision(Network):
             ValueError: another number of channels or another size than the tower's (both are given).
         """
         return self.visual_projection(self.vision_model(pixels, self.gradient_checkpointing))
+
+
+def encode_pixels(encoder: DINOv2 | CLIPVision, pixels: Tensor) -> Tensor:
+    """The condition tokens of preprocessed pictures, computed where the encoder is and in its type.
+
+    Args:
+        pixels: [n, C, H, W]; a few at a time go through, so that a room with dozens of objects needs no more memory.
+
+    Returns:
+        [n, S, E]: DINOv2's tokens, or CLIP's embedding as a single one. On the encoder's device.
+    """
+    weight = next(encoder.parameters())
+    tokens = torch.cat([encoder(part.to(weight.device, weight.dtype)) for part in pixels.split(_CHUNK)])
+    return tokens[:, None] if tokens.ndim == 2 else tokens
 
 
 def _check_pixels(owner: str, pixels: Tensor, channels: int, smallest: int = 1) -> None:

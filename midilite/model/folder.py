@@ -24,10 +24,9 @@ from .config import (
     DiTConfig,
     ModelConfig,
     PreprocessorConfig,
+    Sampling,
     SchedulerConfig,
     VAEConfig,
-    check_fields,
-    within,
 )
 from .dit import DiT
 from .encoders import CLIPVision, DINOv2, legacy_keys, widen_patch_kernel
@@ -40,27 +39,12 @@ ASSETS = Path(__file__).parents[1] / "assets"
 PATCH_KERNEL = "embeddings.patch_embeddings.projection.weight"
 
 
-@dataclass(frozen=True)
-class SamplingDefaults:
-    """What `infer` and the pipeline use when they are not told: those of the published models, or a model's own.
-
-    A model carries its own as `_midilite_sampling` in `model_index.json` (other readers pass over keys that begin with
-    an underscore).
-    """
-
-    num_inference_steps: int = within(50, 1, 1000)
-    guidance_scale: float = within(7.0, -1000, 1000)
-    grid_depth: int = within(8, 3, 10)
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-
+# A model's own `Sampling`, in `model_index.json`; other readers pass over keys that begin with an underscore.
 SAMPLING_KEY = "_midilite_sampling"
 
 
 @dataclass(frozen=True)
-class Kind:
+class ModelLayout:
     """What distinguishes the two published layouts."""
 
     name: str
@@ -72,19 +56,19 @@ class Kind:
     dinov2_channels: int
 
 
-MIDI = Kind(
+MIDI = ModelLayout(
     "midi", "MIDIPipeline", "image_encoder_2", "feature_extractor_2", "image_encoder_1", "feature_extractor_1", 7
 )
-TRIPOSG = Kind("triposg", "TripoSGPipeline", "image_encoder_dinov2", "feature_extractor_dinov2", None, None, 3)
-KINDS = {kind.class_name: kind for kind in (MIDI, TRIPOSG)}
+TRIPOSG = ModelLayout("triposg", "TripoSGPipeline", "image_encoder_dinov2", "feature_extractor_dinov2", None, None, 3)
+MODEL_LAYOUTS = {layout.class_name: layout for layout in (MIDI, TRIPOSG)}
 
 
 TRIPOSG_TOKENS = 2048
 
 
-def default_num_tokens(kind: Kind, config: DiTConfig) -> int:
+def default_num_tokens(layout: ModelLayout, config: DiTConfig) -> int:
     """Latent tokens per instance: MIDI's pipeline takes the transformer's width, TripoSG's default is 2048."""
-    return config.width if kind is MIDI else TRIPOSG_TOKENS
+    return config.width if layout is MIDI else TRIPOSG_TOKENS
 
 
 def resolve_model(name: str | Path) -> Path:
@@ -127,7 +111,7 @@ class ModelFolder:
         name: see `resolve_model`.
 
     Raises:
-        ValueError: no such folder, no `model_index.json`, an unknown kind, or missing parts (all are named).
+        ValueError: no such folder, no `model_index.json`, an unknown layout, or missing parts (all are named).
     """
 
     def __init__(self, name: str | Path) -> None:
@@ -135,9 +119,10 @@ class ModelFolder:
         index = self.path / "model_index.json"
         values = read_json(index)
         class_name = values.get("_class_name") if isinstance(values, dict) else None
-        if not isinstance(class_name, str) or class_name not in KINDS:
-            raise ValueError(f"{index}: _class_name is {str(class_name)[:60]!r}, expected one of {', '.join(KINDS)}")
-        self.kind = KINDS[class_name]
+        if not isinstance(class_name, str) or class_name not in MODEL_LAYOUTS:
+            known = ", ".join(MODEL_LAYOUTS)
+            raise ValueError(f"{index}: _class_name is {str(class_name)[:60]!r}, expected one of {known}")
+        self.layout = MODEL_LAYOUTS[class_name]
         self.sampling = _sampling(values.get(SAMPLING_KEY, {}), index)
         self._fingerprints: dict[str, str] = {}
         missing = [file for file in self._required() if not (self.path / file).is_file()]
@@ -145,9 +130,9 @@ class ModelFolder:
             raise ValueError(f"{self.path}: incomplete {class_name} folder, missing {', '.join(missing)}")
 
     def _required(self) -> list[str]:
-        kind = self.kind
-        networks = ["transformer", "vae", kind.dinov2, kind.clip]
-        processors = [kind.dinov2_preprocessor, kind.clip_preprocessor]
+        layout = self.layout
+        networks = ["transformer", "vae", layout.dinov2, layout.clip]
+        processors = [layout.dinov2_preprocessor, layout.clip_preprocessor]
         files = [f"{part}/config.json" for part in networks if part]
         files += [f"{part}/preprocessor_config.json" for part in processors if part]
         return [*files, "scheduler/scheduler_config.json"]
@@ -155,7 +140,7 @@ class ModelFolder:
     @property
     def default_num_tokens(self) -> int:
         """See the function of that name."""
-        return default_num_tokens(self.kind, DiTConfig.from_json(self.path / "transformer" / "config.json"))
+        return default_num_tokens(self.layout, DiTConfig.from_json(self.path / "transformer" / "config.json"))
 
     def load_transformer(
         self,
@@ -183,21 +168,21 @@ class ModelFolder:
         return model
 
     def load_dinov2(self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> DINOv2:
-        """DINOv2, widened to the channels that this kind of pipeline feeds when the file has fewer."""
-        source = self.path / self.kind.dinov2 / "config.json"
+        """DINOv2, widened to the channels that this layout of pipeline feeds when the file has fewer."""
+        source = self.path / self.layout.dinov2 / "config.json"
         config, files = DINOv2Config.from_json(source), find_weights(source.parent, TRANSFORMERS_STEM)
         check_depth(config.num_hidden_layers, files, source)
         with torch.device("meta"):
-            model = DINOv2(replace(config, num_channels=self.kind.dinov2_channels))
+            model = DINOv2(replace(config, num_channels=self.layout.dinov2_channels))
         adapt = {PATCH_KERNEL: _widen}
         load_weights(model, files, device, dtype, legacy_keys, adapt)
         return model
 
     def load_clip(self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> CLIPVision | None:
         """The CLIP vision tower with projection; None for TripoSG."""
-        if self.kind.clip is None:
+        if self.layout.clip is None:
             return None
-        source = self.path / self.kind.clip / "config.json"
+        source = self.path / self.layout.clip / "config.json"
         config, files = CLIPVisionConfig.from_json(source), find_weights(source.parent, TRANSFORMERS_STEM)
         check_depth(config.num_hidden_layers, files, source)
         with torch.device("meta"):
@@ -208,13 +193,13 @@ class ModelFolder:
     def load_scheduler(self) -> RectifiedFlowScheduler:
         """The rectified-flow scheduler with the folder's shift."""
         config = SchedulerConfig.from_json(self.path / "scheduler" / "scheduler_config.json")
-        return RectifiedFlowScheduler(config)
+        return RectifiedFlowScheduler(config.num_train_timesteps, config.shift)
 
     def load_preprocessors(self) -> tuple[Preprocessor | None, Preprocessor]:
         """(CLIP's or None, DINOv2's)."""
         clip, dinov2 = (
             name and Preprocessor(PreprocessorConfig.from_json(self.path / name / "preprocessor_config.json"))
-            for name in (self.kind.clip_preprocessor, self.kind.dinov2_preprocessor)
+            for name in (self.layout.clip_preprocessor, self.layout.dinov2_preprocessor)
         )
         return clip, dinov2
 
@@ -229,9 +214,9 @@ class ModelFolder:
 
     def fingerprints(self) -> dict[str, str]:
         """Those of all parts, by the names of their folders."""
-        kind = self.kind
-        networks = ("transformer", "vae", kind.dinov2, kind.clip)
-        parts = (*networks, kind.dinov2_preprocessor, kind.clip_preprocessor, "scheduler")
+        layout = self.layout
+        networks = ("transformer", "vae", layout.dinov2, layout.clip)
+        parts = (*networks, layout.dinov2_preprocessor, layout.clip_preprocessor, "scheduler")
         return {part: self.fingerprint(part) for part in parts if part}
 
     def _files_of(self, part: str) -> list[Path]:
@@ -251,42 +236,49 @@ def save_model_folder(
     networks: dict[str, Network],
     scheduler: RectifiedFlowScheduler,
     preprocessors: dict[str, Preprocessor],
-    kind: Kind = MIDI,
+    layout: ModelLayout = MIDI,
     dtype: torch.dtype | None = None,
-    sampling: SamplingDefaults | None = None,
+    sampling: Sampling | None = None,
 ) -> None:
     """Write a whole checkpoint folder; `model_index.json` comes last, so an interrupted write is no model.
 
     Args:
-        networks: {part folder: network} for the parts of `kind`.
+        networks: {part folder: network} for the parts of `layout`.
         preprocessors: {part folder: preprocessor}.
         dtype: type on disk, default each network's own.
         sampling: defaults that travel with the model; None leaves those of the published models.
 
     Raises:
-        ValueError: parts are missing or unknown for this kind.
+        ValueError: parts are missing or unknown for this layout.
     """
     folder = Path(folder)
-    expected = {"transformer", "vae", kind.dinov2, kind.dinov2_preprocessor, kind.clip, kind.clip_preprocessor} - {None}
+    expected = {
+        "transformer",
+        "vae",
+        layout.dinov2,
+        layout.dinov2_preprocessor,
+        layout.clip,
+        layout.clip_preprocessor,
+    } - {None}
     given = set(networks) | set(preprocessors)
     if given != expected:
-        raise ValueError(f"{kind.class_name} has the parts {sorted(expected)}, given were {sorted(given)}")
+        raise ValueError(f"{layout.class_name} has the parts {sorted(expected)}, given were {sorted(given)}")
     for part, network in networks.items():
         stem = DIFFUSERS_STEM if part in ("transformer", "vae") else TRANSFORMERS_STEM
         save_weights(network, folder / part, stem, config_dict(network), dtype)
-    write_json(folder / "scheduler" / "scheduler_config.json", scheduler.config.to_dict())
+    write_json(folder / "scheduler" / "scheduler_config.json", SchedulerConfig(**asdict(scheduler)).to_dict())
     for part, preprocessor in preprocessors.items():
         write_json(folder / part / "preprocessor_config.json", preprocessor.config.to_dict())
     own = {SAMPLING_KEY: asdict(sampling)} if sampling else {}
-    write_json(folder / "model_index.json", {**_model_index(kind), **own})
+    write_json(folder / "model_index.json", {**_model_index(layout), **own})
 
 
-def _sampling(values: Any, source: Path) -> SamplingDefaults:
-    known = [entry.name for entry in fields(SamplingDefaults)]
+def _sampling(values: Any, source: Path) -> Sampling:
+    known = [entry.name for entry in fields(Sampling)]
     if not isinstance(values, dict) or not values.keys() <= set(known):
         raise ValueError(f"{source}: {SAMPLING_KEY} is {str(values)[:60]}, expected numbers for {', '.join(known)}")
     try:
-        return SamplingDefaults(**values)
+        return Sampling(**values)
     except ValueError as error:
         raise ValueError(f"{source}: {SAMPLING_KEY}: {error}") from error
 
@@ -300,17 +292,17 @@ def config_dict(network: Network) -> dict:
     return values
 
 
-def _model_index(kind: Kind) -> dict:
-    package = kind.name
+def _model_index(layout: ModelLayout) -> dict:
+    package = layout.name
     index = {
-        "_class_name": kind.class_name,
+        "_class_name": layout.class_name,
         "transformer": [f"{package}.models.transformers.triposg_transformer", "TripoSGDiTModel"],
         "vae": [f"{package}.models.autoencoders.autoencoder_kl_triposg", "TripoSGVAEModel"],
         "scheduler": [f"{package}.schedulers.scheduling_rectified_flow", "RectifiedFlowScheduler"],
-        kind.dinov2: ["transformers", "Dinov2Model"],
-        kind.dinov2_preprocessor: ["transformers", "BitImageProcessor"],
+        layout.dinov2: ["transformers", "Dinov2Model"],
+        layout.dinov2_preprocessor: ["transformers", "BitImageProcessor"],
     }
-    if kind.clip:
-        index[kind.clip] = ["transformers", "CLIPVisionModelWithProjection"]
-        index[kind.clip_preprocessor] = ["transformers", "CLIPImageProcessor"]
+    if layout.clip:
+        index[layout.clip] = ["transformers", "CLIPVisionModelWithProjection"]
+        index[layout.clip_preprocessor] = ["transformers", "CLIPImageProcessor"]
     return index

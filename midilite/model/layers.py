@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,10 +38,10 @@ class Linear(nn.Module):
         ValueError: the parts' rows don't add up to `out_features`.
     """
 
-    quantized: str | None = (
-        None  # how a subclass keeps its weight when that is no longer the original (runtime/quantize.py)
-    )
-    home: torch.device | None = None  # where this linear computes, when its weight rests elsewhere (runtime/offload.py)
+    # How a subclass keeps its weight when that is no longer the original (runtime/quantize.py).
+    quantized: str | None = None
+    # Where this linear computes, when its weight lies elsewhere in between (runtime/offload.py).
+    compute_device: torch.device | None = None
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, parts: Mapping[str, int] | None = None
@@ -77,7 +78,7 @@ class Linear(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where this linear computes."""
-        return self.home or self.weight.device
+        return self.compute_device or self.weight.device
 
     def dense(self, rows: slice = slice(None)) -> Tensor:
         """The weight of some rows in fp32 on `device`, without gradient; for all but products with it."""
@@ -120,12 +121,33 @@ def gelu_(x: Tensor) -> Tensor:
     return torch.ops.aten.gelu_(x)
 
 
+@dataclass
+class Placement:
+    """Where and how the weights of a network are kept, besides "on a device, as they were loaded".
+
+    The modules of runtime/ write it, and whoever moves, saves, captures or describes a network reads it.
+
+    Attributes:
+        compute_device: where it computes, when its weights wait in host memory in between (runtime/offload.py).
+        offload: the blocks that visit the device one by one (`runtime.offload.Offload`).
+        fingerprint: of the base, when its original weights are gone (runtime/quantize.py).
+    """
+
+    compute_device: torch.device | None = None
+    offload: Any = None
+    fingerprint: str | None = None
+
+
 class Network(nn.Module):
     """A network whose `state_dict()` holds views under the reference's names, and which loads through those views.
 
     torch's own `load_state_dict` hands every child only the keys below its own name, so it can't fill a fused weight
     from its parts' names; this one compares whole key tables first and then copies, so nothing is half-loaded.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.placement = Placement()
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> None:
         """Copy `state_dict` into the network.
@@ -220,12 +242,6 @@ def split_stacked(fused: Tensor, heads: int, parts: int) -> tuple[Tensor, ...]:
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """[B, T, D] -> [B, T, H, K]."""
     return x.unflatten(-1, (heads, -1))
-
-
-def check_heads(owner: str, width: int, heads: int) -> None:
-    """Raise ValueError when `width` can't be split into `heads` equal heads."""
-    if heads < 1 or width % heads:
-        raise ValueError(f"{owner}: width {width} is not a multiple of the {heads} attention heads")
 
 
 class FeedForward(nn.Module):

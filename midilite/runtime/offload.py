@@ -1,4 +1,6 @@
-"""Blocks whose weights rest in host memory: a GPU holds the one that runs and the next, not all of them.
+"""Weights that wait in host memory: of the transformer's blocks, or of a whole network while others work.
+
+`offload_blocks`: a GPU holds the block that runs and the next, not all of them.
 
     host memory (pinned)   block 0 | block 1 | ... | block L-1          never changes: the base is frozen
     GPU                    two slots, and all that is small: norms, biases, scales, adapters, what is outside the blocks
@@ -22,11 +24,22 @@ saves nothing and is for tests.
 
 The scheme is that of FlexGen and others (Sheng et al. 2023). Left out: writing back (nothing changes), disks, and
 CUDA graphs, which would record one round of copies.
+
+`offload_network`: a pipeline's image encoders work before the denoising and its VAE after it; on a small GPU their 1.7
+GiB (published size, 16 bits) are better left to the transformer. Weights never change while a network works here, so it
+is copied one way only: what was copied is dropped, and what always stayed in host memory is pointed to again.
+
+    offload_network(vae, "cuda")      in host memory from now on
+    with onload(vae):                 on the GPU
+        ...
+
+In host memory a network is one on the CPU: adapters can be loaded, merged and removed, and come along to the GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +48,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..model.dit import Block, DiT
-from ..model.layers import Linear
+from ..model.layers import Linear, Network
 
 
 def offload_blocks(transformer: DiT, device: str | torch.device, slots: int = 2) -> None:
@@ -51,14 +64,9 @@ def offload_blocks(transformer: DiT, device: str | torch.device, slots: int = 2)
     """
     if slots < 1:
         raise ValueError(f"slots is {slots}, expected at least 1: a block needs a place on the device to run")
-    if offloaded(transformer) is not None:
+    if transformer.placement.offload is not None:
         raise ValueError("the blocks are offloaded already")
-    transformer.offload = Offload(transformer, torch.device(device), slots)
-
-
-def offloaded(transformer: nn.Module) -> Offload | None:
-    """What `offload_blocks` set up, or None."""
-    return getattr(transformer, "offload", None)
+    transformer.placement.offload = Offload(transformer, torch.device(device), slots)
 
 
 @dataclass
@@ -127,7 +135,7 @@ class Offload:
         self.host: list[dict[str, Tensor]] = []  # their contents in host memory
         for block in transformer.blocks:
             self.weights.append(dict(_block_weights(block)))
-            self.host.append({name: self._at_home(weight) for name, weight in self.weights[-1].items()})
+            self.host.append({name: self._in_host_memory(weight) for name, weight in self.weights[-1].items()})
             self._point(len(self.host) - 1, self.host[-1])
         _move_rest(transformer, {id(w) for table in self.weights for w in table.values()}, device)
         self.copies = _Copies(device)
@@ -135,7 +143,8 @@ class Offload:
         self.last, self.backward = 0, False
         for i, block in enumerate(transformer.blocks):
             self._watch(i, block)
-        transformer.register_forward_pre_hook(self._check, with_kwargs=True)
+        self.transformer = transformer
+        transformer.on_pass = self._check
 
     def bytes_on_device(self) -> int:
         """Size of all slots."""
@@ -192,7 +201,7 @@ class Offload:
         for name, weight in self.weights[i].items():
             weight.data = contents[name]
 
-    def _at_home(self, weight: Tensor) -> Tensor:
+    def _in_host_memory(self, weight: Tensor) -> Tensor:
         """A weight's contents in host memory, from which a GPU can copy by itself."""
         contents = weight.detach().to("cpu")
         return contents.pin_memory() if self.device.type == "cuda" else contents
@@ -206,24 +215,21 @@ class Offload:
 
     def _watch(self, i: int, block: Block) -> None:
         """Have block i entered before it runs and before it projects conditions."""
-        project = block.project
 
-        def entering(conditions: list[Tensor]) -> Any:
+        def entering(conditions: Sequence[Tensor]) -> None:
             if torch.is_grad_enabled() and any(c.requires_grad for c in conditions):
                 raise ValueError("offloaded blocks give no gradient to conditions that are projected ahead")
             self.enter(i)
-            return project(conditions)
 
-        block.project = entering
-        block.register_forward_pre_hook(lambda module, arguments: self.enter(i))
+        block.on_enter = entering
         for module in block.modules():
             if isinstance(module, Linear):
-                module.home = self.device
+                module.compute_device = self.device
 
-    def _check(self, transformer: DiT, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        if not torch.is_grad_enabled() or transformer.gradient_checkpointing:
+    def _check(self, inputs: Sequence[Any]) -> None:
+        if not torch.is_grad_enabled() or self.transformer.gradient_checkpointing:
             return
-        tensors = [*arguments, *named.values(), *transformer.parameters()]
+        tensors = [*inputs, *self.transformer.parameters()]
         if any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
             raise ValueError(
                 "offloaded blocks are trained with gradient checkpointing only: without it every block's weights are "
@@ -243,3 +249,48 @@ def _move_rest(transformer: DiT, kept: set[int], device: torch.device) -> None:
     for tensor in (*transformer.parameters(), *transformer.buffers()):
         if id(tensor) not in kept:
             tensor.data = tensor.data.to(device)
+
+
+def offload_network(network: Network, device: str | torch.device) -> None:
+    """Move a network to host memory; `onload` takes it to `device`. On a CPU it works where it waits."""
+    device = torch.device(device)
+    network.placement.compute_device = device
+    network.to("cpu")
+    if device.type == "cuda":
+        for tensor in _tensors(network):
+            tensor.data = tensor.data.pin_memory()
+        torch.cuda.empty_cache()  # of the weights that were there
+
+
+@contextlib.contextmanager
+def onload(network: Network) -> Iterator[None]:
+    """Within this context an offloaded network is where it computes, others stay where they are.
+
+    What is changed in its weights there is lost.
+    """
+    device = network.placement.compute_device
+    if device is None or device.type == "cpu":
+        yield
+        return
+    tensors = list(_tensors(network))
+    kept = [tensor.data for tensor in tensors]
+    try:
+        with torch.inference_mode(False), torch.no_grad():  # parameters stay ordinary tensors
+            for tensor, contents in zip(tensors, kept, strict=True):
+                tensor.data = _copied(contents, device)
+        yield
+    finally:
+        for tensor, contents in zip(tensors, kept, strict=True):
+            tensor.data = contents
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # what works next needs pieces of other sizes
+
+
+def _copied(contents: Tensor, device: torch.device) -> Tensor:
+    return contents.to(device, non_blocking=True)
+
+
+def _tensors(network: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers, those of adapters included."""
+    yield from network.parameters()
+    yield from network.buffers()

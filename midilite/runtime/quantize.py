@@ -32,12 +32,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..lora.files import base_fingerprint
 from ..model.dit import DiT
+from ..model.fingerprint import base_fingerprint
 from ..model.layers import Linear, gelu_
-from .offload import offload_blocks
+from .exclusions import QUANTIZATIONS
 
-KINDS = ("int8", "fp8")
 E4M3 = torch.float8_e4m3fn
 _LARGEST = {"int8": 127.0, "fp8": 448.0}
 _TINY = 1e-12  # activations smaller than this need no resolution of their own
@@ -59,36 +58,19 @@ def quantize_base(transformer: DiT, kind: str, device: str | torch.device | None
     Raises:
         ValueError: the kind is unknown, the device has no fp8 units, or the base is quantised or offloaded already.
     """
-    if kind not in KINDS:
-        raise ValueError(f"a base can be quantised to {' or '.join(KINDS)}, not to {kind!r}")
+    if kind not in QUANTIZATIONS:
+        raise ValueError(f"a base can be quantised to {' or '.join(QUANTIZATIONS)}, not to {kind!r}")
     device = torch.device(device) if device is not None else transformer.device
-    _check_device(kind, device)
+    check_device(kind, device)
     _check_base(transformer)
-    transformer.known_fingerprint = base_fingerprint(transformer)
-    for parent, name in _places(transformer.blocks):  # nothing here may hold a linear: its weight is to be freed
-        setattr(parent, name, QuantizedLinear(getattr(parent, name), kind, device))
+    transformer.placement.fingerprint = base_fingerprint(transformer)
+    for path in _linears(transformer.blocks):  # nothing here may hold a linear: its weight is to be freed
+        linear = transformer.blocks.get_submodule(path)
+        transformer.blocks.set_submodule(path, QuantizedLinear(linear, kind, device))
+        del linear
     transformer.to(device)
     if device.type == "cuda":
         torch.cuda.empty_cache()  # of the wide weights
-
-
-def place_base(transformer: DiT, device: torch.device, quantize: str | None = None, offload: bool = False) -> None:
-    """Bring a base that was just loaded to where it runs; with `quantize` or `offload` it should come from the CPU.
-
-    Args:
-        quantize: None, or see `quantize_base`.
-        offload: whether the blocks' weights stay in host memory; see `offload.offload_blocks`.
-
-    Raises:
-        ValueError: as those functions.
-    """
-    if quantize is not None:
-        _check_device(quantize, device)
-        quantize_base(transformer, quantize, None if offload else device)
-    if offload:
-        offload_blocks(transformer, device)
-    else:
-        transformer.to(device)
 
 
 def velocity_error(found: Tensor, expected: Tensor) -> float:
@@ -97,7 +79,8 @@ def velocity_error(found: Tensor, expected: Tensor) -> float:
     return (difference.norm() / expected.double().norm()).item()
 
 
-def _check_device(kind: str, device: torch.device) -> None:
+def check_device(kind: str, device: torch.device) -> None:
+    """Raise ValueError where a device can't compute with a base of this kind."""
     if kind == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
         name = torch.cuda.get_device_name(device)
         raise ValueError(f"fp8 needs a GPU of compute capability 8.9 (Ada, Hopper) or later, {name} is not; use int8")
@@ -109,18 +92,13 @@ def _check_base(transformer: DiT) -> None:
     for path, linear in transformer.blocks.named_modules():
         if isinstance(linear, Linear) and linear.quantized:
             raise ValueError(f"blocks.{path}: is {linear.quantized} already; load the model again to quantise it anew")
-        if isinstance(linear, Linear) and linear.home:
+        if isinstance(linear, Linear) and linear.compute_device:
             raise ValueError("the blocks are offloaded: quantise the base first, then offload it")
 
 
-def _places(blocks: nn.Module) -> list[tuple[nn.Module, str]]:
-    """(parent, name in it) of all linears."""
-    return [
-        (parent, name)
-        for parent in blocks.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, Linear)
-    ]
+def _linears(blocks: nn.Module) -> list[str]:
+    """Paths of all linears."""
+    return [path for path, module in blocks.named_modules() if isinstance(module, Linear)]
 
 
 class QuantizedLinear(Linear):
@@ -159,7 +137,7 @@ class QuantizedLinear(Linear):
 
     def dense(self, rows: slice = slice(None)) -> Tensor:
         """See `Linear.dense`: what the eight bits mean, which is not quite the original weight."""
-        return wide(self.weight[rows].to(self.device), self.scale[rows].to(self.device, torch.float32))
+        return dequantize(self.weight[rows].to(self.device), self.scale[rows].to(self.device, torch.float32))
 
     def product(self, x: Tensor, rows: slice) -> Tensor:
         """See `Linear.product`."""
@@ -204,7 +182,7 @@ def quantize_tokens(x: Tensor, largest: Tensor | None = None) -> tuple[Tensor, T
     return (x / scale).to(E4M3).contiguous(), scale
 
 
-def wide(weight: Tensor, scale: Tensor) -> Tensor:
+def dequantize(weight: Tensor, scale: Tensor) -> Tensor:
     """weight * scale in the type of the scale: a single kernel for int8, which torch promotes."""
     return torch.mul(weight if weight.dtype == torch.int8 else weight.to(scale.dtype), scale)
 
@@ -218,7 +196,7 @@ class _Product(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(weight, scale)
         if weight.dtype == torch.int8:
-            return F.linear(x, wide(weight, scale).to(x.dtype), bias)
+            return F.linear(x, dequantize(weight, scale).to(x.dtype), bias)
         return _fp8_linear(x, weight, scale, bias, largest)
 
     @staticmethod
@@ -228,7 +206,7 @@ class _Product(torch.autograd.Function):
             return None, None, None, None, None
         # Transposed, although that changes no number: torch.compile would recognise the forward pass's expression and
         # keep its result, the wide weight, until now.
-        return grad @ wide(weight.t(), scale.to(grad.dtype).t()).t(), None, None, None, None
+        return grad @ dequantize(weight.t(), scale.to(grad.dtype).t()).t(), None, None, None, None
 
 
 def _fp8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, largest: Tensor | None = None) -> Tensor:

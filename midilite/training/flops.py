@@ -66,7 +66,6 @@ def transformer_flops(
     backward: bool = True,
     unconditional: int = 0,
     projected: bool = False,
-    both: bool = False,
 ) -> int:
     """Operations of one pass of a batch through the transformer.
 
@@ -77,18 +76,15 @@ def transformer_flops(
         backward: count the backward pass to what is trainable, too.
         unconditional: how many of the samples have no conditions, and so no cross-attention.
         projected: the conditions' keys and values are there already (`DiT.project_conditions`).
-        both: each of the latents is two samples, one without and one with conditions (see `DiT.forward`).
     """
     count, samples = _Counter(backward), sum(groups)
     time_proj = transformer.time_proj
     grad = count.linear(time_proj.linear_2, samples, count.linear(time_proj.linear_1, samples, False))
     grad |= count.linear(transformer.proj_in, samples * tokens, False)
-    copies = 2 if both else 1
-    keys = _Keys(copies * samples - unconditional, condition_tokens, projected)
+    keys = _Keys(samples - unconditional, condition_tokens, projected)
     for i, block in enumerate(transformer.blocks):
         together = groups if i in transformer.multi_instance_blocks else [1] * sum(groups)
-        grad = _block(count, block, together, tokens + 1, keys, grad, copies)
-        groups, copies, samples = [*groups] * copies, 1, samples * copies
+        grad = _block(count, block, together, tokens + 1, keys, grad)
     count.linear(transformer.proj_out, samples * tokens, grad)
     return count.total
 
@@ -102,16 +98,13 @@ class _Keys:
     projected: bool
 
 
-def _block(
-    count: _Counter, block: Block, groups: Sequence[int], length: int, keys: _Keys, grad: bool, copies: int
-) -> bool:
+def _block(count: _Counter, block: Block, groups: Sequence[int], length: int, keys: _Keys, grad: bool) -> bool:
     rows = sum(groups) * length
     if hasattr(block, "skip_linear"):
         grad = count.linear(block.skip_linear, rows, grad)
     inner = count.linear(block.attn1.qkv, rows, grad)
     for size in groups:
         count.attention(size * length, size * length, block.attn1.qkv.in_features, inner, inner)
-    rows *= copies  # of what self-attention gave
     grad |= count.linear(block.attn1.to_out[0], rows, inner)
     attentions = [attn for _, attn in block.cross_attentions()]
     flows = [

@@ -19,13 +19,12 @@ from ..common.seeds import torch_generator
 from ..common.transfer import send
 from ..data.augment import choose_instances
 from ..data.features import Features, PixelFeatures
-from ..flow.schedule import add_noise, loss_weight, sample_sigmas, target
-from ..model.config import SchedulerConfig
+from ..flow.schedule import RectifiedFlowScheduler, add_noise, loss_weight, sample_sigmas, target
 from ..model.dit import DiT
 from ..model.vae import sample_latents
 from .options import TrainOptions
 
-TIMESTEPS = SchedulerConfig.num_train_timesteps  # of models that do not say otherwise
+TIMESTEPS = RectifiedFlowScheduler.num_train_timesteps  # of models that do not say otherwise
 
 
 @dataclass(frozen=True)

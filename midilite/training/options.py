@@ -13,6 +13,7 @@ from ..common import shared_options as shared
 from ..common.options import Old, Options, gone, option, renamed
 from ..common.overwriting import same_place
 from ..lora.config import DEFAULT_TARGETS, INITS, LoRAConfig, parse_pattern
+from ..runtime.exclusions import QUANTIZATIONS, check_base
 
 # What a run writes into its output folder, besides checkpoint-N.
 BELONGINGS = re.compile(
@@ -21,7 +22,7 @@ BELONGINGS = re.compile(
 )
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 CHECKPOINTING = ("off", "full", "selective")
-BASES = ("none", "int8", "fp8")
+BASES = ("none", *QUANTIZATIONS)
 BEST_METRICS = (
     "val_loss", "val_loss_ema", "eval_scene_f_score", "eval_object_f_score", "eval_scene_chamfer",
     "eval_object_chamfer", "eval_bounding_box_iou",
@@ -59,6 +60,10 @@ _OLD = (
     gone("adam_beta1", float, "is no choice any more: it is 0.9"),
     gone("adam_beta2", float, "is no choice any more: it is 0.999"),
     gone("adam_epsilon", float, "is no choice any more: it is 1e-8"),
+    gone("compare_scenes", int, "is no choice any more: previews compare base, adapter and truth (preview_every)"),
+    gone("eval_inference_steps", int, "is no choice any more: scenes are sampled as the model says"),
+    gone("eval_guidance_scale", float, "is no choice any more: scenes are sampled as the model says"),
+    gone("eval_grid_depth", int, "is no choice any more: scenes are sampled as the model says"),
     gone("max_bad_steps", int, "is no choice any more: a run stops after more than 10 skipped steps in a row"),
 )
 
@@ -177,14 +182,10 @@ class TrainOptions(Options):
 
     validate_every: int = _watching(100, "validation loss every so many steps and at the end; 0 never", least=0)
     eval_every: int = _watching(0, "generate validation scenes and measure them every so many steps; 0 never", least=0)
-    preview_every: int = _watching(500, "pictures of generated scenes every so many steps; 0 never", least=0)
-    compare_scenes: int = _watching(
-        0, "scenes of the picture at the end: input, base, adapted, truth (at most eval_scenes)", least=0
+    preview_every: int = _watching(
+        500, "pictures of scenes (input, base, adapted, truth) every so many steps and at the end; 0 never", least=0
     )
     eval_scenes: int = _watching(4, "most scenes that are generated for that", least=1)
-    eval_inference_steps: int = _watching(25, "their denoising steps", least=1)
-    eval_guidance_scale: float = _watching(7.0, "their classifier-free guidance", least=0)
-    eval_grid_depth: int = _watching(6, "their surface grid: 2^depth cells per axis", least=3, most=10)
     best_metric: str | None = _watching(
         None, "what lora-best is best in (default: val_loss, or eval_scene_f_score)", BEST_METRICS
     )
@@ -201,7 +202,7 @@ class TrainOptions(Options):
         """Raise ValueError where options that are fine alone do not fit each other."""
         if self.lora_image_encoder_targets is not None and not self.train_image_encoders:
             raise ValueError("lora_image_encoder_targets is given without train_image_encoders, so it would do nothing")
-        self._check_base()
+        check_base(self.forms(), training=True)
         self._check_folders()
         self.adapter_config()
         self._check_validation()
@@ -237,17 +238,20 @@ class TrainOptions(Options):
                     "output_dir"
                 )
 
-    def _check_base(self) -> None:
-        if self.offload_blocks and not self.recomputes:
-            raise ValueError(
-                "offload_blocks needs gradient_checkpointing: without it all blocks' weights are needed until the end "
-                "of the backward pass"
-            )
-        if self.compile and (self.shard_base or self.offload_blocks):
-            raise ValueError("compile needs weights that stay where they are: not with shard_base or offload_blocks")
-        for name, on in (("offload_blocks", self.offload_blocks), ("quantize_base", self.quantize_base != "none")):
-            if self.shard_base and on:
-                raise ValueError(f"shard_base and {name} exclude each other: they keep the base in different forms")
+    @property
+    def quantized(self) -> str | None:
+        """In which eight bits the base is kept, if in any."""
+        return None if self.quantize_base == "none" else self.quantize_base
+
+    def forms(self) -> dict[str, object]:
+        """What decides in which forms the base can be kept and run (runtime/exclusions.py)."""
+        names = ("compile", "offload_blocks", "shard_base", "lora_dropout", "train_image_encoders")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "quantize_base": self.quantized,
+            "gradient_checkpointing": self.recomputes,
+            "fp16": self.mixed_precision == "fp16",
+        }
 
     def _check_validation(self) -> None:
         if self.val_fraction and self.val_dir:

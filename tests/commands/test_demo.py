@@ -35,7 +35,7 @@ def test_fifty_steps_of_the_demo_give_the_recorded_losses(tmp_path):
     """Whoever changes a draw, the objective or the optimizer sees it here. Other machines round differently: 1e-3."""
     options = from_mapping(TrainOptions, read_yaml(DEMO), "demo.yaml")
     options = dataclasses.replace(
-        options, output_dir=str(tmp_path), logging_steps=1, validate_every=0, compare_scenes=0, device="cpu"
+        options, output_dir=str(tmp_path), logging_steps=1, validate_every=0, preview_every=0, device="cpu"
     )
 
     class Stop(Exception):

@@ -14,7 +14,7 @@ from midilite.commands.evaluate import EvaluateOptions, _measured_part, _thinned
 from midilite.data.scenes import find_scenes, read_scene
 from midilite.evaluation import midi_protocol
 from midilite.evaluation.metrics import ALIGNMENTS, SCENE_KEYS
-from midilite.inference import generate
+from midilite.inference import decoding
 
 ROOT = GOLDEN.parents[1]
 MIDI = GOLDEN / "midi_tiny"
@@ -48,7 +48,7 @@ def hulls_of_the_truth(data_dir):
 
 def test_a_perfect_model_has_perfect_numbers(prepared, tmp_path, monkeypatch):
     """Each instance must be compared with its own surface: swapped ones would show in the boxes."""
-    monkeypatch.setattr(generate, "decode_meshes", hulls_of_the_truth(prepared))
+    monkeypatch.setattr(decoding, "decode_meshes", hulls_of_the_truth(prepared))
     document = run(options(prepared, tmp_path, num_points=2000))
     mean = document["base"]["mean"]
     assert mean["scenes"] == 5 and mean["missing_instances"] == 0 and mean["instances"] > 5
@@ -105,7 +105,7 @@ def test_a_model_of_single_objects_takes_them_one_by_one(prepared, tmp_path):
 
 
 def test_what_is_undefined_is_null_and_a_dash(prepared, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(generate, "decode_meshes", lambda vae, latents, *_: [None] * len(latents))
+    monkeypatch.setattr(decoding, "decode_meshes", lambda vae, latents, *_: [None] * len(latents))
     run(options(prepared, tmp_path, max_scenes=1, lora_path=(LORA[1],), lora_alpha=8.0))
     document = json.loads((tmp_path / "out.json").read_text())
     scene = next(iter(document["adapter"]["scenes"].values()))
@@ -122,7 +122,7 @@ def test_what_is_undefined_is_null_and_a_dash(prepared, tmp_path, monkeypatch, c
 def test_the_protocol_of_midi(prepared, tmp_path, monkeypatch, capsys):
     """Its numbers under its names, in the file and in the table; the definitions stand in both."""
     hulls = hulls_of_the_truth(prepared)
-    monkeypatch.setattr(generate, "decode_meshes", hulls)
+    monkeypatch.setattr(decoding, "decode_meshes", hulls)
     document = run(options(prepared, tmp_path, num_points=300, max_scenes=2, protocol="midi"))
     assert json.loads((tmp_path / "out.json").read_text()) == json.loads(json.dumps(document))
     mean = document["base"]["mean"]

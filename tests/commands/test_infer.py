@@ -11,7 +11,7 @@ from PIL import Image
 
 from midilite.commands import infer
 from midilite.inference import pipeline
-from midilite.mesh.scene import export_scene
+from midilite.mesh.scene import build_scene, export_scene
 
 ROOT = GOLDEN.parents[1]
 MIDI = GOLDEN / "midi_tiny"
@@ -35,7 +35,7 @@ def golden_run(output, *flags: str) -> int:
 def scene() -> trimesh.Scene:
     far = trimesh.creation.icosphere(subdivisions=1)
     far.apply_translation((3, 0, 0))
-    return pipeline.build_scene([trimesh.creation.box(), None, far], [1, 2, 5])
+    return build_scene([trimesh.creation.box(), None, far], [1, 2, 5])
 
 
 def test_glb_and_obj_keep_names_and_colours(scene, tmp_path):

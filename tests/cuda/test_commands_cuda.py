@@ -44,7 +44,7 @@ def watched(tmp_path_factory, cache):
     folder = tmp_path_factory.mktemp("watched")
     options = dataclasses.replace(
         SHORT, output_dir=str(folder), cache_dir=cache, max_train_steps=12, val_fraction=0.2, validate_every=4,
-        eval_every=6, eval_scenes=2, eval_inference_steps=10, eval_grid_depth=5, preview_every=6, ema_decay=0.9,
+        eval_every=6, eval_scenes=2, preview_every=6, ema_decay=0.9,
     )  # fmt: skip
     train_lora(options)
     return folder

@@ -1,18 +1,17 @@
 """The picture at the end of a training: what is in it, and that it leaves the run alone."""
 
 import dataclasses
-import json
 
 import numpy as np
 import torch
-from conftest import GOLDEN
 from PIL import Image
 
+from midilite import lora
 from midilite.commands import train
-from midilite.evaluation.comparison import COMPARISON, SIZE, surfels
+from midilite.evaluation.comparison import SIZE, surfels
+from midilite.evaluation.scenes import Evaluation
 from midilite.render.camera import orbit_camera
 from midilite.render.renderer import render
-from midilite.training.options import TrainOptions
 
 ADAPTER = "adapter_model.safetensors"
 
@@ -36,30 +35,32 @@ def test_surfels_cover_the_surface_they_stand_for_and_face_outwards():
     assert drawn[inside].mean() > 0.97 and drawn[np.hypot(xs - 63.5, ys - 63.5) > pixel_radius * 1.15].sum() == 0
 
 
-def test_the_comparison_shows_input_base_adapted_and_truth_and_changes_nothing(prepared, tmp_path):
-    options = TrainOptions(
-        pretrained_model=str(GOLDEN / "midi_tiny" / "checkpoint"),
-        data_dir=str(prepared),
-        cache_dir=str(prepared.parent / "cache"),
-        output_dir=str(tmp_path / "with"),
-        device="cpu",
-        num_tokens=16,
-        lora_rank=4,
-        lora_dropout=0.2,
-        checkpointing_steps=0,
-        save_every_n_epochs=0,
-        preview_every=0,
-        max_train_steps=3,
-        val_fraction=0.3,
-        compare_scenes=1,
-        eval_inference_steps=2,
-        eval_grid_depth=4,
-    )
+def test_previews_show_input_base_adapted_and_truth_and_change_nothing(options, quick_model, tmp_path):
+    options = dataclasses.replace(
+        options, pretrained_model=quick_model, output_dir=str(tmp_path / "with"), lora_dropout=0.2, max_train_steps=3,
+        val_fraction=0.3, eval_scenes=2, preview_every=2,
+    )  # fmt: skip
     shown = (train.train_lora(options) / ADAPTER).read_bytes()
-    quiet = dataclasses.replace(options, output_dir=str(tmp_path / "without"), compare_scenes=0)
+    quiet = dataclasses.replace(options, output_dir=str(tmp_path / "without"), preview_every=0)
     assert (train.train_lora(quiet) / ADAPTER).read_bytes() == shown
-    sheet = np.asarray(Image.open(tmp_path / "with" / COMPARISON).convert("RGB"))
-    cells = [sheet[30:, i * sheet.shape[1] // 4 :][:, :SIZE] for i in range(4)]
+    pictures = sorted(path.name for path in (tmp_path / "with" / "samples").iterdir())
+    assert pictures == ["step-000002.png", "step-000003.png"], "and after the last step"
+    sheet = np.asarray(Image.open(tmp_path / "with" / "samples" / pictures[-1]).convert("RGB"))
+    cells = [sheet[30 : 30 + SIZE, i * sheet.shape[1] // 4 :][:, :SIZE] for i in range(4)]
     assert all((cell < 200).any(axis=-1).mean() > 0.02 for cell in cells)
-    last = [json.loads(line) for line in open(tmp_path / "with" / "metrics.jsonl")][-1]
-    assert {"comparison_base", "comparison_adapted"} <= last.keys()
+
+
+def test_the_base_is_generated_once_and_without_the_adapter(options, quick_model, monkeypatch, tmp_path):
+    options = dataclasses.replace(
+        options, pretrained_model=quick_model, output_dir=str(tmp_path / "run"), max_train_steps=4, val_fraction=0.3,
+        eval_scenes=1, preview_every=2,
+    )  # fmt: skip
+    acting, generate = [], Evaluation.generate
+
+    def watched(self, *arguments, **named):
+        acting.append(bool(lora.active_weights(self.networks)))
+        return generate(self, *arguments, **named)
+
+    monkeypatch.setattr(Evaluation, "generate", watched)
+    train.train_lora(options)
+    assert acting == [True, False, True]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,9 @@ from midilite.data.split import first_views
 from midilite.evaluation import scenes as evaluation
 from midilite.evaluation import validation
 from midilite.evaluation.meters import Meter
-from midilite.inference import generate
+from midilite.inference.sampling import guided_velocity, sample
 from midilite.mesh.geometry import sample_surface
+from midilite.model.config import Sampling
 from midilite.model.folder import ModelFolder
 from midilite.training import flops
 from midilite.training.interfaces import RunView
@@ -36,16 +38,10 @@ EVERYTHING = {"validate_every": 2, "eval_every": 3, "preview_every": 4, "best_me
 
 
 @pytest.fixture
-def options(options) -> TrainOptions:
+def options(options, quick_model) -> TrainOptions:
     """Scenes are kept aside, and generated ones cost little."""
     return dataclasses.replace(
-        options,
-        val_fraction=0.4,
-        validate_every=0,
-        eval_scenes=1,
-        eval_inference_steps=2,
-        eval_guidance_scale=2.0,
-        eval_grid_depth=3,
+        options, pretrained_model=quick_model, val_fraction=0.4, validate_every=0, eval_scenes=1, preview_every=0
     )
 
 
@@ -283,10 +279,8 @@ def test_a_perfect_generation_has_perfect_metrics_and_a_missing_one_none():
     ball.apply_translation((0.6, 0, 0))
     rng = np.random.default_rng(0)
     truth = torch.from_numpy(np.stack([sample_surface(mesh, 4096, rng) for mesh in (box, ball)]))
-    picture = Image.new("RGB", (8, 8))
-    labels = np.ones((8, 8), np.int32)
-    perfect = evaluation.Generated("a", picture, labels, truth, [box, ball]).metrics(torch.device("cpu"))
-    nothing = evaluation.Generated("b", picture, labels, truth, [None, None]).metrics(torch.device("cpu"))
+    perfect = evaluation.Generated(truth, [box, ball]).metrics(torch.device("cpu"))
+    nothing = evaluation.Generated(truth, [None, None]).metrics(torch.device("cpu"))
     assert perfect["none"]["scene_f_score"] == 1.0 and perfect["none"]["bounding_box_iou"] > 0.95
     table = torch.stack([evaluation._row(perfect), evaluation._row(nothing)])
     mean = evaluation.mean_metrics(table)
@@ -315,11 +309,14 @@ def test_projecting_conditions_step_by_step_is_the_same(midi_golden):
     conditions = [midi_golden["enc.embeds_1"], midi_golden["enc.embeds_2"]]
     with torch.no_grad():
         ahead, later = (
-            generate.sample_scene(transformer, scheduler, conditions, noise, 6, 7.0, project_ahead=project)
+            sample(
+                transformer, scheduler, conditions, noise, Sampling(6), partial(guided_velocity, project_ahead=project)
+            )
             for project in (True, False)
         )
-        apart = generate.sample_scene(transformer, scheduler, conditions, noise, 2, 7.0, multi_instance=False)
-        single = generate.sample_scene(transformer, scheduler, [c[:1] for c in conditions], noise[:1], 2, 7.0)
+        alone = partial(guided_velocity, multi_instance=False)
+        apart = sample(transformer, scheduler, conditions, noise, Sampling(2), alone)
+        single = sample(transformer, scheduler, [c[:1] for c in conditions], noise[:1], Sampling(2))
     assert relative_error(ahead, midi_golden["pipe.latents6"]) < 1e-4
     assert relative_error(later, ahead) < 1e-5
     assert relative_error(apart[:1], single) < 1e-5 and relative_error(ahead[:1], single) > 1e-3
@@ -376,10 +373,10 @@ def test_the_summary_counts_skipped_samples(options, prepared, tmp_path, capsys)
     assert "skipped samples  1, see the report above" in capsys.readouterr().err
 
 
-def test_two_processes_watch_together(forks, flags, tmp_path):
+def test_two_processes_watch_together(forks, flags, quick_model, tmp_path):
     """All of it on two ranks that share the base, with fewer scenes than ranks; the base's loss is that of one."""
     watch = "--val_fraction 0.6 --validate_every 2 --eval_every 2 --preview_every 2 --max_train_steps 2".split()
-    small = "--eval_scenes 1 --eval_inference_steps 1 --eval_grid_depth 3".split()
+    small = ["--eval_scenes", "1", "--pretrained_model", quick_model]
     codes = forks.run_group(
         "train", tmp_path / "log", 2, arguments=flags(tmp_path / "two", "--shard_base", *watch, *small)
     )

@@ -173,7 +173,7 @@ def test_the_slope_is_that_of_the_last_points():
 
 def test_random_weights_make_a_ball():
     """Or nothing of the mesh rows would mean anything: one closed surface of the size that was meant, in any type."""
-    from midilite.inference.generate import decode_meshes
+    from midilite.inference.decoding import decode_meshes
 
     size = models.tiny()
     for dtype in (torch.float32, torch.bfloat16):

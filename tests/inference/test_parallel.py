@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,10 @@ import midilite
 from midilite.common import distributed
 from midilite.common.distributed import World
 from midilite.inference import parallel as parallel_inference
-from midilite.inference.parallel import best_split, decode_together, sample_together
+from midilite.inference.decoding import decode_meshes
+from midilite.inference.parallel import best_split, shared_velocity
+from midilite.inference.sampling import sample
+from midilite.model.config import Sampling
 
 MIDI = GOLDEN / "midi_tiny"
 FAST = "--num_inference_steps 3 --guidance_scale 2 --num_tokens 16 --grid_depth 4 --device cpu".split()
@@ -46,8 +50,9 @@ def sample_in_every_way() -> dict:
 
     def check(name, split, scale=7.0, steps=6, count=3, recorded=None, low_memory=False):
         inputs = (pipe.transformer, pipe.scheduler, [c[:count] for c in given], golden["pipe.latents0"][:count])
-        expected = sample_together(*inputs, World(), steps, scale).cpu()
-        latents = sample_together(*inputs, world, steps, scale, split=split, low_memory=low_memory).cpu()
+        expected = sample(*inputs, Sampling(steps, scale)).cpu()
+        together = partial(shared_velocity, world=world, split=split, low_memory=low_memory)
+        latents = sample(*inputs, Sampling(steps, scale), together).cpu()
         error = relative_error(latents, expected)
         of_record = relative_error(latents, golden[recorded]) if recorded else 0.0
         found[name] = [error, of_record, hashlib.sha256(latents.numpy().tobytes()).hexdigest()]
@@ -86,8 +91,8 @@ def decoded(pipe, latents, world) -> bool:
     field = pipe.vae.field
     pipe.vae.field = lambda x: field(x) if not x.equal(latents[1]) else lambda points: points.new_ones(len(points))
     with pytest.warns(pipe_warning(), match="instance 7 has no surface"):
-        mine = decode_together(pipe.vae, latents, [3, 7, 9], world, depth=4)
-        whole = decode_together(pipe.vae, latents, [3, 7, 9], World(), depth=4)
+        mine = decode_meshes(pipe.vae, latents, [3, 7, 9], 4, world=world)
+        whole = decode_meshes(pipe.vae, latents, [3, 7, 9], 4)
     assert [mesh is None for mesh in mine] == [mesh is None for mesh in whole] == [False, True, False]
     return all(np.allclose(mine[i].vertices, whole[i].vertices, rtol=0, atol=1e-5) for i in (0, 2))
 
@@ -118,11 +123,11 @@ def test_an_adapter_acts_in_both_ways_of_sharing(forks, tmp_path):
     """Else the test above could not tell an adapter that is left out on all ranks."""
     pipe = midilite.load_pipeline(MIDI / "checkpoint", "cpu")
     golden = load_file(MIDI / "golden.safetensors")
-    inputs = [golden["enc.embeds_1"], golden["enc.embeds_2"]], golden["pipe.latents0"], World(), 2
+    inputs = [golden["enc.embeds_1"], golden["enc.embeds_2"]], golden["pipe.latents0"], Sampling(2)
     with torch.inference_mode():
-        base = sample_together(pipe.transformer, pipe.scheduler, *inputs)
+        base = sample(pipe.transformer, pipe.scheduler, *inputs)
         pipe.load_adapter(MIDI / "lora" / "lora_weights.pth", lora_alpha=8)
-        assert relative_error(sample_together(pipe.transformer, pipe.scheduler, *inputs), base) > 1e-3
+        assert relative_error(sample(pipe.transformer, pipe.scheduler, *inputs), base) > 1e-3
 
 
 def test_the_split_with_less_for_the_busiest_rank_is_taken():
@@ -152,7 +157,7 @@ def test_the_cost_of_a_half_is_what_the_operations_say():
 def test_an_unknown_split_is_refused(midi_dit):
     for split, scale in (("halves", 7.0), ("guidance", 1.0)):
         with pytest.raises(ValueError, match=f"split is '{split}'"):
-            sample_together(midi_dit, None, [], torch.zeros(1, 4, 8), World(), 2, scale, split=split)
+            shared_velocity(midi_dit, [], torch.zeros(1, 4, 8), Sampling(2, scale), World(), split)
 
 
 # ------------------------------------------------------------------------------------------------------- the command

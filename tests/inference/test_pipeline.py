@@ -11,7 +11,8 @@ from PIL import Image
 import midilite
 from midilite.inference import pipeline
 from midilite.mesh.isosurface import NoSurfaceError
-from midilite.model.folder import SamplingDefaults
+from midilite.model.config import Sampling
+from midilite.model.layers import Placement
 
 MIDI = GOLDEN / "midi_tiny"
 TRIPOSG = GOLDEN / "triposg_tiny"
@@ -86,6 +87,8 @@ def test_progress_is_reported(midi, conditions):
 class SphereVAE:
     """Decodes every instance as a sphere, but one that has no surface; for what follows decoding."""
 
+    placement = Placement()
+
     def __init__(self, empty: int) -> None:
         self.calls, self.empty = -1, empty
 
@@ -100,7 +103,7 @@ def test_an_instance_without_surface_is_named_and_left_out(midi, monkeypatch, tm
     rgb, seg = MIDI / "scene_rgb.png", MIDI / "scene_seg.png"
     labels = midi.encode_images(rgb, seg).labels
     with pytest.warns(pipeline.NoSurfaceWarning, match=f"instance {labels[1]} has no surface"):
-        result = midi(rgb, seg, num_inference_steps=1, num_tokens=4, depth=5)
+        result = midi(rgb, seg, num_inference_steps=1, num_tokens=4, grid_depth=5)
     assert list(result.scene.geometry) == [f"instance_{labels[0]}", f"instance_{labels[2]}"]
     assert result.meshes[1] is None and result.latents.shape == (3, 4, 8)
     radii = [np.linalg.norm(mesh.vertices, axis=1) for mesh in result.scene.geometry.values()]
@@ -116,12 +119,14 @@ def test_a_nan_field_is_no_missing_surface(midi, monkeypatch):
     """NaN must not be mistaken for 'no surface': it is a broken model and says so."""
 
     class Broken:
+        placement = Placement()
+
         def field(self, latents):
             return lambda points: points.sum(-1) * float("nan")
 
     monkeypatch.setattr(midi, "vae", Broken())
     with pytest.raises(ValueError, match="NaN or infinity") as error:
-        midi.decode_meshes(torch.zeros(1, 4, 8), [1], depth=4)
+        midi.decode_meshes(torch.zeros(1, 4, 8), [1], grid_depth=4)
     assert not isinstance(error.value, NoSurfaceError)
 
 
@@ -172,7 +177,7 @@ def test_half_precision_runs_and_stays_near(midi, midi_golden):
 
 def test_a_model_brings_its_own_sampling_defaults(midi, tmp_path, monkeypatch):
     """Steps, guidance and grid depth travel in model_index.json; the published models have none and get 50, 7.0, 8."""
-    assert midi.sampling == SamplingDefaults(50, 7.0, 8)
+    assert midi.sampling == Sampling(50, 7.0, 8)
     midi.save(tmp_path / "own")
     index = tmp_path / "own" / "model_index.json"
     values = json.loads(index.read_text())

@@ -161,7 +161,7 @@ def test_scale_per_call_leaves_the_set_weights_alone(tmp_path):
 
     def latents(**settings):
         pictures = folder / "scene_rgb.png", folder / "scene_seg.png"
-        return pipe(*pictures, num_inference_steps=2, num_tokens=8, depth=4, **settings).latents
+        return pipe(*pictures, num_inference_steps=2, num_tokens=8, grid_depth=4, **settings).latents
 
     plain = latents()
     pipe.load_adapter(tmp_path / "a", scale=0.5)

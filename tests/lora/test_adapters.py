@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from midilite import lora
 from midilite.lora import files as adapters
 from midilite.lora.files import AdapterFile, apply_adapter, read_adapter, write_adapter
+from midilite.model.fingerprint import base_fingerprint, same_base
 
 LORA = GOLDEN / "midi_tiny" / "lora"
 
@@ -273,15 +274,15 @@ def test_an_adapter_of_another_base_warns_by_name(midi_dit):
 
 
 def test_fingerprints_know_a_base_in_any_type(midi_dit, triposg_dit):
-    own = adapters.base_fingerprint(midi_dit)
+    own = base_fingerprint(midi_dit)
     apply_adapter(midi_dit, read_adapter(LORA / "lora_weights.pth", 8))
-    assert adapters.base_fingerprint(midi_dit) == own  # the base's, whatever is attached
+    assert base_fingerprint(midi_dit) == own  # the base's, whatever is attached
     for dtype in (torch.float16, torch.bfloat16):
-        assert adapters.same_base(own, adapters.base_fingerprint(golden_dit("midi_tiny").to(dtype)))
-    assert not adapters.same_base(own, adapters.base_fingerprint(triposg_dit))
+        assert same_base(own, base_fingerprint(golden_dit("midi_tiny").to(dtype)))
+    assert not same_base(own, base_fingerprint(triposg_dit))
     other = golden_dit("midi_tiny")
     with torch.no_grad():
         for p in other.parameters():
             p.mul_(1.02)
-    assert not adapters.same_base(own, adapters.base_fingerprint(other))
-    assert not any(adapters.same_base(own, wrong) for wrong in ("", own[:-8], own[:17] + "?", own.replace("-", "")))
+    assert not same_base(own, base_fingerprint(other))
+    assert not any(same_base(own, wrong) for wrong in ("", own[:-8], own[:17] + "?", own.replace("-", "")))

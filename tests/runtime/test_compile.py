@@ -55,7 +55,7 @@ def guided(model, count):
     x, t, *conditions = inputs(count)
     with torch.inference_mode():
         known = model.project_conditions(*conditions, unconditional=count)
-        return model(x, t[:1], known, groups=[count], both=True)
+        return model(torch.cat([x, x]), t[:1], known, groups=[count, count])
 
 
 def programs():
@@ -76,7 +76,7 @@ def test_the_fast_path_gives_the_recorded_numbers(midi_golden):
     state = torch.load(GOLDEN / "midi_tiny" / "lora" / "lora_weights.pth", weights_only=True)
     lora.load_adapter_state(transformer, state)
     lora.freeze_base(transformer)
-    transformer.gradient_checkpointing, transformer.recompute = True, "selective"
+    transformer.gradient_checkpointing = "selective"
     noised = flow.add_noise(g["train.x0"], g["train.eps"], g["mit.t"] / 1000)
     velocity = transformer(noised, g["mit.t"], g["mit.e1"], g["mit.e2"], groups=[2, 1, 1, 3, 1])
     (velocity - flow.target(g["train.x0"], g["train.eps"])).square().mean().backward()
@@ -92,7 +92,7 @@ def test_the_fast_path_gives_the_recorded_numbers(midi_golden):
 @pytest.mark.parametrize("recompute", [None, "full", "selective"])
 def test_scenes_of_other_sizes_need_no_new_programs(model, recompute):
     """Without dynamic batches every count of instances would compile anew, until torch gives up silently."""
-    model.gradient_checkpointing, model.recompute = recompute is not None, recompute or "full"
+    model.gradient_checkpointing = recompute
     plain = {groups: step(model, groups) for groups in [(4,), (2, 3), (2, 1, 4)]}
     compile_blocks(model, "aot_eager")
     torch._dynamo.utils.counters.clear()
@@ -109,8 +109,8 @@ def test_the_pipeline_compiles_what_it_is_asked_to():
     plain, compiled = load_pipeline("tiny", "cpu"), load_pipeline("tiny", "cpu", compile=True)
     assert plain.transformer.blocks[0].stages is Block.stages
     assert all(block.stages is not Block.stages for block in compiled.transformer.blocks)
-    with pytest.raises(ValueError, match="either compile or offload"):
-        load_pipeline("tiny", "cpu", offload=True, compile=True)
+    with pytest.raises(ValueError, match="compile and offload_blocks exclude each other"):
+        load_pipeline("tiny", "cpu", offload_blocks=True, compile=True)
 
 
 def test_a_graph_is_for_gpus_only(model):

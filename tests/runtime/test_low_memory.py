@@ -15,17 +15,17 @@ from torch.utils._pytree import tree_leaves
 
 import midilite
 from midilite import lora
-from midilite.inference import generate
-from midilite.inference.generate import guided_velocity
+from midilite.inference import decoding
+from midilite.inference.sampling import guided_velocity
 from midilite.model import dit, vae
-from midilite.model.config import CLIPVisionConfig, DINOv2Config, DiTConfig, VAEConfig
+from midilite.model.config import CLIPVisionConfig, DINOv2Config, DiTConfig, Sampling, VAEConfig
 from midilite.model.dit import DiT
 from midilite.model.encoders import CLIPVision, DINOv2
 from midilite.model.layers import Linear, gelu_
 from midilite.model.vae import VAE
-from midilite.runtime import resting
+from midilite.runtime import offload
+from midilite.runtime.offload import offload_network, onload
 from midilite.runtime.quantize import QuantizedLinear
-from midilite.runtime.resting import rest, working
 
 MIDI = GOLDEN / "midi_tiny"
 PICTURES = (MIDI / "scene_rgb.png", MIDI / "scene_seg.png")
@@ -90,7 +90,7 @@ def peak_of_a_step(transformer, instances, kind):
     with torch.device("meta"), torch.inference_mode(), Living() as living:
         conditions = [torch.randn(instances, 1, 768).bfloat16(), torch.randn(instances, 1370, 1024).bfloat16()]
         x, t = torch.randn(instances, 2048, 64), torch.ones(1)
-        model_fn = guided_velocity(transformer, conditions, 7.0, project_ahead=project_ahead, split_guidance=split)
+        model_fn = guided_velocity(transformer, conditions, x, Sampling(), True, project_ahead, split)
         held = living.now
         model_fn(x, t)
     return living.peak / GIB, held / GIB
@@ -116,8 +116,8 @@ def test_a_guided_velocity_is_the_same_by_halves(midi_golden, midi_dit, kind, mu
     x, t = midi_golden["pipe.latents0"], torch.tensor([400.0])
     project_ahead, split = KINDS[kind]
     with torch.inference_mode():
-        expected = guided_velocity(midi_dit, conditions, 7.0, multi_instance)(x, t)
-        found = guided_velocity(midi_dit, conditions, 7.0, multi_instance, project_ahead, split)(x, t)
+        expected = guided_velocity(midi_dit, conditions, x, Sampling(), multi_instance)(x, t)
+        found = guided_velocity(midi_dit, conditions, x, Sampling(), multi_instance, project_ahead, split)(x, t)
     assert relative_error(found, expected) < 1e-6
 
 
@@ -125,8 +125,10 @@ def test_without_guidance_nothing_is_split(midi_golden, midi_dit):
     conditions = [midi_golden["enc.embeds_1"], midi_golden["enc.embeds_2"]]
     x, t = midi_golden["pipe.latents0"], torch.tensor([400.0])
     with torch.inference_mode():
-        plain = guided_velocity(midi_dit, conditions, 1.0)(x, t)
-        assert torch.equal(guided_velocity(midi_dit, conditions, 1.0, split_guidance=True)(x, t), plain)
+        plain = guided_velocity(midi_dit, conditions, x, Sampling(guidance_scale=1.0))(x, t)
+        assert torch.equal(
+            guided_velocity(midi_dit, conditions, x, Sampling(guidance_scale=1.0), split_guidance=True)(x, t), plain
+        )
 
 
 def test_gelu_in_place_gives_the_same_bits_and_keeps_what_gradients_need():
@@ -138,28 +140,28 @@ def test_gelu_in_place_gives_the_same_bits_and_keeps_what_gradients_need():
         assert gelu_(y) is y and torch.equal(y, expected)
 
 
-def test_a_pipeline_of_resting_parts_gives_the_recorded_scene(pipe, midi_golden, monkeypatch):
+def test_a_pipeline_of_offloaded_parts_gives_the_recorded_scene(pipe, midi_golden, monkeypatch):
     """Copies stand for what is on the GPU: every part works with its own only while it works."""
-    monkeypatch.setattr(resting, "_visitor", lambda home, device: home.clone())
-    expected = pipe(*PICTURES, num_inference_steps=2, num_tokens=8, depth=4)
+    monkeypatch.setattr(offload, "_copied", lambda contents, device: contents.clone())
+    expected = pipe(*PICTURES, num_inference_steps=2, num_tokens=8, grid_depth=4)
     pipe.offload_parts()
-    homes, seen = [next(part.parameters()).data_ptr() for part in parts(pipe)], []
-    for part, home in zip(parts(pipe), homes, strict=True):
-        rest(part, "meta")
+    kept, seen = [next(part.parameters()).data_ptr() for part in parts(pipe)], []
+    for part, place in zip(parts(pipe), kept, strict=True):
+        offload_network(part, "meta")
         watched = part.decoder if part is pipe.vae else part
         method = "query" if part is pipe.vae else "forward"
         plain = getattr(watched, method)
 
-        def spy(*args, part=part, home=home, plain=plain):
+        def spy(*args, part=part, place=place, plain=plain):
             others = [p for p in parts(pipe) if p is not part]
-            at_home = all(next(p.parameters()).data_ptr() in homes for p in others)
-            seen.append((type(part), at_home and next(part.parameters()).data_ptr() != home))
+            waits = all(next(p.parameters()).data_ptr() in kept for p in others)
+            seen.append((type(part), waits and next(part.parameters()).data_ptr() != place))
             return plain(*args)
 
         monkeypatch.setattr(watched, method, spy)
-    found = pipe(*PICTURES, num_inference_steps=2, num_tokens=8, depth=4)
+    found = pipe(*PICTURES, num_inference_steps=2, num_tokens=8, grid_depth=4)
     assert {kind for kind, _ in seen} == {CLIPVision, DINOv2, VAE} and all(right for _, right in seen)
-    assert [next(part.parameters()).data_ptr() for part in parts(pipe)] == homes
+    assert [next(part.parameters()).data_ptr() for part in parts(pipe)] == kept
     assert relative_error(found.latents, expected.latents) < 1e-5
     latents = pipe.sample(found.conditions, 6, 7.0, latents=midi_golden["pipe.latents0"])
     assert relative_error(latents, midi_golden["pipe.latents6"]) < 1e-4
@@ -168,15 +170,15 @@ def test_a_pipeline_of_resting_parts_gives_the_recorded_scene(pipe, midi_golden,
 # --- where a part is --------------------------------------------------------------------------------------------------
 
 
-def test_a_resting_network_visits_with_its_adapters_and_returns_after_an_error(pipe, monkeypatch):
-    """Adapters that came later and PiSSA's start, which is a buffer, too; all bits are at home again."""
+def test_an_offloaded_network_visits_with_its_adapters_and_returns_after_an_error(pipe, monkeypatch):
+    """Adapters that came later and PiSSA's start, which is a buffer, too; all bits are back."""
     tower, asked = pipe.dinov2, []
-    monkeypatch.setattr(resting, "_visitor", lambda home, device: asked.append(device) or home.clone())
-    rest(tower, "meta")
+    monkeypatch.setattr(offload, "_copied", lambda contents, device: asked.append(device) or contents.clone())
+    offload_network(tower, "meta")
     lora.inject(tower, lora.LoRAConfig(rank=2, init="pissa", target_modules=("*",)))
     before = {name: (t, t.data_ptr(), t.clone()) for name, t in (*tower.named_parameters(), *tower.named_buffers())}
     assert any("start_A" in name for name in before) and any(".A." in name for name in before)
-    with contextlib.suppress(KeyError), torch.inference_mode(), working(tower):
+    with contextlib.suppress(KeyError), torch.inference_mode(), onload(tower):
         assert all(tensor.data_ptr() != place and not tensor.is_inference() for tensor, place, _ in before.values())
         next(tower.parameters()).zero_()
         raise KeyError
@@ -186,12 +188,12 @@ def test_a_resting_network_visits_with_its_adapters_and_returns_after_an_error(p
 
 
 def test_on_a_cpu_nothing_moves(monkeypatch):
-    """Whether asked for when loading or afterwards; and a network that never rests is left alone."""
-    monkeypatch.setattr(resting, "_visitor", lambda home, device: pytest.fail("moved"))
+    """Whether asked for when loading or afterwards; and a network that is not offloaded is left alone."""
+    monkeypatch.setattr(offload, "_copied", lambda contents, device: pytest.fail("moved"))
     pipe = midilite.load_pipeline(MIDI / "checkpoint", "cpu", offload_parts=True)
-    assert pipe.low_memory and all(part.workplace == torch.device("cpu") for part in parts(pipe))
+    assert pipe.low_memory and all(part.placement.compute_device == torch.device("cpu") for part in parts(pipe))
     pipe.encode_images(*PICTURES)
-    with working(torch.nn.Linear(1, 1)):
+    with onload(midilite.load_pipeline(MIDI / "checkpoint", "cpu").vae):
         pass
 
 
@@ -233,6 +235,6 @@ def test_a_scene_of_four_fits_small_gpus(monkeypatch):
     quantized, _ = peak_of_a_step(transformer, 4, "low memory")
     assert weights(transformer) / GIB < 1.65 and 1.1 * (weights(transformer) / GIB + quantized) < 3.5
     with torch.device("meta"), torch.inference_mode(), Living() as living:
-        shapes.field(torch.randn(2048, 64))(torch.rand(generate._FEW_POINTS, 3))
+        shapes.field(torch.randn(2048, 64))(torch.rand(decoding._FEW_POINTS, 3))
     grids = 8 * 4 * 257**3  # values, bounds, indices ...: a few of them at a time
     assert 1.1 * (base + (weights(shapes) + living.peak + grids) / GIB) < 5.5

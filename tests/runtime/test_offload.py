@@ -15,12 +15,12 @@ from test_lora_kinds import KINDS, run, scramble
 import midilite
 from midilite import lora
 from midilite.commands import train
-from midilite.lora.files import base_fingerprint
 from midilite.model.config import DiTConfig
 from midilite.model.dit import DiT
+from midilite.model.fingerprint import base_fingerprint
 from midilite.model.layers import Linear
 from midilite.runtime import offload
-from midilite.runtime.offload import offload_blocks, offloaded
+from midilite.runtime.offload import offload_blocks
 from midilite.runtime.quantize import quantize_base
 from midilite.training.memory import base_bytes, linear_weights
 from midilite.training.options import TrainOptions
@@ -38,7 +38,7 @@ def trained_dit(kind="lora", quantize=None, targets=("*",)):
     lora.inject(model, dataclasses.replace(KINDS[kind], target_modules=targets))
     scramble(model)
     lora.freeze_base(model)
-    model.gradient_checkpointing = True
+    model.gradient_checkpointing = "full"
     return model
 
 
@@ -81,7 +81,7 @@ def test_inference_gives_the_same_bits(midi_golden, slots):
 def test_training_gives_the_same_bits(midi_golden, slots, recompute):
     """Steps, with evaluations between them that run in the other order."""
     plain, model = trained_dit(), trained_dit()
-    plain.recompute = model.recompute = recompute
+    plain.gradient_checkpointing = model.gradient_checkpointing = recompute
     offload_blocks(model, "cpu", slots)
     expected = gradients(plain, midi_golden)
     for _ in range(2):
@@ -114,7 +114,7 @@ def test_adapters_may_come_later_and_nothing_changes_the_base(midi_golden):
     lora.inject(model, dataclasses.replace(KINDS["pissa"], target_modules=("*",)))
     scramble(model)
     lora.freeze_base(model)
-    model.gradient_checkpointing = True
+    model.gradient_checkpointing = "full"
     assert_equal(gradients(model, midi_golden), gradients(plain, midi_golden))
     assert base_fingerprint(model) == fingerprint
     state = model.state_dict()
@@ -128,7 +128,7 @@ def test_every_product_reads_a_slot(midi_golden):
     """On a CPU a block that nobody entered would still find its weights; on a GPU it would not."""
     model = trained_dit(targets=("to_q", "to_k", "to_v", "to_out.0"))
     offload_blocks(model, "cpu")
-    state, seen = offloaded(model), []
+    state, seen = model.placement.offload, []
     places = {t.data_ptr() for slot in state.slots for t in slot.tensors.values()}
     for module in model.blocks.modules():
         if isinstance(module, Linear):
@@ -168,7 +168,7 @@ def test_blocks_are_under_way_before_they_are_needed(midi_golden, slots):
     gradients, with them 2 (L - slots), because the blocks at both turning points are there already."""
     model, log = trained_dit(), []
     offload_blocks(model, "cpu", slots)
-    state = offloaded(model)
+    state = model.placement.offload
     load, enter = state._load, state.enter
 
     def logged_load(i, slot):
@@ -260,16 +260,15 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_training_runs_resume_and_write_the_same_bytes(prepared, tmp_path, name):
+def test_training_runs_resume_and_write_the_same_bytes(prepared, quick_model, tmp_path, name):
     """With validation, generated scenes and previews, against the same run in the other form of the base (where that
     changes no bit), and stopped in the middle and resumed."""
     changes, same = RUNS[name]
     options = TrainOptions(
-        pretrained_model=str(MIDI / "checkpoint"), data_dir=str(prepared), cache_dir=str(prepared.parent / "cache"),
+        pretrained_model=quick_model, data_dir=str(prepared), cache_dir=str(prepared.parent / "cache"),
         output_dir=str(tmp_path / "whole"), device="cpu", num_tokens=16, lora_rank=4, learning_rate=1e-3,
         gradient_checkpointing=True, checkpointing_steps=2, save_every_n_epochs=0, max_train_steps=4,
-        val_fraction=0.3, validate_every=2, eval_every=2, preview_every=2, eval_scenes=1, eval_inference_steps=2,
-        eval_grid_depth=3,
+        val_fraction=0.3, validate_every=2, eval_every=2, preview_every=2, eval_scenes=1,
     )  # fmt: skip
 
     def adapter(folder, **more):
@@ -326,7 +325,7 @@ def gpu_pair(dtype=torch.bfloat16, quantize=None):
         lora.inject(model, lora.LoRAConfig(rank=4))
         scramble(model)
         lora.freeze_base(model)
-        model.gradient_checkpointing = True
+        model.gradient_checkpointing = "full"
         pair.append(model)
     pair[0].cuda()
     offload_blocks(pair[1], "cuda")
@@ -375,7 +374,7 @@ def test_on_a_gpu_whatever_lags_behind(monkeypatch, late, quantize):
 @on_gpu
 def test_on_a_gpu_weights_rest_in_pinned_memory_and_graphs_are_refused():
     (_, model), inputs = gpu_pair()
-    state = offloaded(model)
+    state = model.placement.offload
     assert all(tensor.is_pinned() for table in state.host for tensor in table.values())
     assert all(not p.is_cuda for block in model.blocks for p in (block.ff.net["2"].weight, block.attn1.qkv.weight))
     assert all(p.is_cuda for p in lora.adapter_parameters(model).values())

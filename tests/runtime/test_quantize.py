@@ -16,9 +16,10 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 
 import midilite
 from midilite import lora
-from midilite.commands.train import load_base
-from midilite.lora.files import AdapterFile, apply_adapter, base_fingerprint, describe
+from midilite.commands.train import training_base
+from midilite.lora.files import AdapterFile, apply_adapter, describe
 from midilite.model.dit import DiT
+from midilite.model.fingerprint import base_fingerprint
 from midilite.model.layers import Linear
 from midilite.model.weights import save_weights
 from midilite.runtime import quantize
@@ -339,7 +340,7 @@ def test_unusable_kinds_and_devices_are_named(monkeypatch):
 
 
 def test_a_pipeline_on_a_quantised_base(tmp_path):
-    pipe = midilite.load_pipeline(MIDI / "checkpoint", "cpu", quantize="int8")
+    pipe = midilite.load_pipeline(MIDI / "checkpoint", "cpu", quantize_base="int8")
     assert pipe.transformer.blocks[0].attn1.qkv.weight.dtype == torch.int8
     notes = pipe.load_adapter(MIDI / "lora" / "lora_weights.pth", lora_alpha=8.0)
     assert not notes
@@ -384,7 +385,7 @@ def test_bases_are_loaded_in_the_form_that_the_options_ask_for():
 
     folder = ModelFolder(MIDI / "checkpoint")
     for options, kind in ((TrainOptions(), torch.float32), (TrainOptions(quantize_base="fp8"), E4M3)):
-        assert load_base(folder, options, CPU).blocks[1].ff.net["2"].weight.dtype == kind
+        assert training_base(folder, options, CPU).blocks[1].ff.net["2"].weight.dtype == kind
     for changes, message in (
         ({"offload_blocks": True}, "offload_blocks needs gradient_checkpointing"),
         ({"shard_base": True, "quantize_base": "int8"}, "shard_base and quantize_base exclude each other"),

@@ -18,7 +18,7 @@ from midilite.common.distributed import World
 from midilite.data.scenes import find_scenes
 from midilite.evaluation.scenes import Evaluation
 from midilite.evaluation.validation import Validation
-from midilite.inference.generate import initial_noise
+from midilite.inference.sampling import initial_noise
 from midilite.model.folder import ModelFolder
 from midilite.training.objective import SceneBatch
 from midilite.training.options import TrainOptions
@@ -46,7 +46,7 @@ def make_task(options):
     features = train.open_features(folder, options, CPU, 16)
     scenes = find_scenes(options.data_dir)
     features.prepare(scenes)
-    return train.make_task(train.load_base(folder, options, CPU), folder, scenes, features, options, CPU)
+    return train.make_task(train.training_base(folder, options, CPU), folder, scenes, features, options, CPU)
 
 
 def scramble(task, size=0.05):
@@ -214,7 +214,7 @@ def test_the_pipeline_with_the_saved_file_does_what_the_trained_networks_do(opti
 
 
 def towers_of(pipe):
-    towers = {pipe.kind.clip: pipe.clip, pipe.kind.dinov2: pipe.dinov2}
+    towers = {pipe.layout.clip: pipe.clip, pipe.layout.dinov2: pipe.dinov2}
     return torch.nn.ModuleDict({name: tower for name, tower in towers.items() if tower is not None})
 
 
@@ -248,8 +248,8 @@ def test_watching_changes_nothing_and_sees_the_towers(options, tmp_path):
     options = dataclasses.replace(options, lora_dropout=0.3, val_fraction=0.2, max_train_steps=4, ema_decay=0.5)
     quiet = dataclasses.replace(options, validate_every=0, preview_every=0, output_dir=str(tmp_path / "quiet"))
     watched = dataclasses.replace(
-        options, validate_every=2, eval_every=4, preview_every=4, eval_inference_steps=2, eval_grid_depth=4,
-        eval_scenes=1, compare_scenes=1,
+        options, validate_every=2, eval_every=4, preview_every=4,
+        eval_scenes=1,
     )  # fmt: skip
     assert (train.train_lora(quiet) / ADAPTER).read_bytes() == (train.train_lora(watched) / ADAPTER).read_bytes()
     lines = [json.loads(line) for line in open(tmp_path / "run" / "metrics.jsonl")]

@@ -100,7 +100,7 @@ def fast_guided(transformer: DiT, inputs: Inputs, graph: bool = False) -> Tensor
     known = transformer.project_conditions(*conditions, unconditional=len(latents))
 
     def velocity(x: Tensor, timestep: Tensor) -> Tensor:
-        return transformer(x, timestep, known, groups=SCENES, both=True)
+        return transformer(torch.cat([x, x]), timestep, known, groups=[*SCENES, *SCENES])
 
     timestep = latents.new_full((1,), 500.0)
     run = captured(velocity, latents, timestep) if graph else velocity
@@ -155,8 +155,7 @@ def _flat(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> T
 def _fast_gradient(transformer: DiT, name: str, inputs: Inputs) -> Tensor:
     latents, conditions = inputs
     mode = next((m for m in ("checkpointed", "selective") if m in name), "plain")
-    transformer.gradient_checkpointing = MODES[mode]["gradient_checkpointing"]
-    transformer.recompute = MODES[mode].get("recompute", transformer.recompute)
+    transformer.gradient_checkpointing = MODES[mode].get("gradient_checkpointing")
     given = [latents, latents.new_full((len(latents),), 500.0), *conditions]
     try:
         if name == "graph":

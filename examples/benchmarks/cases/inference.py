@@ -11,8 +11,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from midilite.flow.schedule import euler_step, guide
-from midilite.inference.generate import guided_velocity
+from midilite.flow.guidance import guide
+from midilite.flow.solvers import euler_step
+from midilite.inference.sampling import guided_velocity
+from midilite.model.config import Sampling
 from midilite.model.dit import DiT
 from midilite.runtime.compile import compile_blocks
 from midilite.runtime.cuda_graphs import captured
@@ -46,7 +48,7 @@ def make_step(
     x = random_latents(bench.size, count, bench.device, tokens)
     timestep = torch.full((1,), 500.0, device=bench.device)
     with torch.inference_mode():
-        velocity = guided_velocity(transformer, conditions, GUIDANCE)
+        velocity = guided_velocity(transformer, conditions, x, Sampling(guidance_scale=GUIDANCE), capture=False)
         if graph:
             velocity = captured(velocity, x, timestep)
 
@@ -59,8 +61,8 @@ def make_step(
 
 def step_operations(transformer: DiT, bench: Bench, count: int, tokens: int | None = None) -> int:
     """What one step needs, keys and values of the conditions being there already."""
-    arguments = (transformer, [count], tokens or bench.size.tokens, bench.size.condition_tokens)
-    return transformer_flops(*arguments, backward=False, unconditional=count, projected=True, both=True)
+    arguments = (transformer, [count, count], tokens or bench.size.tokens, bench.size.condition_tokens)
+    return transformer_flops(*arguments, backward=False, unconditional=count, projected=True)
 
 
 def step(bench: Bench, row: Row, count: int, kind: str) -> None:
@@ -118,7 +120,7 @@ def velocities(transformer: DiT, bench: Bench, count: int) -> Tensor:
     x = random_latents(bench.size, count, bench.device)
     known = transformer.project_conditions(*conditions, unconditional=count)
     timestep = torch.full((1,), 500.0, device=bench.device)
-    return transformer(x, timestep, known, groups=[count], both=True).float()
+    return transformer(torch.cat([x, x]), timestep, known, groups=[count, count]).float()
 
 
 def _errors(found: Tensor, expected: Tensor) -> dict[str, float]:

@@ -14,7 +14,7 @@ import torch
 
 from midilite.commands.train import speed_up
 from midilite.common.files import write_png
-from midilite.inference.generate import decode_meshes
+from midilite.inference.decoding import decode_meshes
 from midilite.render.charts import Line, line_chart
 
 from ..bench import Bench, Case

@@ -16,8 +16,9 @@ from typing import Self
 import torch
 
 from benchmarks.surface import MeshCase
-from midilite.inference.generate import Shape, build_scene, decode_shape
+from midilite.inference.decoding import Shape, decode_shape
 from midilite.inference.pipeline import Pipeline, load_pipeline
+from midilite.mesh.scene import build_scene
 from midilite.model.folder import save_model_folder
 from midilite.model.vae import VAE
 from midilite.runtime.compile import compile_blocks
@@ -133,17 +134,17 @@ def load(bench: Bench, row: Row) -> None:
         size = folder_bytes(folder)
         row.notes["gib"] = size / GIB
         rates = row.notes.setdefault("gib_per_second", {})
-        for kind in ("cold", "warm"):
-            if kind == "cold":
+        for layout in ("cold", "warm"):
+            if layout == "cold":
                 _forget_pages(folder)
-            rates[f"disk {kind}"] = size / GIB / clock(lambda: _read_all(folder), bench.device)
-            if kind == "cold":
+            rates[f"disk {layout}"] = size / GIB / clock(lambda: _read_all(folder), bench.device)
+            if layout == "cold":
                 _forget_pages(folder)
             with watched_host_memory() as growth:
                 seconds = clock(lambda: load_pipeline(folder, bench.device, bench.dtype), bench.device)
-            rates[f"load {kind}"] = size / GIB / seconds
-            row.notes[f"host_growth_gib_{kind}"] = growth
-            row.notes[f"{kind}_ms"] = 1000 * seconds
+            rates[f"load {layout}"] = size / GIB / seconds
+            row.notes[f"host_growth_gib_{layout}"] = growth
+            row.notes[f"{layout}_ms"] = 1000 * seconds
             tidy(bench.device)
         if bench.on_gpu:
             rates["pinned copy"] = _copy_rate(bench)
@@ -166,13 +167,13 @@ def temporary_folder(bench: Bench) -> Iterator[Path]:
 
 def _write_model(bench: Bench, folder: Path) -> None:
     pipeline = random_pipeline(bench.size, bench.device, torch.float16)
-    kind = pipeline.kind
+    layout = pipeline.layout
     networks = {"transformer": pipeline.transformer, "vae": pipeline.vae}
-    networks |= {kind.clip: pipeline.clip, kind.dinov2: pipeline.dinov2}
+    networks |= {layout.clip: pipeline.clip, layout.dinov2: pipeline.dinov2}
     processors = {
-        kind.clip_preprocessor: pipeline.clip_preprocessor, kind.dinov2_preprocessor: pipeline.dinov2_preprocessor
+        layout.clip_preprocessor: pipeline.clip_preprocessor, layout.dinov2_preprocessor: pipeline.dinov2_preprocessor
     }  # fmt: skip
-    save_model_folder(folder, networks, pipeline.scheduler, processors, kind)
+    save_model_folder(folder, networks, pipeline.scheduler, processors, layout)
     del pipeline, networks
     tidy(bench.device)
 

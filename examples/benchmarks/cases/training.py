@@ -33,8 +33,8 @@ from ..timing import gpu_memory, timed
 
 MODES = {
     "plain": {"gradient_checkpointing": False},
-    "selective": {"gradient_checkpointing": True, "recompute": "selective"},
-    "checkpointed": {"gradient_checkpointing": True, "recompute": "full"},
+    "selective": {"gradient_checkpointing": "selective"},
+    "checkpointed": {"gradient_checkpointing": "full"},
 }
 QUANTISED = ("fp8", "int8")
 # scenes, ways and recomputation: "compiled" and "eager" launch every kernel, "graph" is compiled and replayed, and
@@ -93,8 +93,7 @@ def step(bench: Bench, row: Row, sizes: Sequence[int], mode: str, kind: str) -> 
     base = kind if kind in QUANTISED else "plain"
     trainer = bench.shared(f"train {sizes} {base}", lambda: make_trainer(bench, _base(bench, base), sizes))
     task = trainer.task
-    task.transformer.gradient_checkpointing = MODES[mode]["gradient_checkpointing"]
-    task.transformer.recompute = MODES[mode].get("recompute", task.transformer.recompute)
+    task.transformer.gradient_checkpointing = MODES[mode].get("gradient_checkpointing")
     recorded = kind in ("graph", "free")
     task.graphs = LossGraphs(task.weighted_errors, list(task.parameters.values())) if recorded else None
     trainer.options = dataclasses.replace(trainer.options, deterministic=kind != "free")

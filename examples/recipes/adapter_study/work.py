@@ -29,9 +29,9 @@ from midilite.common.files import read_json, write_json
 from midilite.evaluation.comparison import surfels
 from midilite.evaluation.scenes import Evaluation, Generated
 from midilite.evaluation.validation import Validation
-from midilite.inference.generate import build_scene, instance_color
 from midilite.inference.preview import fitted
 from midilite.lora.files import apply_adapter, read_adapter
+from midilite.mesh.scene import build_scene, instance_color
 from midilite.model.folder import ModelFolder
 from midilite.render.camera import orbit_camera
 from midilite.render.renderer import render

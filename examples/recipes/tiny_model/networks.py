@@ -14,12 +14,12 @@ from midilite.model.config import (
     DINOv2Config,
     DiTConfig,
     PreprocessorConfig,
-    SchedulerConfig,
+    Sampling,
     VAEConfig,
 )
 from midilite.model.dit import DiT
 from midilite.model.encoders import CLIPVision, DINOv2
-from midilite.model.folder import MIDI, ModelFolder, SamplingDefaults, save_model_folder
+from midilite.model.folder import MIDI, ModelFolder, save_model_folder
 from midilite.model.images import Preprocessor
 from midilite.model.vae import VAE
 
@@ -127,10 +127,10 @@ class Networks:
         save_model_folder(
             folder,
             {"transformer": self.dit, "vae": self.vae, MIDI.dinov2: self.dinov2, MIDI.clip: self.clip},
-            RectifiedFlowScheduler(SchedulerConfig(shift=shift)),
+            RectifiedFlowScheduler(shift=shift),
             {MIDI.clip_preprocessor: clip, MIDI.dinov2_preprocessor: dinov2},
             dtype=dtype,
-            sampling=SamplingDefaults(num_inference_steps=25, guidance_scale=3.0, grid_depth=6),
+            sampling=Sampling(num_inference_steps=25, guidance_scale=3.0, grid_depth=6),
         )
 
 

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from midilite.common.seeds import torch_generator
 from midilite.evaluation.metrics import bounding_box_iou, f_score
-from midilite.flow.schedule import RectifiedFlowScheduler, denoise, guide
+from midilite.flow.guidance import guide
+from midilite.flow.schedule import RectifiedFlowScheduler
+from midilite.flow.solvers import euler
 from midilite.mesh.isosurface import NoSurfaceError, extract_surface
 from midilite.mesh.sdf import Solid, sample_triangles
-from midilite.model.config import SchedulerConfig
 from midilite.model.vae import VAE
 
 from .flow_task import ConditionMaker
@@ -110,17 +111,17 @@ def sample_scenes(
     """Latents [I, T, C] of all instances of many scenes at once; `counts` are the scenes' instances."""
     device = conditions[0].device
     groups = list(counts) if sampling.multi_instance else [1] * sum(counts)
-    schedule = RectifiedFlowScheduler(SchedulerConfig(shift=sampling.shift)).schedule(sampling.steps, device)
+    schedule = RectifiedFlowScheduler(shift=sampling.shift).schedule(sampling.steps, device)
     shape = (sum(counts), networks.sizes.width, networks.sizes.dit.in_channels)
     noise = torch.randn(shape, generator=torch_generator("sample", sampling.seed)).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         known = networks.dit.project_conditions(*conditions, unconditional=len(noise))
 
         def velocity(x: Tensor, timestep: Tensor) -> Tensor:
-            v = networks.dit(x, timestep, known, groups=groups, both=True)
+            v = networks.dit(torch.cat([x, x]), timestep, known, groups=2 * groups)
             return guide(*v.chunk(2), sampling.guidance_scale)
 
-        *_, (_, latents) = denoise(velocity, noise, schedule)
+        *_, latents = euler(velocity, noise, schedule)
     return latents
 
 

@@ -29,7 +29,7 @@ from ...data.features import Features, PixelFeatures, SceneEncoder
 from ...data.scenes import Scene, read_scene_quietly
 from ...lora.files import network_group
 from ...model.dit import DiT
-from ...model.encoders import CLIPVision
+from ...model.encoders import CLIPVision, encode_pixels
 from ...model.folder import ModelFolder
 from ..objective import TIMESTEPS, SceneBatch, SceneInputs
 from ..options import TrainOptions
@@ -38,14 +38,12 @@ from .lora import LoRATask
 CLIP_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 DINOV2_TARGETS = ("query", "key", "value", "output.dense")
 
-_CHUNK = 8  # instances that go through a tower together
-
 
 def load_towers(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> nn.ModuleDict:
     """The image towers by the names of their folders, in the order of the conditions."""
-    kind = folder.kind
-    clip = {kind.clip: folder.load_clip(device, dtype)} if kind.clip else {}
-    return nn.ModuleDict({**clip, kind.dinov2: folder.load_dinov2(device, dtype)})
+    layout = folder.layout
+    clip = {layout.clip: folder.load_clip(device, dtype)} if layout.clip else {}
+    return nn.ModuleDict({**clip, layout.dinov2: folder.load_dinov2(device, dtype)})
 
 
 def default_targets(towers: nn.ModuleDict) -> tuple[str, ...]:
@@ -56,13 +54,7 @@ def default_targets(towers: nn.ModuleDict) -> tuple[str, ...]:
 
 def encode(towers: nn.ModuleDict, pixels: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Conditions [n, S, E] from the pixels [n, C, H, W] of each tower, where the towers are and in their type."""
-    conditions = []
-    for tower, images in zip(towers.values(), pixels, strict=True):
-        weight = next(tower.parameters())
-        parts = [tower(chunk.to(weight.device, weight.dtype)) for chunk in images.split(_CHUNK)]
-        tokens = torch.cat(parts)
-        conditions.append(tokens[:, None] if tokens.ndim == 2 else tokens)
-    return tuple(conditions)
+    return tuple(encode_pixels(tower, images) for tower, images in zip(towers.values(), pixels, strict=True))
 
 
 class TowerFeatures:

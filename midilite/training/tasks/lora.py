@@ -84,9 +84,7 @@ class LoRATask(Task):
         self.transformer, self.scenes, self.features, self.options = transformer, scenes, features, options
         self.config, self.settings = options.adapter_config(), objective_settings(options)
         self.modules = lora.inject(transformer, self.config, seed=options.seed)
-        transformer.gradient_checkpointing = options.recomputes
-        if options.recomputes:
-            transformer.recompute = options.gradient_checkpointing
+        transformer.gradient_checkpointing = options.gradient_checkpointing if options.recomputes else None
         transformer.has_dropout = options.lora_dropout > 0
         self._train_adapters(transformer)
         self.num_scenes = len(scenes)

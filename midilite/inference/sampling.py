@@ -1,0 +1,144 @@
+"""From noise to latents: the steps of a sampling run, and the velocity that they follow.
+
+    sample             noise -> steps along a velocity -> latents
+    guided_velocity    one kind of velocity: this process alone computes it (inference/parallel.py has others)
+
+Everything is a function of what it is given: networks are passed in, noise is drawn on the CPU from a key, so that
+every device starts from the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..common.seeds import torch_generator
+from ..flow.guidance import guide
+from ..flow.schedule import RectifiedFlowScheduler
+from ..flow.solvers import Velocity, euler
+from ..model.config import Sampling
+from ..model.dit import Conditions, DiT
+from ..runtime.cuda_graphs import captured
+
+# (transformer, conditions, noise, sampling) -> velocity; conditions and noise are on the transformer's device
+VelocityOf = Callable[[DiT, Sequence[Tensor], Tensor, Sampling], Velocity]
+
+_CAPTURED_TOKENS, _CAPTURED_STEPS = 8192, 8  # when a CUDA graph of a pass pays (see examples/benchmarks/README.md)
+
+
+def initial_noise(count: int, num_tokens: int, transformer: DiT, seed: int, *keys: str | int) -> Tensor:
+    """Unit Gaussian latents [count, T, C], drawn on the CPU from (seed, "latents", *keys)."""
+    shape = (count, num_tokens, transformer.config.in_channels)
+    return torch.randn(shape, generator=torch_generator(seed, "latents", *keys))
+
+
+def guided_velocity(
+    transformer: DiT,
+    conditions: Sequence[Tensor],
+    noise: Tensor,
+    sampling: Sampling,
+    multi_instance: bool = True,
+    project_ahead: bool = True,
+    split_guidance: bool = False,
+    capture: bool = True,
+) -> Velocity:
+    """The velocity of one scene with classifier-free guidance; the unconditional half is one more scene of the batch.
+
+    Args:
+        conditions: one [n, S, E] per condition.
+        noise: [n, T, C], of which only the shape matters.
+        sampling: a guidance scale of at most 1 leaves the unconditional half out.
+        multi_instance: False treats every instance as a scene of its own.
+        project_ahead: project conditions once. False does it in every step, as a sharded base needs it: there a
+            block's weights are together only while it runs. It saves the keys and values of all blocks, too.
+        split_guidance: compute the two halves one after the other: all that a step needs besides weights and
+            conditions is then half as large.
+        capture: as a CUDA graph, where that pays; needs conditions that are projected ahead.
+    """
+    count, scale = len(noise), sampling.guidance_scale
+    groups = [count] if multi_instance else [1] * count
+    half = partial(plain_velocity, transformer, project_ahead=project_ahead)
+    if scale <= 1:
+        velocity, passes = half(conditions, groups), 1
+    elif split_guidance:
+        without, having = half(without_instances(conditions), groups, count), half(conditions, groups)
+        velocity, passes = lambda x, t: guide(without(x, t), having(x, t), scale), 2
+    else:
+        both = half(conditions, 2 * groups, count)
+        velocity, passes = lambda x, t: guide(*both(torch.cat([x, x]), t).chunk(2), scale), 2
+    if not (project_ahead and capture):
+        return velocity
+    return captured_where_it_pays(velocity, transformer, noise, passes, sampling)
+
+
+def plain_velocity(
+    transformer: DiT,
+    conditions: Sequence[Tensor],
+    groups: Sequence[int],
+    unconditional: int = 0,
+    project_ahead: bool = True,
+) -> Velocity:
+    """The velocity of a batch as the transformer gives it; the first `unconditional` samples have no conditions."""
+    if project_ahead:
+        known = transformer.project_conditions(*conditions, unconditional=unconditional)
+    else:
+        tokens = tuple(condition.to(transformer.dtype) for condition in conditions)
+        known = Conditions([tokens] * len(transformer.blocks), unconditional)
+    return lambda x, timestep: transformer(x, timestep, known, groups=groups)
+
+
+def without_instances(conditions: Sequence[Tensor]) -> list[Tensor]:
+    """The conditions of a batch that has none."""
+    return [condition[:0] for condition in conditions]
+
+
+def captured_where_it_pays(
+    velocity: Velocity, transformer: DiT, noise: Tensor, passes: int, sampling: Sampling
+) -> Velocity:
+    """A velocity as a CUDA graph where that pays: for many tokens the GPU is busy without, for few steps the capture
+    takes longer (two of them). Weights that come and go can't be captured.
+
+    Args:
+        noise: of the shape that the velocity takes.
+        passes: through the transformer, in one call.
+    """
+    tokens = passes * noise.shape[0] * noise.shape[1]
+    fixed = transformer.placement.offload is None and not torch.is_grad_enabled()
+    if fixed and tokens <= _CAPTURED_TOKENS and sampling.num_inference_steps >= _CAPTURED_STEPS:
+        return captured(velocity, noise, noise.new_zeros(1))
+    return velocity
+
+
+def sample(
+    transformer: DiT,
+    scheduler: RectifiedFlowScheduler,
+    conditions: Sequence[Tensor],
+    noise: Tensor,
+    sampling: Sampling,
+    velocity_of: VelocityOf = guided_velocity,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Denoise the latents of all instances of one scene together.
+
+    Args:
+        conditions: one [n, S, E] per condition, on any device.
+        noise: [n, T, C].
+        sampling: steps and guidance.
+        velocity_of: what makes the velocity; default `guided_velocity`.
+        on_step: called with (steps done, steps) after every step.
+
+    Returns:
+        [n, T, C] in fp32 on the transformer's device.
+    """
+    device, steps = transformer.device, sampling.num_inference_steps
+    noise, there = noise.to(device), [condition.to(device) for condition in conditions]
+    velocity = velocity_of(transformer, there, noise, sampling)
+    latents = noise
+    for done, x in enumerate(euler(velocity, noise, scheduler.schedule(steps, device)), start=1):
+        latents = x
+        if on_step is not None:
+            on_step(done, steps)
+    return latents
