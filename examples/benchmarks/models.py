@@ -65,7 +65,7 @@ class Size:
 
     @property
     def preprocessors(self) -> tuple[Preprocessor, Preprocessor]:
-        """CLIP's and DINOv2's, at the sizes of the towers."""
+        """CLIP's and DINOv2's, at the sizes of the encoders."""
         clip, dinov2 = (
             Preprocessor(PreprocessorConfig(shortest_edge=edge, crop_size=(edge, edge), kind=kind))
             for edge, kind in (

@@ -170,10 +170,10 @@ def run_cases(
     begun_at = results.lines()[0]["begun_at"]
     for case in cases:
         left = (budget or float("inf")) - (time.time() - begun_at)
-        skip = world.share(lambda name=case.name: name in results.begun())
+        skip = world.broadcast(lambda name=case.name: name in results.begun())
         if skip:
             continue
-        if world.share(lambda left=left, case=case: left < case.seconds):
+        if world.broadcast(lambda left=left, case=case: left < case.seconds):
             left_out.append(case.name)
             continue
         if world.is_main:

@@ -3,7 +3,7 @@
     check data -> encode what the cache lacks -> transformer + fresh adapter -> Trainer -> lora-final/
 
 The base is loaded in the type of `mixed_precision` and frozen; the adapter is fp32 throughout. Encoders are in memory
-only while the cache is filled (with `no_cache` they stay, with `train_image_encoders` the image towers do).
+only while the cache is filled (with `no_cache` they stay, with `train_image_encoders` the image encoders do).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ..training.interfaces import Observer, TrainingError
 from ..training.memory import explain_out_of_memory
 from ..training.options import TrainOptions
 from ..training.run_folder import occupied, write_config
-from ..training.tasks.image_encoders import TowerTask, load_towers
+from ..training.tasks.image_encoders import ImageEncoderTask, load_image_encoders
 from ..training.tasks.lora import LoRATask, modules_without_gradient
 from ..training.trainer import Trainer, find_start
 
@@ -84,8 +84,8 @@ def make_task(
     timesteps = folder.load_scheduler().num_train_timesteps
     if not options.train_image_encoders:
         return LoRATask(transformer, scenes, features, options, timesteps)
-    towers = load_towers(folder, device, DTYPES[options.mixed_precision])
-    return TowerTask(transformer, towers, scenes, features, options, timesteps)
+    encoders = load_image_encoders(folder, device, DTYPES[options.mixed_precision])
+    return ImageEncoderTask(transformer, encoders, scenes, features, options, timesteps)
 
 
 def speed_up(task: LoRATask, options: TrainOptions, device: torch.device) -> None:

@@ -72,7 +72,7 @@ class World:
             with _together(self):
                 dist.barrier()
 
-    def share(self, value: Callable[[], Value]) -> Value:
+    def broadcast(self, value: Callable[[], Value]) -> Value:
         """What `value()` returns on the main rank, on all ranks; it is called on the main rank only."""
         if self.size == 1:
             return value()
@@ -81,7 +81,7 @@ class World:
             dist.broadcast_object_list(box)
         return box[0]
 
-    def gather(self, value: Value) -> list[Value]:
+    def all_gather(self, value: Value) -> list[Value]:
         """What each rank has, by rank, on all ranks; anything that can be pickled."""
         box: list[Any] = [value] * self.size
         if self.size > 1:
@@ -187,7 +187,7 @@ def sum_over_ranks(values: Tensor, world: World) -> Tensor:
     return values
 
 
-def gather_tensors(tensor: Tensor, world: World) -> list[Tensor]:
+def all_gather(tensor: Tensor, world: World) -> list[Tensor]:
     """The tensor of each rank, by rank; all have the same shape and type, and are contiguous."""
     if world.size == 1:
         return [tensor]

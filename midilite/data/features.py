@@ -63,7 +63,7 @@ class Features:
 
 @dataclass(frozen=True, eq=False)
 class PixelFeatures:
-    """A scene with its pictures still to be encoded, as it is needed where the image towers train.
+    """A scene with its pictures still to be encoded, as it is needed where the image encoders train.
 
     Attributes:
         pixels: [n, C, H, W] per image encoder, in the order of the conditions.

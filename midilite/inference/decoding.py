@@ -80,7 +80,7 @@ def decode_meshes(
     world = world or World()
     mine = range(world.rank, len(latents), world.size)
     shapes: dict[int, Shape] = {}
-    for part in world.gather({i: decode_shape(vae, latents[i], grid_depth, smoothing, low_memory) for i in mine}):
+    for part in world.all_gather({i: decode_shape(vae, latents[i], grid_depth, smoothing, low_memory) for i in mine}):
         shapes |= part
     return make_meshes([shapes[i] for i in range(len(latents))], labels)
 

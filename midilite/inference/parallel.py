@@ -28,7 +28,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..common.distributed import World, gather_tensors
+from ..common.distributed import World, all_gather
 from ..flow.guidance import guide
 from ..flow.solvers import Velocity
 from ..model.config import Sampling
@@ -99,7 +99,7 @@ def _by_guidance(
             half = captured_where_it_pays(half, transformer, noise, 1, sampling)
 
     def velocity(x: Tensor, timestep: Tensor) -> Tensor:
-        unconditional, conditional, *_ = gather_tensors(half(x, timestep), world)
+        unconditional, conditional, *_ = all_gather(half(x, timestep), world)
         return guide(unconditional, conditional, sampling.guidance_scale)
 
     return velocity
@@ -137,7 +137,7 @@ class _Shares:
         missing = max(self.counts) - x.shape[axis]
         if missing:
             x = torch.cat([x, x.narrow(axis, 0, 1).expand(*x.shape[:axis], missing, *x.shape[axis + 1 :])], dim=axis)
-        parts = gather_tensors(x.contiguous(), self.world)
+        parts = all_gather(x.contiguous(), self.world)
         return torch.cat([part.narrow(axis, 0, n) for part, n in zip(parts, self.counts, strict=True)], dim=axis)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, groups: Sequence[int] | None) -> Tensor:

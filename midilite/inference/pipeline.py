@@ -366,7 +366,7 @@ class Pipeline:
     ) -> list[str]:
         """Add an adapter from a file or folder of any format and make it active with weight `scale`.
 
-        Its parts go to the transformer and the image towers, wherever it has any; all of them or none.
+        Its parts go to the transformer and the image encoders, wherever it has any; all of them or none.
 
         Args:
             lora_alpha: for files that don't hold their alpha; default their rank.

@@ -12,7 +12,7 @@ What a file should tell about itself (settings, fingerprint of the base, multi-i
 into the header entry `midilite` of safetensors files, and into the metadata slot that a saved state dict has; both are
 invisible to other readers. So all formats written here read back without loss, and foreign ones as well as they can.
 
-An adapter may span networks: the transformer and the image towers (`network_group`). It is applied to all or none.
+An adapter may span networks: the transformer and the image encoders (`network_group`). It is applied to all or none.
 
 Not read, each refused by name: adapters that come with a changed base (PiSSA as peft saves it by default; peft converts
 it to plain LoRA), other factorisations (LoKr, LoHa, ...), and adapters on other parts.
@@ -36,7 +36,7 @@ from ..common.version import __version__
 from ..model.fingerprint import base_fingerprint, same_base
 from ..model.layers import Linear
 from .peft_config import OUR_NETWORK, alpha_of, check_alpha, config_from_peft, exact_config, parse_json, shorten
-from .tensors import SUFFIXES, TOWERS, Parsed, parse, ranks_of, read_tensors
+from .tensors import IMAGE_ENCODERS, SUFFIXES, Parsed, parse, ranks_of, read_tensors
 from .writers import (
     DIFFUSERS_ENTRY,
     OWN_ENTRY,
@@ -63,7 +63,7 @@ class AdapterFile:
     Attributes:
         config: settings; they give every module of `state` its rank and alpha.
         state: fp32 CPU tensors `<module>.lora_A.weight` [rank, in], `<module>.lora_B.weight` [out, rank] and, for DoRA,
-            `<module>.lora_magnitude_vector` [out]. Modules of image towers begin with the tower's folder.
+            `<module>.lora_magnitude_vector` [out]. Modules of image encoders begin with the encoder's folder.
         format: one of `FORMATS`: where it came from.
         metadata: what the file tells about itself, any json values; see `describe`.
         notes: what a reader assumed and the user should know.
@@ -220,15 +220,17 @@ def write_adapter(path: str | Path, adapter: AdapterFile, format: str = "peft") 
 # --- onto a model -----------------------------------------------------------------------------------------------------
 
 
-def network_group(transformer: nn.Module, **towers: nn.Module | None) -> nn.ModuleDict:
-    """The transformer and image towers (by the names of their folders) as one model for `apply_adapter` and `lora`."""
-    return nn.ModuleDict({"transformer": transformer, **{name: net for name, net in towers.items() if net is not None}})
+def network_group(transformer: nn.Module, **encoders: nn.Module | None) -> nn.ModuleDict:
+    """The transformer and image encoders (by their folders' names) as one model for `apply_adapter` and `lora`."""
+    return nn.ModuleDict(
+        {"transformer": transformer, **{name: net for name, net in encoders.items() if net is not None}}
+    )
 
 
 def apply_adapter(model: nn.Module, adapter: AdapterFile, name: str = "default") -> None:
     """Add an adapter to a model under a name, active with weight 1. Wholly or, on an error, not at all.
 
-    The model is a transformer, or a `network_group` for adapters of image towers too. Warns when the adapter was
+    The model is a transformer, or a `network_group` for adapters of image encoders too. Warns when the adapter was
     trained on another base or with other multi-instance blocks.
 
     Raises:
@@ -241,12 +243,12 @@ def apply_adapter(model: nn.Module, adapter: AdapterFile, name: str = "default")
     problems = _misfits(adapter, linears)
     if problems:
         raise ValueError(f"adapter {name!r} does not fit this model:{_widths(adapter, linears)}{shorten(problems)}")
-    named = {path: path if path.startswith(TOWERS) else prefix + path for path in ranks_of(adapter.state)}
+    named = {path: path if path.startswith(IMAGE_ENCODERS) else prefix + path for path in ranks_of(adapter.state)}
     ranks = {named[path]: rank for path, rank in ranks_of(adapter.state).items()}
     alphas = {name: alpha_of(adapter.config, path) for path, name in named.items()}
     settings = adapter.config
     config = exact_config(ranks, alphas, settings.dropout, settings.use_rslora, settings.use_dora)
-    state = {key if key.startswith(TOWERS) else prefix + key: value for key, value in adapter.state.items()}
+    state = {key if key.startswith(IMAGE_ENCODERS) else prefix + key: value for key, value in adapter.state.items()}
     taken = name in lora.adapter_names(model)
     try:
         lora.inject(model, config, name)

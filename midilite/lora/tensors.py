@@ -9,7 +9,7 @@
 A live PEFT model adds `.default` after A, B and the magnitudes. Down is A [rank, in], up is B [out, rank]. kohya's
 underscores can't be undone by rule (`attn2_2_to_out_0`), so they are looked up among the modules that exist.
 
-Modules are the transformer's, unless their name begins with the folder of an image tower (`image_encoder_2.`); files
+Modules are the transformer's, unless their name begins with the folder of an image encoder (`image_encoder_2.`); files
 that hold both begin the transformer's with `transformer.`.
 
 Nothing in a file is trusted; what a `.pth` may hold is in `torch_files.py`. Whatever else is wrong with a file is
@@ -35,7 +35,7 @@ from .torch_files import read_torch_file
 PREFIXES = ("base_model.model.", "module.", "transformer.", "diffusion_model.")
 KOHYA_PREFIX = "lora_unet_"
 
-TOWERS = ("image_encoder_1.", "image_encoder_2.", "image_encoder_dinov2.")
+IMAGE_ENCODERS = ("image_encoder_1.", "image_encoder_2.", "image_encoder_dinov2.")
 SUFFIXES = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
 
 _KOHYA_KEY = re.compile(r"lora_(?:unet|transformer)_(\w+)\.(lora_down\.weight|lora_up\.weight|alpha|dora_scale)")
@@ -154,14 +154,14 @@ def _module_of_kohya(name: str, table: Mapping[str, str | None], by_rule: bool) 
 
 
 def _strip(key: str) -> str:
-    """A key without the prefixes of wrappers (a tower's stays), and with old diffusers names made regular."""
-    key, tower = key.replace("_orig_mod.", ""), ""
-    prefix = next((prefix for prefix in (*PREFIXES, *TOWERS) if key.startswith(prefix)), None)
+    """A key without the prefixes of wrappers (a encoder's stays), and with old diffusers names made regular."""
+    key, encoder = key.replace("_orig_mod.", ""), ""
+    prefix = next((prefix for prefix in (*PREFIXES, *IMAGE_ENCODERS) if key.startswith(prefix)), None)
     while prefix is not None:
-        tower = tower or prefix if prefix in TOWERS else tower
+        encoder = encoder or prefix if prefix in IMAGE_ENCODERS else encoder
         key = key[len(prefix) :]
         prefix = next((prefix for prefix in PREFIXES if key.startswith(prefix)), None)
-    key = tower + key
+    key = encoder + key
     key = re.sub(r"\.processor\.(to_\w+?)_lora\.", r".\1.lora.", key)
     return key.replace(".to_out.lora.", ".to_out.0.lora.")
 

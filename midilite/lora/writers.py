@@ -24,7 +24,7 @@ from ..common.files import atomic_write, write_bytes
 from ..model.weights import write_safetensors
 from .config import LoRAConfig
 from .peft_config import OUR_NETWORK, alpha_of, check_alpha, config_to_peft, shorten
-from .tensors import KOHYA_PREFIX, TOWERS, kohya_name, ranks_of, state_problems
+from .tensors import IMAGE_ENCODERS, KOHYA_PREFIX, kohya_name, ranks_of, state_problems
 
 _ABSOLUTE = re.compile(r"/|~|file:|\\\\|[A-Za-z]:[/\\]")
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -77,12 +77,12 @@ def write_kohya(
     """Write kohya's layout; for rsLoRA the alphas are those that give the same scale as alpha / rank.
 
     Raises:
-        ValueError: the adapter isn't whole, has modules of image towers (for which the layout has no names), two
+        ValueError: the adapter isn't whole, has modules of image encoders (for which the layout has no names), two
             modules share a name with underscores, or the suffix is wrong.
     """
     tensors, named = _checked(state, config), {}
-    if any(key.startswith(TOWERS) for key in tensors):
-        raise ValueError(f"{path}: kohya's layout has no names for image towers; use another format")
+    if any(key.startswith(IMAGE_ENCODERS) for key in tensors):
+        raise ValueError(f"{path}: kohya's layout has no names for image encoders; use another format")
     for module in ranks_of(tensors):
         stem = KOHYA_PREFIX + kohya_name(module)
         if f"{stem}.alpha" in named:
@@ -120,10 +120,10 @@ def write_state_dict(
 
 
 def _with_networks(tensors: Mapping[str, Tensor], prefix: str | None = None) -> dict[str, Tensor]:
-    """Keys as files have them: with `prefix`, by default none, but `transformer.` beside modules of image towers."""
+    """Keys as files have them: with `prefix`, by default none, but `transformer.` beside modules of image encoders."""
     if prefix is None:
-        prefix = OUR_NETWORK if any(key.startswith(TOWERS) for key in tensors) else ""
-    return {key if key.startswith(TOWERS) else f"{prefix}{key}": value for key, value in tensors.items()}
+        prefix = OUR_NETWORK if any(key.startswith(IMAGE_ENCODERS) for key in tensors) else ""
+    return {key if key.startswith(IMAGE_ENCODERS) else f"{prefix}{key}": value for key, value in tensors.items()}
 
 
 def _suffixed(path: str | Path, *suffixes: str) -> Path:

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import (
     noop_context_fn,
 )
 
-from .deterministic_attention import fixed_order_attention
+from .deterministic_attention import deterministic_attention
 
 # torch has one attention product per backend; which of them a build has depends on its version and device.
 _PRODUCTS = (
@@ -31,7 +31,7 @@ _PRODUCTS = (
     "_scaled_dot_product_flash_attention_for_cpu",
 )
 _KEPT = {getattr(torch.ops.aten, name).default for name in _PRODUCTS if hasattr(torch.ops.aten, name)}
-_KEPT.add(fixed_order_attention._opoverload)
+_KEPT.add(deterministic_attention._opoverload)
 
 
 def _keep_attention(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

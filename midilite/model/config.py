@@ -221,7 +221,7 @@ class DINOv2Config(ModelConfig):
 
 @dataclass(frozen=True)
 class CLIPVisionConfig(ModelConfig):
-    """CLIP's vision tower with projection as `transformers` describes it (CLIPVisionModelWithProjection)."""
+    """CLIP's vision encoder with projection as `transformers` describes it (CLIPVisionModelWithProjection)."""
 
     hidden_size: int = 768
     intermediate_size: int = 3072

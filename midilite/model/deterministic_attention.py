@@ -5,8 +5,8 @@ switch for a fixed order chooses FlashAttention-2 for both passes, in a form tha
 operator here keeps the fast forward pass, which has one order anyway, and computes gradients by kernels of our own
 (`deterministic_attention_kernels.py`) that give every sum to one program.
 
-`fixed_order()` turns it on for what runs within. It is used on GPUs of compute capability 9 (H100, H200), where it was
-measured, in half precision and with Triton, which torch brings along on Linux; else torch's own form is. As one
+`deterministic()` turns it on for what runs within. It is used on GPUs of compute capability 9 (H100, H200), where it
+was measured, in half precision and with Triton, which torch brings along on Linux; else torch's own form is. As one
 operator of torch it may stand in compiled and in recorded code, and in code that is computed again.
 """
 
@@ -26,7 +26,7 @@ _active = False
 
 
 @contextlib.contextmanager
-def fixed_order(device: torch.device) -> Iterator[None]:
+def deterministic(device: torch.device) -> Iterator[None]:
     """Within this context `layers.attention` uses the operator, where `device` has what it takes."""
     global _active
     before, _active = _active, _active or _has_kernels(device)
@@ -69,8 +69,8 @@ def applies(q: Tensor) -> bool:
     return _active and q.is_cuda and half and 16 <= width <= 128 and width & (width - 1) == 0
 
 
-@library.custom_op("midilite::fixed_order_attention", mutates_args=())
-def fixed_order_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+@library.custom_op("midilite::deterministic_attention", mutates_args=())
+def deterministic_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Softmax attention with scale 1/sqrt(K).
 
     Args:
@@ -87,14 +87,14 @@ def fixed_order_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tens
     return torch.einsum("bhts,bshk->bthk", scores.softmax(-1).to(v.dtype), v).contiguous(), scores.logsumexp(-1)
 
 
-@fixed_order_attention.register_fake
+@deterministic_attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     batch, tokens, heads, _ = q.shape
     return q.new_empty(q.shape), q.new_empty((batch, heads, tokens), dtype=_sum_type(q))
 
 
-@library.custom_op("midilite::fixed_order_attention_backward", mutates_args=())
-def fixed_order_attention_backward(
+@library.custom_op("midilite::deterministic_attention_backward", mutates_args=())
+def deterministic_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the queries, keys and values, from that of the result and what the forward pass returned."""
@@ -105,7 +105,7 @@ def fixed_order_attention_backward(
     return gradients_in_torch(grad, q, k, v, out, lse)
 
 
-@fixed_order_attention_backward.register_fake
+@deterministic_attention_backward.register_fake
 def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
@@ -141,7 +141,7 @@ def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor, ...]:
-    return fixed_order_attention_backward(grad, *ctx.saved_tensors)
+    return deterministic_attention_backward(grad, *ctx.saved_tensors)
 
 
-fixed_order_attention.register_autograd(_backward, setup_context=_keep)
+deterministic_attention.register_autograd(_backward, setup_context=_keep)

@@ -1,10 +1,10 @@
-"""The two image encoders that condition the transformer: DINOv2 and CLIP's vision tower.
+"""The two image encoders that condition the transformer: DINOv2 and CLIP's vision encoder.
 
 Both are plain pre-norm vision transformers (Dosovitskiy et al. 2021): cut the image into patches, embed each by one
 convolution, put a class token in front, add position embeddings, run attention blocks. They differ in the details that
 the classes below name. The maths and the key names are those of the `transformers` classes Dinov2Model (Oquab et al.
 2023) and CLIPVisionModelWithProjection (Radford et al. 2021), which the tests use as the oracle; this file needs
-neither. Left out: text towers, masked-patch training, dropout (what trains here is adapters at most), and attention
+neither. Left out: text encoders, masked-patch training, dropout (what trains here is adapters at most), and attention
 weights.
 
 What is fused: query, key and value are one product per block, under three names in `state_dict()` (layers.Linear).
@@ -241,7 +241,7 @@ class CLIPEmbeddings(nn.Module):
         if tuple(pixels.shape[-2:]) != (self.image_size, self.image_size):
             height, width = pixels.shape[-2:]
             raise ValueError(
-                f"CLIP: the pixels are {height} x {width} (height x width), the tower was trained for "
+                f"CLIP: the pixels are {height} x {width} (height x width), the encoder was trained for "
                 f"{self.image_size} x {self.image_size}; set crop_size in its preprocessor_config.json to that"
             )
         patches = self.patch_embedding(pixels.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
@@ -250,7 +250,7 @@ class CLIPEmbeddings(nn.Module):
 
 
 class CLIPVisionTransformer(nn.Module):
-    """The tower without its projection. `pre_layrnorm` is spelt as in every published file."""
+    """The encoder without its projection. `pre_layrnorm` is spelt as in every published file."""
 
     def __init__(self, config: CLIPVisionConfig) -> None:
         super().__init__()
@@ -267,7 +267,7 @@ class CLIPVisionTransformer(nn.Module):
 
 
 class CLIPVision(Network):
-    """CLIP's vision tower with projection (CLIPVisionModelWithProjection): one vector per image.
+    """CLIP's vision encoder with projection (CLIPVisionModelWithProjection): one vector per image.
 
     Attributes:
         gradient_checkpointing: recompute blocks in the backward pass.
@@ -290,7 +290,7 @@ class CLIPVision(Network):
             [B, projection_dim].
 
         Raises:
-            ValueError: another number of channels or another size than the tower's (both are given).
+            ValueError: another number of channels or another size than the encoder's (both are given).
         """
         return self.visual_projection(self.vision_model(pixels, self.gradient_checkpointing))
 
@@ -340,7 +340,7 @@ _DINOV2_RENAMED = {  # names inside a block: transformers 5's modules -> the nam
 def legacy_keys(key: str) -> str | None:
     """The name in this file's networks of a key as some version of `transformers` wrote it, or None to leave it out.
 
-    Left out: the `position_ids` buffer that CLIP files held before 4.31, and what belongs to other heads (text tower,
+    Left out: the `position_ids` buffer that CLIP files held before 4.31, and what belongs to other heads (text encoder,
     classifier). Renamed: a doubled, missing or extra prefix (`vision_model.vision_model.`, bare CLIPVisionModel files
     of version 5, `dinov2.` of a classifier, `clip.`), and the module names of version 5's DINOv2. Any other key comes
     back as it is, so that a strict comparison still reports it.

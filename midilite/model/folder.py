@@ -1,7 +1,7 @@
 """A MIDI-3D or TripoSG checkpoint folder: which parts it has, and each part as a network.
 
 Parts are loaded one by one, because training from cached conditions needs only the transformer, and a small GPU
-encodes images first and forgets the towers afterwards. `ModelFolder.save_part` writes the same layout, so merged and
+encodes images first and forgets the encoders afterwards. `ModelFolder.save_part` writes the same layout, so merged and
 newly trained models are folders that the reference reads too.
 """
 
@@ -179,7 +179,7 @@ class ModelFolder:
         return model
 
     def load_clip(self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> CLIPVision | None:
-        """The CLIP vision tower with projection; None for TripoSG."""
+        """The CLIP vision encoder with projection; None for TripoSG."""
         if self.layout.clip is None:
             return None
         source = self.path / self.layout.clip / "config.json"

@@ -29,7 +29,7 @@ from ..common.transfer import copy_all
 from .layers import Network, compare_tables
 
 DIFFUSERS_STEM = "diffusion_pytorch_model"  # file names of the transformer and the VAE
-TRANSFORMERS_STEM = "model"  # file names of the image towers
+TRANSFORMERS_STEM = "model"  # file names of the image encoders
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""CUDA graphs: a pass through a network recorded once and replayed: the CPU launches one graph, not each kernel.
+"""CUDA graphs: a pass through a network captured once and replayed: the CPU launches one graph, not each kernel.
 
 A pass of the full-size transformer is thousands of kernels, and a training step with its adapters and recomputation
 several times as many. Where a CPU takes longer to launch them than a GPU to run them (few instances, any training step
@@ -21,7 +21,7 @@ ModelFn = Callable[[Tensor, Tensor], Tensor]
 
 
 def captured(model_fn: ModelFn, latents: Tensor, timestep: Tensor) -> ModelFn:
-    """Record a denoising function for inputs of these shapes, and return what replays it.
+    """Capture a denoising function for inputs of these shapes, and return what replays it.
 
     Args:
         model_fn: (latents, timestep) -> velocity, without branches on values; it is called a few times.
@@ -33,19 +33,19 @@ def captured(model_fn: ModelFn, latents: Tensor, timestep: Tensor) -> ModelFn:
     here, aside = torch.cuda.current_stream(latents.device), torch.cuda.Stream(latents.device)
     aside.wait_stream(here)
     with torch.cuda.stream(aside):
-        model_fn(x, t)  # libraries choose kernels and allocate workspaces at first, which a graph can't record
+        model_fn(x, t)  # libraries choose kernels and allocate workspaces at first, which a graph can't hold
     here.wait_stream(aside)
-    with _recording() as graph:
+    with _capturing() as graph:
         velocity = model_fn(x, t)
     return _Replay(graph, x, t, velocity, model_fn)
 
 
 @contextlib.contextmanager
-def _recording(pool: Any = None) -> Iterator[torch.cuda.CUDAGraph]:
-    """Record what runs within.
+def _capturing(pool: Any = None) -> Iterator[torch.cuda.CUDAGraph]:
+    """Capture what runs within.
 
     Other threads may go on using CUDA meanwhile: one reads the next batch, NCCL's looks at its events. Python must not
-    look for garbage, because freeing a graph that is part of some (an earlier run's) would end the recording.
+    look for garbage, because freeing a graph that is part of some (an earlier run's) would end the capture.
     """
     graph, collects = torch.cuda.CUDAGraph(), gc.isenabled()
     gc.disable()
@@ -59,9 +59,9 @@ def _recording(pool: Any = None) -> Iterator[torch.cuda.CUDAGraph]:
 
 @dataclass(frozen=True)
 class _Replay:
-    """A recorded denoising function.
+    """A captured denoising function.
 
-    A graph knows addresses, and its pool holds what the recorded kernels allocated. What they only read, such as the
+    A graph knows addresses, and its pool holds what the captured kernels allocated. What they only read, such as the
     projected conditions, belongs to `model_fn`, which therefore must live as long as the graph.
     """
 
@@ -84,7 +84,7 @@ LossFn = Callable[[Sequence[int], Sequence[Tensor]], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class _Results:
-    """Of one pass; those of a recording are written anew by every replay."""
+    """Of one pass; those of a captured one are written anew by every replay."""
 
     loss: Tensor
     losses: Tensor
@@ -92,12 +92,12 @@ class _Results:
 
 
 class LossGraphs:
-    """A training loss with its gradients, recorded for each composition of a batch that comes up a second time.
+    """A training loss with its gradients, captured for each composition of a batch that comes up a second time.
 
-    All recordings share their memory, their inputs and the gradients they write, since only one is in use at a time:
+    Captured passes share their memory, their inputs and the gradients they write, since only one is in use at a time:
     the result of a call has to be passed backward before the next call. What a pass writes becomes the parameters'
     gradient as it is; only when that is still in use at the next call (as with accumulation) it is copied. Where memory
-    is too short for recordings beside passes of another composition, they are given up for the rest of the run.
+    is too short for captured passes beside passes of another composition, they are given up for the rest of the run.
 
     Args:
         loss_fn: (groups, inputs) -> (loss, loss of each instance [n]), without random numbers and branches on values.
@@ -108,10 +108,10 @@ class LossGraphs:
     def __init__(self, loss_fn: LossFn, parameters: Sequence[nn.Parameter], most: int = 32) -> None:
         self.loss_fn, self.parameters, self.most = loss_fn, list(parameters), most
         self.gradients = [torch.zeros_like(p) for p in self.parameters]
-        self.disabled: str | None = None  # why nothing is recorded any more
+        self.disabled: str | None = None  # why nothing is captured any more
         self._seen: set[tuple] = set()
         self._inputs: dict[tuple, list[Tensor]] = {}
-        self._recordings: dict[tuple, tuple[torch.cuda.CUDAGraph, _Results]] = {}
+        self._captures: dict[tuple, tuple[torch.cuda.CUDAGraph, _Results]] = {}
         self._pool: Any = None
         self._anchor = torch.zeros((), requires_grad=True)  # what makes autograd call the backward pass
 
@@ -121,12 +121,12 @@ class LossGraphs:
         try:
             results = self._run(groups, inputs)
         except torch.OutOfMemoryError:
-            if not self._recordings:
+            if not self._captures:
                 raise
             results = None
         if results is None:  # after the exception, whose frames hold what the failed pass had allocated
             self.disabled = "there is not enough memory to record passes as CUDA graphs"
-            self._recordings.clear()
+            self._captures.clear()
             self._inputs.clear()
             torch.cuda.empty_cache()
             results = self._pass(groups, inputs)
@@ -144,8 +144,8 @@ class LossGraphs:
     def _run(self, groups: Sequence[int], inputs: Sequence[Tensor]) -> _Results:
         shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in inputs)
         key = (tuple(groups), shapes)
-        worth_it = key in self._seen and not self.disabled and len(self._recordings) < self.most
-        if key not in self._recordings and not worth_it:
+        worth_it = key in self._seen and not self.disabled and len(self._captures) < self.most
+        if key not in self._captures and not worth_it:
             self._seen.add(key)
             return self._pass(groups, inputs)
         if shapes not in self._inputs:
@@ -153,17 +153,17 @@ class LossGraphs:
         own = self._inputs[shapes]
         for mine, given in zip(own, inputs, strict=True):
             mine.copy_(given)
-        if key not in self._recordings:
-            self._recordings[key] = self._record(groups, own)
-        graph, results = self._recordings[key]
+        if key not in self._captures:
+            self._captures[key] = self._capture(groups, own)
+        graph, results = self._captures[key]
         graph.replay()
         return results
 
-    def _record(self, groups: Sequence[int], own: list[Tensor]) -> tuple[torch.cuda.CUDAGraph, _Results]:
+    def _capture(self, groups: Sequence[int], own: list[Tensor]) -> tuple[torch.cuda.CUDAGraph, _Results]:
         torch.cuda.synchronize(own[0].device)
-        torch.cuda.empty_cache()  # what the pass before took, the recording takes once more
+        torch.cuda.empty_cache()  # what the pass before took, the capture takes once more
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        with _recording(self._pool) as graph:
+        with _capturing(self._pool) as graph:
             results = self._pass(groups, own)
         return graph, results
 
@@ -180,7 +180,7 @@ class LossGraphs:
 class _Computed(torch.autograd.Function):
     """A loss whose gradients are there already: the backward pass adds them to the parameters' own.
 
-    The parameters are no inputs. Autograd would make a node for each, bound to the stream of now, and a recording can't
+    The parameters are no inputs. Autograd would make a node for each, bound to the stream of now, and a capture can't
     have anything to do with those as long as some earlier loss keeps them alive (as with gradient accumulation).
     """
 

@@ -8,21 +8,21 @@ from collections.abc import Iterator
 
 import torch
 
-from ..model.deterministic_attention import fixed_order
+from ..model.deterministic_attention import deterministic
 
 
 @contextlib.contextmanager
 def reproducible(wanted: bool) -> Iterator[None]:
     """Within this context CUDA's kernels give the same bits at every run.
 
-    By default the gradients of attention are summed in whatever order the GPU's units finish: `fixed_order` has an
+    By default the gradients of attention are summed in whatever order the GPU's units finish: `deterministic` has an
     operator of its own for them where it can. torch's switch is for the whole process; it is turned only here, because
     kernels outside of training need not have such a form.
     """
     if not wanted:
         yield
         return
-    with fixed_order(torch.device("cuda")), _deterministic_kernels():
+    with deterministic(torch.device("cuda")), _deterministic_kernels():
         yield
 
 

@@ -35,9 +35,9 @@ def run_contents(
     Raises:
         ValueError: a file can't be read.
     """
-    found: dict[str, Any] = {"model": world.share(model.fingerprints)}
+    found: dict[str, Any] = {"model": world.broadcast(model.fingerprints)}
     for name, chosen in (("scenes", scenes), ("validation", validation)):
-        parts = world.gather(scene_digests(chosen[world.rank :: world.size], features.digest))
+        parts = world.all_gather(scene_digests(chosen[world.rank :: world.size], features.digest))
         found[name] = [parts[i % world.size][i // world.size] for i in range(len(chosen))]
     return found
 

@@ -67,7 +67,7 @@ def draw_scene(features: Features | PixelFeatures, name: str, step: int, setting
     """Draw a scene's inputs at an optimizer step.
 
     Args:
-        features: the encoded scene (or its pixels, where the image towers train).
+        features: the encoded scene (or its pixels, where the image encoders train).
         name: the scene's name; with the seed and the step it decides every draw.
     """
     generator = torch_generator(settings.seed, "train", step, name)

@@ -1,9 +1,9 @@
 """How a run ends before its end: SIGTERM and ctrl-C as a wish that the loop grants between two steps.
 
-The handlers only set a flag. The loop shows the flags of all processes to each other (`votes`, `settle`), because one
-that stops alone leaves the others waiting for it; the flags travel in a sum that the step computes anyway. A second
-ctrl-C ends the process at once: the system's own handler is put back at the first one, which works even while Python
-waits inside a collective operation. (Saved files stay whole: they are written under other names and renamed.)
+The handlers only set a flag. The loop shows the flags of all processes to each other (`flags`, `agree_on_signal`),
+because one that stops alone leaves the others waiting for it; the flags travel in a sum that the step computes anyway.
+A second ctrl-C ends the process at once: the system's own handler is put back at the first one, which works even while
+Python waits inside a collective operation. (Saved files stay whole: they are written under other names and renamed.)
 
 torchrun passes SIGTERM and ctrl-C on to its processes once, and kills them after 30 s.
 """
@@ -39,7 +39,7 @@ class StopRequest:
         announce: whether to say, at the signal, that the step is finished first.
 
     Attributes:
-        agreed: number of the signal for which all processes stop, 0 for none; set by `settle`.
+        agreed: number of the signal for which all processes stop, 0 for none; set by `agree_on_signal`.
     """
 
     def __init__(self, announce: bool = True) -> None:
@@ -68,10 +68,10 @@ class StopRequest:
             name, again = signal.Signals(number).name, "; ctrl-C again ends at once" * (number == signal.SIGINT)
             os.write(2, f"\n{name}: finishing this step, then saving{again}\n".encode())  # print is not reentrant
 
-    def votes(self) -> list[float]:
+    def flags(self) -> list[float]:
         """For each of `SIGNALS`, 1 when this process received it, else 0; to be added up over all processes."""
         return [float(number in self.received) for number in SIGNALS]
 
-    def settle(self, votes: Sequence[float]) -> None:
-        """Take the sum of everybody's votes: one process's signal stops all of them."""
-        self.agreed = max((int(n) for n, count in zip(SIGNALS, votes, strict=True) if count), default=0)
+    def agree_on_signal(self, flags: Sequence[float]) -> None:
+        """Take the sum of everybody's flags: one process's signal stops all of them."""
+        self.agreed = max((int(n) for n, count in zip(SIGNALS, flags, strict=True) if count), default=0)

@@ -54,7 +54,7 @@ def find_start(options: TrainOptions, world: World, contents: Mapping[str, Any] 
         check_same_run(folder, state, options, world.size, contents)
         return state["step"]
 
-    return world.share(lambda: start_folder(Path(options.output_dir), options.resume_from_checkpoint, accept))
+    return world.broadcast(lambda: start_folder(Path(options.output_dir), options.resume_from_checkpoint, accept))
 
 
 class Trainer:
@@ -174,8 +174,8 @@ class Trainer:
         self.update.queue(sums[0].isfinite() & norm.isfinite())
         # A single GPU has the whole step in its queue before the first number is asked for, and never waits for the CPU
         norm, *numbers = receive(torch.cat([norm.to(own).reshape(1), sums, own[:, 0]]))
-        (loss, plain, *votes), own_losses = numbers[: len(sums)], numbers[len(sums) :]
-        self.stop.settle(votes)
+        (loss, plain, *flags), own_losses = numbers[: len(sums)], numbers[len(sums) :]
+        self.stop.agree_on_signal(flags)
         self._name_bad_scenes(step, own_losses)
         self.update.conclude(math.isfinite(loss), norm, self.progress)
         return {"loss": loss, "mse": plain, "lr": rate, "grad_norm": norm, "bad_steps": self.progress.bad_steps}
@@ -212,8 +212,8 @@ class Trainer:
 
     def _sum_with_signals(self, own: Tensor) -> Tensor:
         """Over all passes of all ranks: both losses and, in the same message, who was asked to stop; fp64 [2 + k]."""
-        votes = send(own.new_tensor(self.stop.votes(), device="cpu"), self.device)
-        return sum_over_ranks(torch.cat([own.sum(0), votes]), self.world)
+        flags = send(own.new_tensor(self.stop.flags(), device="cpu"), self.device)
+        return sum_over_ranks(torch.cat([own.sum(0), flags]), self.world)
 
     def _name_bad_scenes(self, step: int, own_losses: Sequence[float]) -> None:
         for scenes, own_loss in zip(self.plan.batches(step, self.world.rank), own_losses, strict=True):

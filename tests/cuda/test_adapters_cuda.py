@@ -113,7 +113,7 @@ def test_100_cycles_of_loading_and_unloading_leave_the_bases_bits(tmp_path, dtyp
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_towers_train_on_a_gpu_as_on_a_cpu(prepared, tmp_path, precision):
+def test_image_encoders_train_on_a_gpu_as_on_a_cpu(prepared, tmp_path, precision):
     """Losses of six steps with pixels read ahead and blocks recomputed; the file loads into a pipeline there."""
     folders = {}
     for device in ("cpu", "cuda"):

@@ -124,7 +124,7 @@ def test_select_permutes_every_tensor(tmp_path, scenes):
 
 
 def test_triposg(tmp_path, scenes):
-    """One condition: each instance on white through the 3-channel tower."""
+    """One condition: each instance on white through the 3-channel encoder."""
     folder = GOLDEN / "triposg_tiny" / "checkpoint"
     cache = make(tmp_path, folder)
     cache.prepare(scenes)
@@ -291,7 +291,7 @@ def test_entry_removed_during_the_run(tmp_path, scenes):
 
 
 def test_non_finite_features_are_refused(tmp_path, scenes, monkeypatch):
-    """fp16 overflows in some towers; a cached infinity would poison every step."""
+    """fp16 overflows in some encoders; a cached infinity would poison every step."""
     monkeypatch.setattr(
         feature_encoder.SceneEncoder, "latents", lambda self, data: (torch.full((2, 3, 4), torch.inf),) * 2
     )

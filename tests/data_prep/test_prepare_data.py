@@ -178,8 +178,8 @@ def test_nodes_of_a_scene_file_are_instances_but_a_loose_file_is_one_object(raw,
 
 
 def test_z_up_formats_are_turned_but_gltf_is_not(raw, out):
-    tower = box((0.2, 0.3, 2.0), at=(0, 0, 1))
-    tower.export(raw / "z.stl")
+    encoder = box((0.2, 0.3, 2.0), at=(0, 0, 1))
+    encoder.export(raw / "z.stl")
     box((0.2, 2.0, 0.3)).export(raw / "y.glb")
     assert prepare(raw, out, "--up_axis", "z") == 0
     for name in ("z", "y"):

@@ -137,7 +137,7 @@ def infer_with_a_failing_rank(arguments: list[str], rank: int) -> int:
         if len(calls) == 2 and os.environ["RANK"] == str(rank):
             raise ValueError("broken on purpose")
 
-    _patched(parallel_inference, "gather_tensors", fail)
+    _patched(parallel_inference, "all_gather", fail)
     return train(arguments, "infer")
 
 

@@ -18,9 +18,9 @@ from torch import library
 from midilite.model import deterministic_attention as module
 from midilite.model.deterministic_attention import (
     applies,
-    fixed_order,
-    fixed_order_attention,
-    fixed_order_attention_backward,
+    deterministic,
+    deterministic_attention,
+    deterministic_attention_backward,
     gradients_in_torch,
 )
 from midilite.model.dit import DiT
@@ -57,7 +57,7 @@ def test_the_operator_is_attention(shape, dtype):
     q, k, v, grad = inputs(shape, dtype)
     expected, gradients = torchs(q, k, v, grad)
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
-    out, _ = fixed_order_attention(*leaves)
+    out, _ = deterministic_attention(*leaves)
     limit = 1e-12 if dtype == torch.float64 else 1e-5
     assert relative_error(out.detach(), expected) < limit
     for found, wanted in zip(torch.autograd.grad(out, leaves, grad), gradients, strict=True):
@@ -68,20 +68,20 @@ def test_the_operator_is_attention(shape, dtype):
 def test_torch_agrees_that_it_is_an_operator():
     """Shapes and strides without data, gradients, tracing: what compiled and recorded code relies on."""
     leaves = [x.clone().requires_grad_() for x in inputs(SHAPES[0], torch.float32)[:3]]
-    library.opcheck(fixed_order_attention, tuple(leaves))
+    library.opcheck(deterministic_attention, tuple(leaves))
     q, k, v, grad = inputs(SHAPES[0], torch.float32)
-    library.opcheck(fixed_order_attention_backward, (grad, q, k, v, *fixed_order_attention(q, k, v)))
+    library.opcheck(deterministic_attention_backward, (grad, q, k, v, *deterministic_attention(q, k, v)))
 
 
 INTERPRETED = """
 import torch
 from conftest import relative_error
 from test_deterministic_attention import SHAPES, inputs
-from midilite.model.deterministic_attention import fixed_order_attention, gradients_in_torch
+from midilite.model.deterministic_attention import deterministic_attention, gradients_in_torch
 from midilite.model.deterministic_attention_kernels import gradients
 for shape in SHAPES:
     q, k, v, grad = inputs(shape, torch.float16)
-    out, lse = fixed_order_attention(q, k, v)
+    out, lse = deterministic_attention(q, k, v)
     for found, wanted in zip(gradients(grad, q, k, v, out, lse), gradients_in_torch(grad, q, k, v, out, lse)):
         assert relative_error(found, wanted) < 2e-3, (shape, relative_error(found, wanted))
 print("all shapes hold")
@@ -118,14 +118,14 @@ def test_kernels_on_a_gpu(shape, dtype):
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
     plain = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in leaves)).transpose(1, 2)
     usual = torch.autograd.grad(plain, leaves, grad)
-    out, lse = fixed_order_attention(*leaves)
+    out, lse = deterministic_attention(*leaves)
     found = torch.autograd.grad(out, leaves, grad)
     assert relative_error(out.detach(), expected) < 1e-2
     assert relative_error(lse, torch.logsumexp(_scores(q, k), -1)) < 1e-4
     for mine, torch_has, wanted in zip(found, usual, gradients, strict=True):
         assert relative_error(mine, wanted) < 1.1 * relative_error(torch_has, wanted) + 1e-4
     for _ in range(5):
-        again = torch.autograd.grad(fixed_order_attention(*leaves)[0], leaves, grad)
+        again = torch.autograd.grad(deterministic_attention(*leaves)[0], leaves, grad)
         assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
 
 
@@ -136,7 +136,7 @@ def _scores(q, k):
 def test_elsewhere_torchs_own_attention_is_used():
     q = torch.zeros(1, 4, 2, 16, dtype=torch.bfloat16)
     assert not applies(q)
-    with fixed_order(torch.device("cpu")):
+    with deterministic(torch.device("cpu")):
         assert not applies(q)
 
 
@@ -187,7 +187,7 @@ def test_the_formula_is_that_of_the_kernels():
     q, k, v, grad = inputs(SHAPES[0], torch.float64)
     _, expected = torchs(q, k, v, grad)
     with torch.no_grad():
-        found = gradients_in_torch(grad, q, k, v, *fixed_order_attention(q, k, v))
+        found = gradients_in_torch(grad, q, k, v, *deterministic_attention(q, k, v))
     for mine, wanted in zip(found, expected, strict=True):
         assert relative_error(mine, wanted) < 1e-12
 

@@ -55,7 +55,7 @@ def test_state_dict_is_the_files_key_table(folder):
 
 @torch.no_grad()
 def test_recorded_midi_conditions():
-    """From recorded instance images and masks through our preprocessors and both towers to the recorded tokens."""
+    """From recorded instance images and masks through our preprocessors and both encoders to the recorded tokens."""
     golden = load_file(MIDI / "golden.safetensors")
     instances = [
         Instance(
@@ -79,7 +79,7 @@ def test_recorded_midi_conditions():
 
 @torch.no_grad()
 def test_recorded_triposg_condition():
-    """The 3-channel tower at a resolution other than its own: 56 px on a 70 px table, so positions are interpolated."""
+    """The 3-channel encoder at another resolution than its own: 56 px on a 70 px table, positions are interpolated."""
     folder = TRIPOSG / "checkpoint/feature_extractor_dinov2/preprocessor_config.json"
     pixels = Preprocessor(PreprocessorConfig.from_json(folder))(TRIPOSG / "object_rgb.png")[None]
     model = load_encoder(TRIPOSG / "checkpoint/image_encoder_dinov2")
@@ -213,7 +213,7 @@ def test_current_names_stay(folder):
 
 @torch.no_grad()
 def test_widened_kernel():
-    """ "zeros" computes what the 3-channel tower did; "clone" sees its image twice when scene equals instance."""
+    """ "zeros" computes what the 3-channel encoder did; "clone" sees its image twice when scene equals instance."""
     narrow = load_encoder(TRIPOSG / "checkpoint/image_encoder_dinov2")
     key = "embeddings.patch_embeddings.projection.weight"
     weight = narrow.state_dict()[key]

@@ -172,15 +172,15 @@ def test_a_pipeline_of_offloaded_parts_gives_the_recorded_scene(pipe, midi_golde
 
 def test_an_offloaded_network_visits_with_its_adapters_and_returns_after_an_error(pipe, monkeypatch):
     """Adapters that came later and PiSSA's start, which is a buffer, too; all bits are back."""
-    tower, asked = pipe.dinov2, []
+    encoder, asked = pipe.dinov2, []
     monkeypatch.setattr(offload, "_copied", lambda contents, device: asked.append(device) or contents.clone())
-    offload_network(tower, "meta")
-    lora.inject(tower, lora.LoRAConfig(rank=2, init="pissa", target_modules=("*",)))
-    before = {name: (t, t.data_ptr(), t.clone()) for name, t in (*tower.named_parameters(), *tower.named_buffers())}
+    offload_network(encoder, "meta")
+    lora.inject(encoder, lora.LoRAConfig(rank=2, init="pissa", target_modules=("*",)))
+    before = {name: (t, t.data_ptr(), t.clone()) for name, t in (*encoder.named_parameters(), *encoder.named_buffers())}
     assert any("start_A" in name for name in before) and any(".A." in name for name in before)
-    with contextlib.suppress(KeyError), torch.inference_mode(), onload(tower):
+    with contextlib.suppress(KeyError), torch.inference_mode(), onload(encoder):
         assert all(tensor.data_ptr() != place and not tensor.is_inference() for tensor, place, _ in before.values())
-        next(tower.parameters()).zero_()
+        next(encoder.parameters()).zero_()
         raise KeyError
     assert asked == [torch.device("meta")] * len(before)
     for tensor, place, bits in before.values():
@@ -220,8 +220,8 @@ def test_a_scene_of_four_fits_small_gpus(monkeypatch):
     attention_of_no_contents(monkeypatch)
     transformer, shapes = published(DiT, DiTConfig()), published(VAE, VAEConfig())
     clip = CLIPVisionConfig(1024, 4096, 768, num_hidden_layers=24, num_attention_heads=16, patch_size=14)
-    towers = [published(CLIPVision, clip), published(DINOv2, DINOv2Config(num_channels=7))]
-    base, rest_of_it = weights(transformer) / GIB, sum(map(weights, [*towers, shapes])) / GIB
+    encoders = [published(CLIPVision, clip), published(DINOv2, DINOv2Config(num_channels=7))]
+    base, rest_of_it = weights(transformer) / GIB, sum(map(weights, [*encoders, shapes])) / GIB
     assert 3.0 < base < 3.2 and 1.5 < rest_of_it < 1.7
     step, held = {}, {}
     for kind in KINDS:

@@ -249,7 +249,7 @@ def test_alone_nothing_communicates():
     distributed.sum_gradients([parameter], world)
     assert parameter.grad is None
     world.barrier()
-    assert world.share(lambda: 3) == 3
+    assert world.broadcast(lambda: 3) == 3
     values = torch.ones(2)
     assert distributed.sum_over_ranks(values, world) is values
     assert not torch.distributed.is_initialized()

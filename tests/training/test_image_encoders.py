@@ -1,4 +1,4 @@
-"""Adapters that train on the image towers: the same draws, right gradients, one file, nothing disturbed by watching."""
+"""Adapters that train on the image encoders: the same draws, right gradients, one file, nothing disturbed."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ from midilite.training.tasks.image_encoders import encode
 from midilite.training.trainer import Trainer
 
 ADAPTER = "adapter_model.safetensors"
-TOWERS = {"midi_tiny": ["image_encoder_1", "image_encoder_2"], "triposg_tiny": ["image_encoder_dinov2"]}
+IMAGE_ENCODERS = {"midi_tiny": ["image_encoder_1", "image_encoder_2"], "triposg_tiny": ["image_encoder_dinov2"]}
 CPU = torch.device("cpu")
 
 
@@ -60,28 +60,28 @@ def scramble(task, size=0.05):
 # ---------------------------------------------------------------------------------------------------------- the loss
 
 
-@pytest.mark.parametrize("kind", TOWERS)
+@pytest.mark.parametrize("kind", IMAGE_ENCODERS)
 def test_a_fresh_task_has_the_losses_of_one_that_reads_conditions_from_the_cache(options, kind):
     """The same instances, noise, noise levels and dropped conditions; views and mask variants, too."""
     options = dataclasses.replace(of_kind(options, kind), mask_variants=(0, 3), max_num_instances=2)
-    towers, plain = make_task(options), make_task(dataclasses.replace(options, train_image_encoders=False))
+    encoders, plain = make_task(options), make_task(dataclasses.replace(options, train_image_encoders=False))
     dropped = 0
     for step in range(8):
         scenes = [step % 5, (step + 2) % 5]
-        first, second = towers.draw(scenes, step), plain.draw(scenes, step)
+        first, second = encoders.draw(scenes, step), plain.draw(scenes, step)
         for a, b in zip(first.scenes, second.scenes, strict=True):
             assert torch.equal(a.noised, b.noised) and torch.equal(a.target, b.target)
             assert (a.sigma, a.groups, a.dropped) == (b.sigma, b.groups, b.dropped)
             dropped += a.dropped
-        (loss, losses), (expected, all_expected) = towers.loss(first, 4), plain.loss(second, 4)
+        (loss, losses), (expected, all_expected) = encoders.loss(first, 4), plain.loss(second, 4)
         assert relative_error(losses, all_expected) < 1e-5 and relative_error(loss, expected) < 1e-5
     assert 0 < dropped < 16
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
-@pytest.mark.parametrize("kind", TOWERS)
+@pytest.mark.parametrize("kind", IMAGE_ENCODERS)
 def test_gradients_are_the_slopes_of_the_loss(options, kind, checkpointed):
-    """Central differences along the weights of every network in turn; dropped scenes give towers none.
+    """Central differences along the weights of every network in turn; dropped scenes give encoders none.
 
     Networks in fp64, but norms and the loss itself are fp32: 6e-8 of the loss is 1e-4 of a difference quotient.
     """
@@ -94,7 +94,7 @@ def test_gradients_are_the_slopes_of_the_loss(options, kind, checkpointed):
     loss, _ = task.loss(kept, kept.num_instances)
     loss.backward()
     names = {key.split(".")[0] for key in task.parameters}
-    assert names == {"blocks", *TOWERS[kind]}
+    assert names == {"blocks", *IMAGE_ENCODERS[kind]}
     for name in names:
         own = {key: p for key, p in task.parameters.items() if key.startswith(name) and p.grad is not None}
         still = {key for key in task.parameters if key.startswith(name)} - own.keys()
@@ -119,7 +119,7 @@ def test_gradients_are_the_slopes_of_the_loss(options, kind, checkpointed):
         ({"quantize_base": "int8"}, 0.15),
     ],
 )
-def test_gradients_reach_the_towers_through_every_form_of_the_base(options, base, limit):
+def test_gradients_reach_the_encoders_through_every_form_of_the_base(options, base, limit):
     """Eight bits change the base by a percent, so gradients by some."""
     found = {}
     for name, changes in (("plain", {}), ("other", base)):
@@ -127,8 +127,8 @@ def test_gradients_reach_the_towers_through_every_form_of_the_base(options, base
         scramble(task)
         batch = task.draw([0], 0)
         task.loss(batch, batch.num_instances)[0].backward()
-        towers = [p.grad.flatten() for key, p in task.parameters.items() if key.startswith("image_encoder")]
-        found[name] = torch.cat(towers)
+        encoders = [p.grad.flatten() for key, p in task.parameters.items() if key.startswith("image_encoder")]
+        found[name] = torch.cat(encoders)
     assert relative_error(found["other"], found["plain"]) <= limit and found["plain"].any()
 
 
@@ -146,7 +146,7 @@ def loss_at(task, parameters, direction, batch, step):
     return loss
 
 
-def test_only_adapters_train_and_defaults_are_the_towers_attention(options):
+def test_only_adapters_train_and_defaults_are_the_encoders_attention(options):
     task = make_task(options)
     before = {key: value.clone() for key, value in task.networks.state_dict().items()}
     Trainer(task, options, World(), CPU).train()
@@ -156,7 +156,7 @@ def test_only_adapters_train_and_defaults_are_the_towers_attention(options):
     last = {m.split(".")[-1] for m in task.modules if m.startswith("image_encoder_1")}
     assert last == {"q_proj", "k_proj", "v_proj", "out_proj"}
     moved = {key for key, p in task.parameters.items() if key.endswith("lora_B.weight") and p.any()}
-    assert {key.split(".")[0] for key in moved} == {"blocks", *TOWERS["midi_tiny"]}
+    assert {key.split(".")[0] for key in moved} == {"blocks", *IMAGE_ENCODERS["midi_tiny"]}
 
 
 # ------------------------------------------------------------------------------------------------- what becomes of it
@@ -174,7 +174,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", TOWERS)
+@pytest.mark.parametrize("kind", IMAGE_ENCODERS)
 @pytest.mark.parametrize("settings", KINDS)
 def test_the_pipeline_with_the_saved_file_does_what_the_trained_networks_do(options, tmp_path, settings, kind):
     changes = dict(KINDS[settings])
@@ -197,29 +197,29 @@ def test_the_pipeline_with_the_saved_file_does_what_the_trained_networks_do(opti
         trained = task.transformer(noise, time, *features.conditions(), groups=groups)
         assert len(evaluation.generate(scene, None, decode=False).meshes) == len(features)
     names = {key.split(".")[2] for key in load_file(tmp_path / "adapter" / ADAPTER)}
-    assert names == {"transformer", *TOWERS[kind]}
+    assert names == {"transformer", *IMAGE_ENCODERS[kind]}
     for path in (tmp_path / "adapter", tmp_path / "adapter" / "lora_weights.pth"):
         pipe = midilite.load_pipeline(options.pretrained_model, device="cpu")
         pixels = task.features.load_pixels(scene).pixels
-        base = encode(towers_of(pipe), pixels)
+        base = encode(encoders_of(pipe), pixels)
         pipe.load_adapter(path)
-        conditions = encode(towers_of(pipe), pixels)
+        conditions = encode(encoders_of(pipe), pixels)
         with torch.no_grad():
             found = pipe.transformer(noise, time, *conditions, groups=groups)
         assert relative_error(found, trained) < 1e-5
         for own, expected, plain in zip(conditions, features.conditions(), base, strict=True):
             assert relative_error(own, expected) < 1e-5 < relative_error(expected, plain) / 10
         pipe.unload_adapters()
-        assert all(torch.equal(a, b) for a, b in zip(encode(towers_of(pipe), pixels), base, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(encode(encoders_of(pipe), pixels), base, strict=True))
 
 
-def towers_of(pipe):
-    towers = {pipe.layout.clip: pipe.clip, pipe.layout.dinov2: pipe.dinov2}
-    return torch.nn.ModuleDict({name: tower for name, tower in towers.items() if tower is not None})
+def encoders_of(pipe):
+    encoders = {pipe.layout.clip: pipe.clip, pipe.layout.dinov2: pipe.dinov2}
+    return torch.nn.ModuleDict({name: encoder for name, encoder in encoders.items() if encoder is not None})
 
 
 def test_a_picture_is_encoded_by_the_pipeline_as_in_training(options, tmp_path):
-    """From the files of a sample, through masks and preprocessors, to what the adapted towers make of it."""
+    """From the files of a sample, through masks and preprocessors, to what the adapted encoders make of it."""
     task = make_task(options)
     scramble(task)
     task.save_weights(tmp_path / "adapter")
@@ -243,8 +243,8 @@ def test_a_resumed_run_is_the_uninterrupted_run(options, tmp_path):
     assert run(output_dir=str(tmp_path / "part"), resume_from_checkpoint="latest").read_bytes() == whole
 
 
-def test_watching_changes_nothing_and_sees_the_towers(options, tmp_path):
-    """Validation loss, generated scenes and the comparison use the towers as they are, and the base without any."""
+def test_watching_changes_nothing_and_sees_the_image_encoders(options, tmp_path):
+    """Validation loss, generated scenes and the comparison use the encoders as they are, and the base without any."""
     options = dataclasses.replace(options, lora_dropout=0.3, val_fraction=0.2, max_train_steps=4, ema_decay=0.5)
     quiet = dataclasses.replace(options, validate_every=0, preview_every=0, output_dir=str(tmp_path / "quiet"))
     watched = dataclasses.replace(
@@ -263,7 +263,7 @@ def test_watching_changes_nothing_and_sees_the_towers(options, tmp_path):
     assert logged[0]["val_loss_base"] == pytest.approx(expected["val_loss_base"], rel=1e-6)
 
 
-def test_validation_depends_on_the_towers_adapters(options):
+def test_validation_depends_on_the_encoders_adapters(options):
     task = make_task(options)
     validation = Validation(task.transformer, task.features, task.scenes[:2], options, task.networks)
     before = validation.measure(World(), CPU)
@@ -295,11 +295,11 @@ def test_two_processes_train_as_one_does(forks, flags, tmp_path, more):
     assert_same_training(two, one)
 
 
-def test_a_dry_run_counts_the_towers(options):
+def test_a_dry_run_counts_the_image_encoders(options):
     """And computes its steps through them."""
-    with_towers = run_dry(dataclasses.replace(options, resume_from_checkpoint=None)).trainable
+    with_image_encoders = run_dry(dataclasses.replace(options, resume_from_checkpoint=None)).trainable
     without = run_dry(dataclasses.replace(options, train_image_encoders=False)).trainable
-    assert with_towers - without == sum(
+    assert with_image_encoders - without == sum(
         p.numel() for key, p in make_task(options).parameters.items() if key.startswith("image_encoder")
     )
 

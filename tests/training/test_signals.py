@@ -120,10 +120,10 @@ def test_ctrl_c_before_the_first_step_needs_no_checkpoint(monkeypatch, capsys):
 def test_handlers_are_there_within_and_put_back_after():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with StopRequest(announce=False) as stop:
-        assert stop.votes() == [0, 0]
+        assert stop.flags() == [0, 0]
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)  # launchers and queues repeat themselves; only ctrl-C is impatient
-        assert stop.votes() == [0, 1] and not stop.agreed
+        assert stop.flags() == [0, 1] and not stop.agreed
         os.kill(os.getpid(), signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
@@ -145,8 +145,8 @@ def test_other_threads_catch_nothing_and_do_not_fail():
 def test_one_vote_is_enough_and_all_get_the_same_answer():
     first, second = StopRequest(), StopRequest()
     second.received.add(signal.SIGTERM)
-    votes = [a + b for a, b in zip(first.votes(), second.votes(), strict=True)]
-    first.settle(votes)
-    second.settle(votes)
+    votes = [a + b for a, b in zip(first.flags(), second.flags(), strict=True)]
+    first.agree_on_signal(votes)
+    second.agree_on_signal(votes)
     assert first.agreed == second.agreed == signal.SIGTERM
     assert Interrupted(first.agreed, "").exit_code == 143

@@ -18,7 +18,7 @@ Trained on 3D models by **Kenney** (kenney.nl), released under CC0 1.0 (public d
 blasters and car parts, {models} models. Thank you, Kenney. The models are not part of midilite; these weights, and the
 renderings and surfaces in `../demo` and `../example`, were made from them and are likewise CC0.
 
-- The shape VAE saw all categories. The transformer and both image towers saw **furniture only**, without parts of
+- The shape VAE saw all categories. The transformer and both image encoders saw **furniture only**, without parts of
   houses and flat things (rugs, floors), in random scenes of one to four objects: random yaw, scale, place and tints,
   seen from 0 to 30 degrees above with a field of view of 40 degrees, on white.
 - Held out of all training, chosen by a hash of the name: {held_out}.
@@ -27,7 +27,7 @@ renderings and surfaces in `../demo` and `../example`, were made from them and a
 
 On {hardware}. VAE: {vae_steps} steps of {vae_batch} objects (signed distances by winding number, slope and normals,
 KL); the encoder's noise is {noise:.0%} of the latents' spread, and latents are normalised to mean 0 and deviation 1
-inside `quant` and `post_quant`. Transformer and towers together: {flow_steps} steps of {flow_batch} instances in
+inside `quant` and `post_quant`. Transformer and encoders together: {flow_steps} steps of {flow_batch} instances in
 {flow_minutes:.1f} minutes by rectified flow with midilite's `Trainer`; an average of the weights (decay 0.999) ships.
 Seeds: {seeds}.
 
@@ -53,7 +53,7 @@ seen scenes, so that row is slightly flattered:
 {limit}
 ## LoRA on vehicles, which the transformer never saw
 
-{study_steps} steps of {study_batch} scenes each, the same scenes and noise for all; towers and VAE frozen; one seed.
+{study_steps} steps of {study_batch} scenes each, the same scenes and noise for all; encoders and VAE frozen; one seed.
 Loss: mean squared error at fixed noise. Learning rate {rates}; no rate was tuned. Times are of two
 runs at once on one host, and the first run of each process includes its start-up, so they compare badly.
 

@@ -1,4 +1,4 @@
-"""The stages that train and measure the transformer and the image towers, and the study of adapters."""
+"""The stages that train and measure the transformer and the image encoders, and the study of adapters."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ SNAPSHOT_SECONDS = 200  # between two folders of the averaged weights: a lent ma
 
 
 def run_flow(stage: Stage, run: FlowRun, tests: bool) -> None:
-    """Train the transformer and the towers for some minutes; write the model folder and, with `tests`, measure it."""
+    """Train the transformer and the encoders for some minutes; write the model folder and, with `tests`, measure it."""
     plan, world, device = stage.plan, stage.world, stage.device
     shapes = stage.shapes()
     pools = flow_pools(stage, shapes)

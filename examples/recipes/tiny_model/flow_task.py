@@ -1,4 +1,4 @@
-"""Training the transformer and both image towers together by rectified flow.
+"""Training the transformer and both image encoders together by rectified flow.
 
 A step takes bundles. A bundle is one scene of four objects, one of three, one of two and four single objects: 13
 instances, 31% of them alone. Every step then has the same shapes, which a compiled network likes, and the groups of the
@@ -81,7 +81,7 @@ def encode_scenes(vae: VAE, pools: Pools, scenes: Scenes, key: str, batch: int =
 
 
 class ConditionMaker:
-    """Pictures and ids to the towers' pixels, as `images.condition_pixels` makes them, on the device."""
+    """Pictures and ids to the encoders' pixels, as `images.condition_pixels` makes them, on the device."""
 
     def __init__(self, size: int, device: str | torch.device) -> None:
         self.scales = [self._scale(p, device) for p in preprocessors(size)]

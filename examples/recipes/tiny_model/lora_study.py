@@ -1,7 +1,7 @@
 """Does LoRA learn? Adapters of three ranks against training all weights, on vehicles, which the transformer never saw.
 
-The towers and the VAE stay as they are; only the transformer adapts. All runs take the same scenes, the same number of
-steps and the same noise (midilite draws by seed, step and scene); each kind of run has a learning rate of its own. Two
+The encoders and the VAE stay as they are; only the transformer adapts. All runs take the same scenes, the same number
+of steps and the same noise (midilite draws by seed, step and scene); each kind of run has its own learning rate. Two
 runs make a mistake on purpose, to show what it costs: the target's sign reversed, and conditions that are never
 dropped.
 

@@ -38,7 +38,7 @@ from .timebox import ENDLESS, TimeBox, train_in_box
 from .vae_task import VAESettings, VAETask, draw_poses, finish_output, normalise_latents, take
 
 CATEGORIES = ("furniture", "vehicles", "space", "blasters", "car_parts")
-DOMAIN = ("furniture",)  # all that the transformer and the image towers ever see
+DOMAIN = ("furniture",)  # all that the transformer and the image encoders ever see
 SEED = 7
 
 

@@ -1,7 +1,7 @@
 """What LoRA training optimises: a fresh adapter on a frozen transformer, scenes that are encoded already, their loss.
 
 `trainer.Trainer` walks the steps, `train.py` puts everything together; `image_encoders.py` is the same task with
-adapters on the image towers, too.
+adapters on the image encoders, too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Adapters that span the transformer and the image towers: names in files, all or nothing, the pipeline's verbs."""
+"""Adapters that span the transformer and the image encoders: names in files, all or nothing, the pipeline's verbs."""
 
 import json
 
@@ -25,8 +25,8 @@ def load(kind):
 
 
 def group(pipe):
-    towers = {pipe.kind.dinov2: pipe.dinov2} | ({pipe.kind.clip: pipe.clip} if pipe.clip is not None else {})
-    return network_group(pipe.transformer, **towers)
+    encoders = {pipe.kind.dinov2: pipe.dinov2} | ({pipe.kind.clip: pipe.clip} if pipe.clip is not None else {})
+    return network_group(pipe.transformer, **encoders)
 
 
 def mixed_adapter(kind, **settings):
@@ -64,7 +64,7 @@ def test_files_keep_the_networks_apart(tmp_path, kind, dora):
     assert {key.split(".")[0] for key in keys} == {"transformer", *FOLDERS[kind]}
     keys = load_file(tmp_path / "folder" / "adapter_model.safetensors").keys()
     assert {key.split(".")[2] for key in keys} == {"transformer", *FOLDERS[kind]}
-    with pytest.raises(ValueError, match="no names for image towers"):
+    with pytest.raises(ValueError, match="no names for image encoders"):
         write_adapter(tmp_path / "k.safetensors", adapter, "kohya")
 
 
@@ -100,7 +100,7 @@ def test_peft_loads_our_folder_into_a_tree_of_networks(tmp_path):
     for key, value in state.items():
         if "image_encoder_1" in key:
             name = key.replace(".weight", ".default.weight")
-            if name not in names:  # transformers 5 has no module between the model and its tower
+            if name not in names:  # transformers 5 has no module between the model and its encoder
                 name = name.replace("vision_model.", "")
             dict(wrapped.named_parameters())[name].data.copy_(value)
     with torch.no_grad():
