@@ -14,9 +14,9 @@ from pathlib import Path
 from ..common import shared_options as shared
 from ..common.options import Options, option
 from ..common.terminal import tell
+from ..lora.config import FORMATS
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"  # of a PEFT folder
-FORMATS = ("peft", "diffusers", "kohya", "state_dict")
 
 _place = partial(option, None, positional=True)
 _format = partial(option, None, "what is written (default: by the suffix)", FORMATS)

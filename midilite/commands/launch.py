@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .. import __version__
+from ..common.version import __version__
 from ..common.command_line import parse, parse_command
 from ..common.errors import CommandError
 from ..common.terminal import printable, say

@@ -32,8 +32,7 @@ import torch
 from torch import Tensor
 
 from ..common.seeds import torch_generator
-from ..mesh.points import PointBlocks, Points, as_points, nearest_distance
-from ..mesh.sdf import sample_triangles
+from ..mesh.points import PointBlocks, Points, as_points, nearest_distance, sample_triangles
 
 ALIGNMENTS = ("none", "icp_kabsch")
 SCENE_KEYS = ("scene_chamfer", "scene_f_score", "object_chamfer", "object_f_score", "bounding_box_iou")

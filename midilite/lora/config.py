@@ -19,6 +19,7 @@ from .patterns import is_range, module_pattern
 
 DEFAULT_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 INITS = ("kaiming", "pissa")
+FORMATS = ("peft", "diffusers", "kohya", "state_dict")  # of adapter files that are written
 
 
 @dataclass(frozen=True)

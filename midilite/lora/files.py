@@ -35,6 +35,7 @@ from ..common.files import refuse_special
 from ..common.version import __version__
 from ..model.fingerprint import base_fingerprint, same_base
 from ..model.layers import Linear
+from .config import FORMATS
 from .peft_config import OUR_NETWORK, alpha_of, check_alpha, config_from_peft, exact_config, parse_json, shorten
 from .tensors import IMAGE_ENCODERS, SUFFIXES, Parsed, parse, ranks_of, read_tensors
 from .writers import (
@@ -49,7 +50,6 @@ from .writers import (
     write_state_dict,
 )
 
-FORMATS = ("peft", "diffusers", "kohya", "state_dict")
 PEFT_FILES = (PEFT_WEIGHTS, "adapter_model.bin")
 STATE_DICT_FILE = "lora_weights.pth"
 

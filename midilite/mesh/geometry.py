@@ -329,19 +329,6 @@ def scene_transform(scene: np.ndarray | Sequence[trimesh.Trimesh], extent: float
     return bounds.mean(axis=0), 2.0 * extent / longest
 
 
-def normalise_scene(
-    meshes: Sequence[trimesh.Trimesh], extent: float = 0.95
-) -> tuple[list[trimesh.Trimesh], np.ndarray, float]:
-    """Copies of all meshes moved and scaled together into [-extent, extent]^3, with the centre and scale used."""
-    centre, scale = scene_transform(meshes, extent)
-    matrix = np.diag([scale, scale, scale, 1.0])
-    matrix[:3, 3] = -centre * scale
-    moved = [mesh.copy() for mesh in meshes]
-    for mesh in moved:
-        mesh.apply_transform(matrix)
-    return moved, centre, scale
-
-
 # --------------------------------------------------------------------------------------------------------- surfaces
 
 

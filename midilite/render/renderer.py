@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from . import raster
-from .camera import Camera, orbit_camera
+from .camera import Camera
 from .render_mesh import RenderMesh, as_scene, join
 from .render_mesh import to_render_mesh as to_render_mesh
 
@@ -240,22 +240,6 @@ def _texture_color(scene: RenderMesh, face: Tensor, uv: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------------- previews
-
-
-def turntable(
-    meshes, views: int = 8, elevation_deg: float = 15.0, size: int = 256, device=None, **options
-) -> list[Image.Image]:
-    """Pictures of what `as_scene` takes from `views` sides at one distance, from the front on and counter-clockwise.
-
-    `options` go to `render_batch`.
-    """
-    scene = as_scene(meshes, device)
-    turns, bounds = [360.0 * i / views for i in range(views)], scene.bounds()
-    fitted = [orbit_camera(turn, elevation_deg, bounds, size=size) for turn in turns]
-    distance = max(math.dist(camera.eye, camera.target) for camera in fitted)
-    cameras = [orbit_camera(turn, elevation_deg, bounds, distance, size=size) for turn in turns]
-    drawn = render_batch([scene] * views, cameras, **options)
-    return [drawn[i].image for i in range(views)]
 
 
 def preview_sheet(

@@ -18,11 +18,11 @@ import trimesh
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from test_isosurface import Counted, check_manifold
+from tiny_model.sdf import unsigned_distance
 
 from midilite.evaluation.metrics import chamfer_distance
 from midilite.mesh.geometry import load_mesh
 from midilite.mesh.isosurface import Surface, extract_surface
-from midilite.mesh.sdf import unsigned_distance
 
 FURNITURE = Path(__file__).parents[3] / "shared" / "meshes" / "kenney" / "furniture"
 ALL = (

@@ -19,10 +19,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from midilite.common.seeds import torch_generator
-from midilite.mesh.sdf import Solid, make_solid, unsigned_distance, winding_number
 from midilite.model.vae import farthest_point_sampling
 from midilite.model.weights import write_safetensors
 
+from .sdf import Solid, make_solid, unsigned_distance, winding_number
 from .shapes import ShapeSet
 
 THICKNESS = 0.0125  # half the thickness of a sheet, in the frame of a scene

@@ -17,13 +17,14 @@ from midilite.flow.guidance import guide
 from midilite.flow.schedule import RectifiedFlowScheduler
 from midilite.flow.solvers import euler
 from midilite.mesh.isosurface import NoSurfaceError, extract_surface
-from midilite.mesh.sdf import Solid, sample_triangles
+from midilite.mesh.points import sample_triangles
 from midilite.model.vae import VAE
 
 from .flow_task import ConditionMaker
 from .networks import Networks
 from .pools import THICKNESS, Pools
 from .scenes import Scenes, place
+from .sdf import Solid
 
 POINTS = 4096  # per object
 SCENE_TAU, OBJECT_TAU = 0.1, 0.05

