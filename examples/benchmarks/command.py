@@ -19,11 +19,11 @@ from .report import Row, markdown, read_rows, rounded, table
 
 def all_cases() -> dict[str, Case]:
     """Every row, the most important first."""
-    from .cases import cpu, exact, inference, memory, scaling, scene, training
+    from .cases import cpu, exact, inference, memory, prepare, scaling, scene, surface, training
 
     groups = (
         inference.cases(), training.cases(), scene.cases(), exact.cases(),
-        memory.cases(), scaling.cases(), cpu.cases(),
+        memory.cases(), scaling.cases(), surface.cases(), prepare.cases(), cpu.cases(),
     )  # fmt: skip
     return {case.name: case for group in groups for case in group}
 

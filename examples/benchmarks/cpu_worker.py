@@ -2,24 +2,33 @@
 
 Those on the wall's clock, and those in which a core was at work (on a busy machine the fairer of the two).
 
-It imports whichever midilite is first on PYTHONPATH, so it keeps to names that have been there for long.
+It imports whichever midilite is first on PYTHONPATH and the random scenes beside it, by the names of now or by those of
+the time when all files lay side by side.
 """
 
+import importlib
 import json
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 
 import torch
-from random_scenes import KeptFeatures, scenes_of  # the folder of this file is on the path
 
 import midilite
-from midilite.common.distributed import World
-from midilite.inference.pipeline import ImageConditions
-from midilite.model.folder import ModelFolder
-from midilite.training.options import TrainOptions
-from midilite.training.tasks.lora import LoRATask
-from midilite.training.trainer import Trainer
+
+sys.path.insert(0, str(Path(midilite.__file__).parents[1] / "examples" / "benchmarks"))
+from random_scenes import KeptFeatures, scenes_of  # noqa: E402  of that checkout
+
+
+def module(name: str, before: str) -> ModuleType:
+    """A module of midilite under its name of now, else under its earlier one."""
+    try:
+        return importlib.import_module(f"midilite.{name}")
+    except ModuleNotFoundError:
+        return importlib.import_module(f"midilite.{before}")
+
 
 INSTANCES, TOKENS, CONDITION_TOKENS, DEPTH = 3, 256, 257, 5
 
@@ -30,7 +39,8 @@ def step() -> Callable[[], object]:
     widths = (pipe.transformer.config.cross_attention_dim, pipe.transformer.config.cross_attention_2_dim)
     sizes = zip((1, CONDITION_TOKENS), widths, strict=True)
     tokens = [torch.randn(INSTANCES, count, width) for count, width in sizes]
-    conditions = ImageConditions(*tokens, list(range(1, INSTANCES + 1)), None, None)
+    pipeline = module("inference.pipeline", "pipeline")
+    conditions = pipeline.ImageConditions(*tokens, list(range(1, INSTANCES + 1)), None, None)
     x = torch.randn(INSTANCES, TOKENS, pipe.transformer.config.in_channels)
     return lambda: pipe.sample(conditions, 1, 3.0, latents=x)
 
@@ -46,11 +56,15 @@ def mesh() -> Callable[[], object]:
 
 def train() -> Callable[[], object]:
     """One optimizer step of a LoRA."""
-    transformer = ModelFolder("tiny").load_transformer()
-    options = TrainOptions(condition_dropout=0.0, single_object_share=0.0, validate_every=0)
+    transformer = midilite.load_pipeline("tiny", "cpu").transformer
+    options = module("training.options", "train_options").TrainOptions(
+        condition_dropout=0.0, single_object_share=0.0, validate_every=0
+    )
     features = KeptFeatures(transformer.config, TOKENS, CONDITION_TOKENS)
-    task = LoRATask(transformer, scenes_of([INSTANCES]), features, options)
-    trainer, numbers = Trainer(task, options, World(), torch.device("cpu")), iter(range(10**6))
+    task = module("training.tasks.lora", "lora_task").LoRATask(transformer, scenes_of([INSTANCES]), features, options)
+    world = module("common.distributed", "distributed").World()
+    trainer = module("training.trainer", "trainer").Trainer(task, options, world, torch.device("cpu"))
+    numbers = iter(range(10**6))
     return lambda: trainer.step(next(numbers))
 
 

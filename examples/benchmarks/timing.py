@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +71,12 @@ def timed(
         seconds = _queued(work, device, runs)
     else:
         seconds = [clock(work, device) for _ in range(runs)]
-    return Timing(statistics.median(seconds), min(seconds), max(seconds), runs, first)
+    return summary(seconds, first)
+
+
+def summary(seconds: Sequence[float], first: float) -> Timing:
+    """Several runs' seconds as a timing."""
+    return Timing(statistics.median(seconds), min(seconds), max(seconds), len(seconds), first)
 
 
 def _queued(work: Callable[[], object], device: torch.device, runs: int) -> list[float]:

@@ -26,10 +26,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..common.version import __version__
 from ..common.command_line import parse, parse_command
 from ..common.errors import CommandError
 from ..common.terminal import printable, say
+from ..common.version import __version__
 
 COMMANDS = {  # options (a class, or one for each subcommand), and what is done with them
     "prepare_data": ("midilite.commands.prepare:PrepareOptions", "midilite.commands.prepare:run"),

@@ -23,7 +23,9 @@ from PIL import Image
 from ..common.seeds import numpy_generator
 from ..mesh.geometry import sample_surface, scene_transform
 from ..model.images import MAX_LABELS, label_values, load_mask, load_rgb
-from ..render.renderer import Camera, Rendered, RenderMesh, orbit_camera, render, render_batch, to_render_mesh
+from ..render.camera import Camera, orbit_camera
+from ..render.render_mesh import RenderMesh, to_render_mesh
+from ..render.renderer import Rendered, render, render_batch
 from .arrange import arrange, yaw_rotation
 from .options import PrepareSettings
 from .sources import Instance, SceneSource, load_instances, match_labels

@@ -127,20 +127,3 @@ def test_a_full_disk_is_reported(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("midilite.mesh.scene.write_bytes", full)
     assert golden_run(tmp_path / "scene.glb") == 1
     assert "No space left on device" in capsys.readouterr().err
-
-
-def test_the_main_job_from_meshes_to_scenes(tmp_path):
-    """examples/end_to_end.py, small: meshes -> data -> adapter whose fixed loss fell -> closed scenes with previews."""
-    raw, images = tmp_path / "raw", tmp_path / "images"
-    raw.mkdir(), images.mkdir()
-    trimesh.creation.box((1, 0.4, 0.7)).export(raw / "box.GLB", file_type="glb")
-    trimesh.creation.cylinder(0.3, 1.0).export(raw / "post.obj")
-    trimesh.creation.icosphere(radius=0.4).export(raw / "ball.stl")
-    for kind in ("rgb", "seg"):
-        (images / f"a_{kind}.png").write_bytes((MIDI / f"scene_{kind}.png").read_bytes())
-    flags = ["--meshes", str(raw), "--images", str(images), "--model", str(MIDI / "checkpoint")]
-    small = "--num_scenes 3 --num_samples 256 --image_size 96 --steps 40 --num_tokens 16 --inference_steps 2".split()
-    work = ["--work", str(tmp_path / "work"), "--grid_depth", "4", "--device", "cpu", "--learning_rate", "5e-3"]
-    assert command("end_to_end")([*flags, *small, *work]) == 0
-    assert (tmp_path / "work" / "scenes" / "a.glb").is_file() and (tmp_path / "work" / "scenes" / "a.png").is_file()
-    assert (tmp_path / "work" / "run" / "lora-final" / "adapter_config.json").is_file()

@@ -79,6 +79,14 @@ def test_whole_works(measured):
     assert rows["scaling rank"]["notes"]["plot"] == "scaling_rank.png"
 
 
+def test_surfaces_and_preparation_have_rows(measured):
+    rows, last = measured("--rows", "triangulate", "extract", "prepare")
+    assert not last["failed"] and len(rows) == 5 and all(row["median_ms"] > 0 for row in rows.values())
+    for shape in ("ball", "chair"):
+        notes = rows[f"extract {shape}"]["notes"]
+        assert notes["points"] <= notes["dense_points"] and notes["triangles"] > 50
+
+
 def test_shortcuts_are_exact(measured):
     """All that a CPU can tell: batched, recomputed, handed out and offloaded against every shortcut off."""
     rows, last = measured("--rows", "exact")

@@ -25,7 +25,7 @@ def load(kind):
 
 
 def group(pipe):
-    encoders = {pipe.kind.dinov2: pipe.dinov2} | ({pipe.kind.clip: pipe.clip} if pipe.clip is not None else {})
+    encoders = {pipe.layout.dinov2: pipe.dinov2} | ({pipe.layout.clip: pipe.clip} if pipe.clip is not None else {})
     return network_group(pipe.transformer, **encoders)
 
 

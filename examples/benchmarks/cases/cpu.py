@@ -18,7 +18,7 @@ from typing import Any
 
 from ..bench import Bench, Case
 from ..report import Row
-from ..timing import Timing
+from ..timing import summary
 
 HERE = Path(__file__).resolve()
 WORKER = HERE.parents[1] / "cpu_worker.py"
@@ -81,7 +81,7 @@ def compare(bench: Bench, row: Row, work: str) -> None:
         for worker in workers.values():
             worker.close()
     now = [run["seconds"] for run in found["now"]]
-    row.set_time(Timing(statistics.median(now), min(now), max(now), len(now), now[0]))
+    row.set_time(summary(now, now[0]))
     if "before" in found:
         before = statistics.median(run["seconds"] for run in found["before"])
         row.notes |= {"before_ms": 1000 * before, "before_to_now": before / statistics.median(now)}

@@ -15,7 +15,6 @@ from typing import Self
 
 import torch
 
-from benchmarks.surface import MeshCase
 from midilite.inference.decoding import Shape, decode_shape
 from midilite.inference.pipeline import Pipeline, load_pipeline
 from midilite.mesh.scene import build_scene
@@ -26,6 +25,7 @@ from midilite.runtime.compile import compile_blocks
 from ..bench import Bench, Case, Unavailable, tidy
 from ..models import folder_bytes, random_latents, random_picture, random_pipeline, random_vae
 from ..report import Row
+from ..shapes import MeshCase
 from ..timing import GIB, Timing, clock, timed, wait, watched_host_memory
 
 INSTANCES = 4

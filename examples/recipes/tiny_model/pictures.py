@@ -10,8 +10,9 @@ from PIL import Image
 from midilite.common.seeds import torch_generator
 from midilite.mesh.isosurface import extract_surface
 from midilite.model.vae import VAE
+from midilite.render.camera import orbit_camera
 from midilite.render.render_mesh import RenderMesh
-from midilite.render.renderer import orbit_camera, preview_sheet, render
+from midilite.render.renderer import preview_sheet, render
 
 from .pools import query_points
 from .shapes import ShapeSet

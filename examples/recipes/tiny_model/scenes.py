@@ -23,8 +23,9 @@ from midilite.data_prep.arrange import arrange, yaw_rotation
 from midilite.data_prep.samples import EXTENT, PrepareSettings
 from midilite.mesh.geometry import scene_transform
 from midilite.model.weights import write_safetensors
+from midilite.render.camera import Camera, orbit_camera
 from midilite.render.render_mesh import RenderMesh
-from midilite.render.renderer import Camera, orbit_camera, render_batch
+from midilite.render.renderer import render_batch
 
 from .shapes import ShapeSet
 
