@@ -18,10 +18,11 @@ from midilite.model.config import (
     DINOv2Config,
     DiTConfig,
     PreprocessorConfig,
+    Sampling,
     SchedulerConfig,
     VAEConfig,
 )
-from midilite.model.folder import SAMPLING_KEY, ModelFolder, SamplingDefaults
+from midilite.model.folder import SAMPLING_KEY, ModelFolder
 
 MIDI, TRIPOSG = (GOLDEN / f"{kind}_tiny" / "checkpoint" for kind in ("midi", "triposg"))
 MISSING = object()
@@ -98,7 +99,7 @@ def test_every_field_wrong_in_every_way(copy, name):
 def test_the_defaults_of_sampling_are_checked_too(copy):
     path = copy / "model_index.json"
     whole = json.loads(path.read_text())
-    for field in [field.name for field in dataclasses.fields(SamplingDefaults)]:
+    for field in [field.name for field in dataclasses.fields(Sampling)]:
         for value in WRONG:
             own = {} if value is MISSING else {field: value}
             told = tried(path, {**whole, SAMPLING_KEY: own}, lambda folder: None, copy)
