@@ -50,10 +50,12 @@ class Generated:
     """A scene that was generated from the encoded pictures of a sample, n instances.
 
     Attributes:
+        image: its picture.
         truth: float32 [n, N, 6], the true surfaces.
         meshes: one per instance, None where there is no surface.
     """
 
+    image: Image.Image
     truth: Tensor
     meshes: list[trimesh.Trimesh | None]
 
@@ -127,7 +129,9 @@ class Evaluation:
                     table[number] = _row(metrics)
                 if counts and base is not None:
                     adapted = Outcome(generated.meshes, metrics["none"]["scene_f_score"])
-                    sheets[number] = self._sheet(self.scenes[number], generated.truth, base, adapted)
+                    outcomes = {"base": base, "adapted": adapted}
+                    sheet = comparison_sheet(self.scenes[number].name, generated.image, generated.truth, outcomes)
+                    sheets[number] = torch.from_numpy(np.array(sheet))
         del vae
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -144,11 +148,6 @@ class Evaluation:
             score = generated.metrics(device)["none"]["scene_f_score"]
             self._of_base[number] = Outcome(generated.meshes, score)
         return self._of_base[number]
-
-    def _sheet(self, scene: Scene, truth: Tensor, base: Outcome, adapted: Outcome) -> Tensor:
-        image = read_scene_quietly(scene).image
-        sheet = comparison_sheet(scene.name, image, truth, {"base": base, "adapted": adapted})
-        return torch.from_numpy(np.array(sheet))
 
     def _gathered(self, sheets: dict[int, Tensor], world: World, device: torch.device) -> Tensor:
         """The sheets of all ranks; each is drawn by one of them and zero on the others."""
@@ -175,7 +174,8 @@ class Evaluation:
         meshes: list[trimesh.Trimesh | None] = [None] * len(rows)
         if decode:
             meshes = _decode(vae, latents, scene.name, sampling.grid_depth)
-        return Generated(read_scene_quietly(scene).surfaces[rows], meshes)
+        data = read_scene_quietly(scene)
+        return Generated(data.image, data.surfaces[rows], meshes)
 
     def _publish(self, run: RunView, sheets: Tensor) -> None:
         sheet = preview_sheet([Image.fromarray(picture.numpy()) for picture in sheets], columns=1)

@@ -279,8 +279,9 @@ def test_a_perfect_generation_has_perfect_metrics_and_a_missing_one_none():
     ball.apply_translation((0.6, 0, 0))
     rng = np.random.default_rng(0)
     truth = torch.from_numpy(np.stack([sample_surface(mesh, 4096, rng) for mesh in (box, ball)]))
-    perfect = evaluation.Generated(truth, [box, ball]).metrics(torch.device("cpu"))
-    nothing = evaluation.Generated(truth, [None, None]).metrics(torch.device("cpu"))
+    picture = Image.new("RGB", (8, 8))
+    perfect = evaluation.Generated(picture, truth, [box, ball]).metrics(torch.device("cpu"))
+    nothing = evaluation.Generated(picture, truth, [None, None]).metrics(torch.device("cpu"))
     assert perfect["none"]["scene_f_score"] == 1.0 and perfect["none"]["bounding_box_iou"] > 0.95
     table = torch.stack([evaluation._row(perfect), evaluation._row(nothing)])
     mean = evaluation.mean_metrics(table)

@@ -4,15 +4,14 @@ import json
 
 from adapter_study import run as study
 from adapter_study import work
-from conftest import GOLDEN
 from PIL import Image
 
 
-def test_both_studies_run_and_a_repeated_command_trains_nothing_anew(tmp_path, capsys, monkeypatch):
+def test_both_studies_run_and_a_repeated_command_trains_nothing_anew(tmp_path, quick_model, capsys, monkeypatch):
 
-    arguments = f"""--pretrained_model {GOLDEN / "midi_tiny" / "checkpoint"} --output {tmp_path} --kinds LoRA PiSSA
-        --ranks 2 --mix_rank 2 --learning_rates 1e-3 --steps 2 --batch_size 2 --eval_scenes 1 --inference_steps 2
-        --grid_depth 4 --num_tokens 8 --made_scenes 4 --made_points 64 --mixes 0 1 --device cpu""".split()
+    arguments = f"""--pretrained_model {quick_model} --output {tmp_path} --kinds LoRA PiSSA
+        --ranks 2 --mix_rank 2 --learning_rates 1e-3 --steps 2 --batch_size 2 --eval_scenes 1
+        --num_tokens 8 --made_scenes 4 --made_points 64 --mixes 0 1 --device cpu""".split()
     assert study.main(arguments) == 0
     document = json.loads((tmp_path / "report" / "study.json").read_text())
     kinds, mixes = document["kinds"], document["mixes"]
