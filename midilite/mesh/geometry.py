@@ -17,13 +17,13 @@ counts as display RGB and is not converted from linear light. Left out: animatio
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .limits import check_corners, check_limits, gltf_json, resolver
 from .normals import estimate_normals as estimate_normals
 
 if TYPE_CHECKING:
@@ -52,6 +52,15 @@ def load_parts(path: str | Path) -> list[trimesh.Trimesh]:
         ValueError: names the file and why it can't be used (missing, empty, unreadable, no faces, NaN or infinity).
     """
     path = Path(path)
+    try:
+        parts = _read_parts(path)
+        check_corners(path, sum(len(part.faces) for part in parts))
+        return parts
+    except ValueError as error:
+        raise error if str(path) in str(error) else ValueError(f"{path}: cannot be read ({error})") from error
+
+
+def _read_parts(path: Path) -> list[trimesh.Trimesh]:
     scene = _read_scene(path)
     groups: dict[str, list[trimesh.Trimesh]] = {}
     for node in _nodes_in_order(scene, path):
@@ -96,9 +105,10 @@ def _read_scene(path: Path) -> trimesh.Scene:
         raise ValueError(f"{path}: the file is empty")
     # process=False: trimesh's processing would silently drop the NaN vertices that we have to report
     options = {"split_objects": True} if suffix == ".obj" else {}
+    check_limits(path)
     try:
         with few_formats():
-            return trimesh.load_scene(str(path), process=False, **options)
+            return trimesh.load_scene(str(path), process=False, resolver=resolver(path), **options)
     except Exception as error:  # the readers raise anything from IndexError to NotImplementedError on a damaged file
         raise ValueError(f"{path}: cannot be read as {suffix[1:]} ({type(error).__name__}: {error})") from error
 
@@ -117,12 +127,9 @@ def _gltf_node_names(path: Path) -> list[str]:
     """The names of a glTF file's nodes in file order, made unique as trimesh's reader does."""
     from trimesh.util import unique_name
 
-    data = path.read_bytes()
-    if data[:4] == b"glTF":  # 12 bytes of header, then the JSON chunk: its length, its type, its text
-        data = data[20 : 20 + int.from_bytes(data[12:16], "little")]
     names: dict[str, None] = {}
     counts: dict[str, int] = {}
-    for i, node in enumerate(json.loads(data).get("nodes", [])):
+    for i, node in enumerate(gltf_json(path).get("nodes", [])):
         names[unique_name(node.get("name", str(i)), names, counts=counts)] = None
     return list(names)
 

@@ -1,0 +1,163 @@
+"""What a mesh file may cost, looked at before the file is read.
+
+A few bytes can ask for much: an accessor of a billion zeros, one mesh placed by every node, a polygon of 300,000
+corners (a fan of slivers, each of which a renderer walks along), a buffer that is a FIFO. The readers would take it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..common.files import refuse_special
+
+if TYPE_CHECKING:
+    from trimesh.resolvers import FilePathResolver
+
+MOST_BYTES = 2**30  # of a file, and of each that it names
+MOST_NODES = 4096  # of a scene; also objects, or materials, of an OBJ: readers take a millisecond for each
+MOST_CORNERS = 10_000  # of one polygon
+MOST_FACES = 2**24  # of all that a glTF scene places
+_MOST_VALUES = 2**23  # in the JSON of a glTF file
+_MOST_ZEROS = 2**28  # bytes of accessors that have no data
+
+
+def check_limits(path: Path) -> None:
+    """Raise ValueError, naming the file, for one that would take far too much memory or time."""
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"{path}: has {path.stat().st_size:,} bytes, more than the {MOST_BYTES:,} that are read")
+    suffix = path.suffix.lower()
+    if suffix in (".glb", ".gltf"):
+        _check_gltf(path)
+    elif suffix == ".obj":
+        _check_obj(path)
+    elif suffix in (".ply", ".off"):
+        _check_polygons(path)
+
+
+def gltf_json(path: Path) -> dict[str, Any]:
+    """The JSON of a `.glb` or `.gltf` file. Raises ValueError naming the file for none, or one of too many values."""
+    data = path.read_bytes()
+    if data[:4] == b"glTF":  # 12 bytes of header, then the JSON chunk: its length, its type, its text
+        data = data[20 : 20 + int.from_bytes(data[12:16], "little")]
+    if sum(data.count(mark) for mark in b"[{,") > _MOST_VALUES:
+        raise ValueError(f"{path}: its JSON has more than {_MOST_VALUES:,} values")
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read as {path.suffix.lower()[1:]} (its JSON: {error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: its JSON holds a {type(content).__name__}, expected an object")
+    return content
+
+
+def _check_gltf(path: Path) -> None:
+    content = gltf_json(path)
+    nodes, meshes, accessors = (_objects(content, key) for key in ("nodes", "meshes", "accessors"))
+    for name, found in (("nodes", nodes), ("meshes", meshes)):
+        if len(found) > MOST_NODES:
+            raise ValueError(f"{path}: has {len(found):,} {name}, more than the {MOST_NODES:,} that are read")
+    zeros = sum(_number(a.get("count")) * 64 for a in accessors if "bufferView" not in a)
+    if zeros > _MOST_ZEROS:
+        raise ValueError(f"{path}: its accessors without data would take up to {zeros:,} bytes")
+    faces = [sum(_faces(part, accessors) for part in _objects(mesh, "primitives")) for mesh in meshes]
+    placed = [_number(node.get("mesh"), -1) for node in nodes]
+    total = sum(faces[index] for index in placed if 0 <= index < len(faces))
+    if total > MOST_FACES:
+        raise ValueError(f"{path}: its nodes place {total:,} faces, more than the {MOST_FACES:,} that are read")
+
+
+def _faces(primitive: dict[str, Any], accessors: list[dict[str, Any]]) -> int:
+    """About how many faces a primitive has."""
+    attributes = primitive.get("attributes")
+    position = attributes.get("POSITION") if isinstance(attributes, dict) else None
+    index = _number(primitive.get("indices", position), -1)
+    corners = _number(accessors[index].get("count")) if 0 <= index < len(accessors) else 0
+    return corners if primitive.get("mode") in (5, 6) else corners // 3
+
+
+def _objects(holder: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    values = holder.get(key)
+    return [value if isinstance(value, dict) else {} for value in values] if isinstance(values, list) else []
+
+
+def _number(value: Any, otherwise: int = 0) -> int:
+    return value if type(value) is int else otherwise
+
+
+def _check_obj(path: Path) -> None:
+    objects, materials = 0, set()
+    for line in _lines(path):
+        if line.startswith(b"o "):
+            objects += 1
+        elif line.startswith(b"usemtl"):
+            materials.add(line)
+        elif line.startswith(b"f"):
+            _check_line(path, line)
+        if max(objects, len(materials)) > MOST_NODES:
+            kind = "objects" if objects > MOST_NODES else "materials"
+            raise ValueError(f"{path}: has more than the {MOST_NODES:,} {kind} that are read")
+
+
+def _check_polygons(path: Path) -> None:
+    with open(path, "rb") as file:
+        head = file.read(4096).split(b"end_header")[0]
+    if path.suffix.lower() == ".ply" and b"format ascii" not in head:
+        return  # of one length, see `check_corners`
+    for line in _lines(path):
+        if not line.startswith((b"comment", b"#")):
+            _check_line(path, line)
+
+
+def _check_line(path: Path, line: bytes) -> None:
+    """A corner takes two characters or more, so that only long lines need a look."""
+    if len(line) > 2 * MOST_CORNERS and (corners := len(line.split())) > MOST_CORNERS:
+        raise ValueError(_too_many_corners(path, corners - 1))
+
+
+def _too_many_corners(path: Path, corners: int) -> str:
+    return f"{path}: has a face of {corners:,} corners, more than the {MOST_CORNERS:,} that are read; triangulate it"
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The lines of a text file; those that end in a backslash go on in the next one."""
+    with open(path, "rb") as file:
+        before = b""
+        for line in file:
+            if line.rstrip(b"\r\n").endswith(b"\\"):
+                before += line.rstrip(b"\r\n")[:-1] + b" "
+                continue
+            yield before + line
+            before = b""
+        yield before
+
+
+def check_corners(path: Path, faces: int) -> None:
+    """Raise ValueError for a binary PLY that became so many triangles, if its polygons (all alike) are too large."""
+    if path.suffix.lower() != ".ply":
+        return
+    with open(path, "rb") as file:
+        head = file.read(2**16).split(b"end_header")[0].split()
+    declared = [head[i + 2] for i in range(len(head) - 2) if head[i : i + 2] == [b"element", b"face"]]
+    if declared and declared[0].isdigit() and 0 < int(declared[0]) * MOST_CORNERS < faces + 2 * int(declared[0]):
+        raise ValueError(_too_many_corners(path, faces // int(declared[0]) + 2))
+
+
+def resolver(path: Path) -> FilePathResolver:
+    """What reads the files that a mesh file names (buffers, materials, pictures): real files of a bounded size only."""
+    from trimesh.resolvers import FilePathResolver
+
+    class Resolver(FilePathResolver):
+        def get(self, name: str) -> bytes:
+            plain = name.strip()
+            for tried in {plain, plain.lstrip("/"), os.path.basename(plain)}:  # where trimesh looks
+                place = os.path.join(self.parent, tried)
+                refuse_special(place)
+                if os.path.isfile(place) and os.path.getsize(place) > MOST_BYTES:
+                    raise ValueError(f"{place}: has more than the {MOST_BYTES:,} bytes that are read")
+            return super().get(name)
+
+    return Resolver(str(path))
