@@ -88,7 +88,7 @@ HOSTILE = {
     "a polygon.obj": (lambda: polygon_obj(), "has a face of 300,000 corners, more than the 10,000"),
     "with textures.obj": (lambda: polygon_obj("{0}/1/1"), "300,000 corners"),
     "backwards.obj": (lambda: polygon_obj("-{0}"), "300,000 corners"),
-    "in pieces.obj": (lambda: polygon_obj().replace(b" 7 ", b" 7 \\\n").replace(b" 9 ", b" 9 \\\r\n"), "300,000 corners"),
+    "in pieces.obj": (lambda: polygon_obj().replace(b" 7 ", b" 7 \\\n").replace(b" 9 ", b" 9 \\\r\n"), "300,000 co"),
     "a polygon.ply": (lambda: polygon_ply(False), "300,000 corners"),
     "binary.ply": (lambda: polygon_ply(True), "300,000 corners"),
     "a polygon.off": (
@@ -106,7 +106,7 @@ HOSTILE = {
     "values.glb": (lambda: glb(lambda c: c.update(extras=[[]] * 9_000_000)), "more than 8,388,608 values"),
     "nested.gltf": (lambda: b'{"extras": ' + b"[" * 200_000, "its JSON"),
     "a list.gltf": (lambda: b"[]", "holds a list"),
-    "wrong types.glb": (lambda: glb(lambda c: c.update(nodes=3, meshes={"a": 1}, accessors=[None])), "cannot be|no faces"),
+    "wrong types.glb": (lambda: glb(lambda c: c.update(nodes=3, meshes={"a": 1}, accessors=[None])), "no faces"),
 }  # fmt: skip
 
 
