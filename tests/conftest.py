@@ -9,22 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from golden_files import GOLDEN, golden_dit, golden_vae
 from processes import Forks
 from safetensors.torch import load_file
 
-from midilite.model import config, dit, vae
+from midilite.model import dit, vae
 from midilite.training.options import TrainOptions
 
 torch.set_num_threads(1)  # tensors here are tiny: threads would only wait for each other
-
-GOLDEN = Path(__file__).parent / "golden"
-SHARED = Path(__file__).parents[2] / "shared"
-
-
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """|a - b| / |b|, the measure of the golden tensors."""
-    assert found.shape == expected.shape, f"{tuple(found.shape)} is not {tuple(expected.shape)}"
-    return ((found.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-30)).item()
 
 
 @pytest.fixture(scope="session")
@@ -35,25 +27,6 @@ def midi_golden() -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="session")
 def triposg_golden() -> dict[str, torch.Tensor]:
     return load_file(GOLDEN / "triposg_tiny" / "golden.safetensors")
-
-
-def golden_dit(kind: str) -> dit.DiT:
-    """The golden transformer, by torch's own means only, so that module tests don't depend on model/weights.py."""
-    folder = GOLDEN / kind / "checkpoint" / "transformer"
-    blocks = (
-        json.loads((GOLDEN / kind / "golden.json").read_text())["multi_instance_blocks"] if "midi" in kind else None
-    )
-    model = dit.DiT(config.DiTConfig.from_json(folder / "config.json"), blocks)
-    model.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
-    return model.eval()
-
-
-def golden_vae(kind: str) -> vae.VAE:
-    """The golden VAE, likewise."""
-    folder = GOLDEN / kind / "checkpoint" / "vae"
-    model = vae.VAE(config.VAEConfig.from_json(folder / "config.json"))
-    model.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
-    return model.eval()
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ..common import shared_options as shared
 from ..common.options import Options, option
 from ..common.terminal import say, tell
-from ..data.scenes import LAYOUTS
+from ..data.sample_layout import LAYOUTS
 from ..evaluation.report import PROTOCOLS
 from .infer import SCENE
 

@@ -28,6 +28,7 @@ from .sample_folder import MANIFEST, read_manifest
 
 IMAGE, INSTANCE_IMAGE, MASK, SURFACE = "scene_rgb.png", "rgb.png", "seg.png", "surface.npy"
 UNFINISHED = MANIFEST + ".part"
+LAYOUTS = ("auto", "samples", "front3d")  # of a data folder, see `scenes.find_scenes`
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,10 @@ from ..mesh.normals import estimate_normals
 from ..model.images import label_values, load_mask, load_rgb
 from .front3d import find_rooms
 from .front3d_lists import is_front3d
-from .sample_layout import IMAGE, MASK, SURFACE, InstanceSource, Problem, Scene, View, find_samples, short_list
+from .sample_layout import IMAGE, LAYOUTS, MASK, SURFACE, InstanceSource, Problem, Scene, View, find_samples, short_list
 
 __all__ = ["InstanceSource", "Problem", "Scene", "SceneData", "View", "find_scenes", "read_scene", "scan"]
 
-LAYOUTS = ("auto", "samples", "front3d")
 FARTHEST = 1.05  # |coordinate| beyond which a surface can't have been normalised with its scene
 MISSING_NORMALS = "normals are missing, estimated from the points"  # how a note says so
 _UNIT_ERROR = 0.1  # normals may be off unit length by this much; they are normalised then

@@ -358,28 +358,17 @@ def legacy_keys(key: str) -> str | None:
     return key
 
 
-def widen_patch_kernel(weight: Tensor, channels: int, mode: str = "clone") -> Tensor:
+def widen_patch_kernel(weight: Tensor, channels: int) -> Tensor:
     """Give the patch kernel of a 3-channel DINOv2 more input channels, as MIDI did before its training.
 
     Args:
         weight: [D, C, P, P], the file's `embeddings.patch_embeddings.projection.weight`.
-        channels: the number of input channels wanted, at least C.
-        mode: "clone" repeats the kernel over the extra channels (channel c gets that of c mod C), "zeros" makes the
-            wider network compute what the narrow one did, whatever the extra channels hold.
-
-    Returns:
-        [D, channels, P, P], in the type and on the device of `weight`; its first C channels are those of `weight`.
+        channels: the number of input channels wanted, at least C; channel c gets the kernel of c mod C.
 
     Raises:
-        ValueError: fewer channels than there are, or an unknown mode.
+        ValueError: fewer channels are wanted than the kernel has.
     """
-    have = weight.shape[1]
-    if channels < have:
-        raise ValueError(f"the patch kernel has {have} input channels and can't be narrowed to {channels}")
-    if mode not in ("clone", "zeros"):
-        raise ValueError(f"unknown mode {mode!r} to widen a patch kernel; use 'clone' or 'zeros'")
-    source = torch.arange(channels, device=weight.device) % have
-    wide = weight.index_select(1, source)
-    if mode == "zeros":
-        wide[:, have:] = 0
-    return wide
+    given = weight.shape[1]
+    if channels < given:
+        raise ValueError(f"a patch kernel of {given} channels can't be narrowed to {channels}")
+    return weight[:, [c % given for c in range(channels)]]

@@ -223,25 +223,22 @@ def _solid_labels(labels: np.ndarray) -> set[int]:
     return set(label_values(centre[squares]))
 
 
-def split_instances(rgb: Image.Image, labels: np.ndarray, ids: Sequence[int] | None = None) -> list[Instance]:
-    """Cut a scene into its instances.
+def split_instances(rgb: Image.Image, labels: np.ndarray) -> list[Instance]:
+    """Cut a scene into its instances, one for every label in ascending order.
 
     Args:
         rgb: RGB image [W x H].
         labels: int [H, W].
-        ids: labels wanted, in that order; None takes every label in ascending order.
 
     Raises:
-        ValueError: sizes differ, there is no label, or a wanted label is not in the mask (the labels are listed).
+        ValueError: sizes differ, or there is no label.
     """
     _check_pair(rgb, labels)
     if labels.shape[::-1] != rgb.size:
         raise ValueError(f"the image is {rgb.size} (width, height), the label map {labels.shape[::-1]}")
-    present = label_values(labels)
-    ids = present if ids is None else list(ids)
-    missing = [label for label in ids if label not in present]
-    if missing or not ids:
-        raise ValueError(f"labels {missing} are not in the mask, which has {present}" if ids else "no label to split")
+    ids = label_values(labels)
+    if not ids:
+        raise ValueError("there is no label to split")
     pixels = np.asarray(rgb)
     instances = []
     for label in ids:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from adapter_samples import CONFIG, PATTERNED, SETTINGS, assert_same, random_adapter
-from conftest import GOLDEN, golden_dit, relative_error
+from golden_files import GOLDEN, golden_dit, relative_error
 from PIL import Image
 from safetensors.torch import load_file, save_file
 

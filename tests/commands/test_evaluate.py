@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from conftest import GOLDEN
+from golden_files import GOLDEN
 from sample_factory import save_mask, scene_surfaces, write_front3d, write_sample
 
 from midilite.commands.evaluate import EvaluateOptions, _measured_part, _thinned, run

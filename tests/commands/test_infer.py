@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from conftest import GOLDEN
+from golden_files import GOLDEN
 from PIL import Image
 
 from midilite.commands import infer

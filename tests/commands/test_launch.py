@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import GOLDEN
+from golden_files import GOLDEN
 
 from midilite.commands import launch
 from midilite.commands.launch import run_command

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 import trimesh
-from conftest import GOLDEN
+from golden_files import GOLDEN
 from PIL import Image
 
 from midilite.commands.infer import InferOptions

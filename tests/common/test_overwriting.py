@@ -4,7 +4,7 @@ import os
 import shutil
 
 import pytest
-from conftest import GOLDEN
+from golden_files import GOLDEN
 
 from midilite.commands import launch
 from midilite.commands.adapter_commands import AverageOptions, ConvertOptions, InspectOptions, ResizeOptions

@@ -8,8 +8,8 @@ import json
 
 import pytest
 import torch
-from conftest import GOLDEN, relative_error
-from test_lora_kinds import KINDS
+from adapter_kinds import KINDS
+from golden_files import GOLDEN, relative_error
 
 import midilite
 from midilite import lora

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import relative_error
+from golden_files import relative_error
 
 import midilite
 from midilite.commands.infer import EXAMPLE

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, relative_error
+from cached_scenes import MIDI, TOKENS, entries, make, two_samples
+from golden_files import GOLDEN, relative_error
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -23,23 +24,10 @@ from midilite.data.scenes import find_scenes, read_scene
 from midilite.model.folder import ModelFolder
 from midilite.model.vae import sample_latents
 
-MIDI = GOLDEN / "midi_tiny"
-TOKENS = 12
-
 
 @pytest.fixture
 def scenes(tmp_path):
-    write_sample(tmp_path / "data" / "a", scene_surfaces(2), [1, 2], seed=1)
-    write_sample(tmp_path / "data" / "b", sphere(64), [9], seed=2)
-    return find_scenes(tmp_path / "data")
-
-
-def make(tmp_path: Path, folder: Path = MIDI / "checkpoint", **changes) -> FeatureCache:
-    return FeatureCache(tmp_path / "cache", ModelFolder(folder), **{"num_tokens": TOKENS, "seed": 5, **changes})
-
-
-def entries(tmp_path: Path) -> set[Path]:
-    return set((tmp_path / "cache").rglob("*.safetensors"))
+    return two_samples(tmp_path)
 
 
 def assert_equal(a, b) -> None:

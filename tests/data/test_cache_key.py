@@ -9,32 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
+from cached_scenes import MIDI, make, two_samples
 from safetensors.torch import load_file, save_file
-from sample_factory import blocks, picture, save_mask, scene_surfaces, sphere, write_sample
+from sample_factory import blocks, picture, save_mask, scene_surfaces
 
 from midilite.data import cache as cache_module
-from midilite.data.cache import FeatureCache
-from midilite.data.scenes import find_scenes
-from midilite.model.folder import ModelFolder
-
-MIDI = GOLDEN / "midi_tiny"
-TOKENS = 12
 
 
 @pytest.fixture
 def scenes(tmp_path):
-    write_sample(tmp_path / "data" / "a", scene_surfaces(2), [1, 2], seed=1)
-    write_sample(tmp_path / "data" / "b", sphere(64), [9], seed=2)
-    return find_scenes(tmp_path / "data")
-
-
-def make(tmp_path: Path, folder: Path = MIDI / "checkpoint", **changes) -> FeatureCache:
-    return FeatureCache(tmp_path / "cache", ModelFolder(folder), **{"num_tokens": TOKENS, "seed": 5, **changes})
-
-
-def entries(tmp_path: Path) -> set[Path]:
-    return set((tmp_path / "cache").rglob("*.safetensors"))
+    return two_samples(tmp_path)
 
 
 def copy_checkpoint(tmp_path: Path) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from conftest import GOLDEN, golden_dit, relative_error
+from golden_files import GOLDEN, golden_dit, relative_error
 from PIL import Image
 
 from midilite import lora

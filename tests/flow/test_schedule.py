@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import relative_error
+from golden_files import relative_error
 
 from midilite.common.seeds import torch_generator
 from midilite.flow import schedule as flow

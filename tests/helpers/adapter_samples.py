@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import torch
-from conftest import golden_dit
+from golden_files import golden_dit
 
 from midilite import lora
 from midilite.lora import files as adapters

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from conftest import GOLDEN, relative_error
+from golden_files import GOLDEN, relative_error
 from safetensors.torch import load_file
 
 import midilite

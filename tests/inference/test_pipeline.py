@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, relative_error
+from golden_files import GOLDEN, relative_error
 from PIL import Image
 
 import midilite

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN, golden_dit
+from golden_files import GOLDEN, golden_dit
 from safetensors.torch import load_file, save_file
 
 from midilite import lora

@@ -5,7 +5,7 @@ import os
 
 import pytest
 import torch
-from conftest import GOLDEN
+from golden_files import GOLDEN
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from adapter_samples import assert_same
-from conftest import GOLDEN, relative_error
+from golden_files import GOLDEN, relative_error
 from safetensors.torch import load_file
 
 import midilite

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 from adapter_samples import SETTINGS, assert_same, random_adapter
-from conftest import GOLDEN, golden_dit, relative_error
+from golden_files import GOLDEN, golden_dit, relative_error
 from plain_dit import PlainDiT
 from safetensors.torch import load_file
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from adapter_samples import CONFIG, PATTERNED, SETTINGS, assert_same, random_adapter
-from conftest import GOLDEN, golden_dit, relative_error
+from golden_files import GOLDEN, golden_dit, relative_error
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 

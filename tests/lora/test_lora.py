@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import GOLDEN, golden_dit, relative_error
+from golden_files import GOLDEN, golden_dit, relative_error
 from safetensors.torch import load_file
 
 from midilite import lora

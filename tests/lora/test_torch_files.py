@@ -12,7 +12,7 @@ import zipfile
 
 import pytest
 import torch
-from conftest import GOLDEN
+from golden_files import GOLDEN
 from torch import nn
 
 from midilite.lora.torch_files import read_torch_file

@@ -17,7 +17,7 @@ import torch
 import trimesh
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
-from test_isosurface import Counted, check_manifold
+from surfaces import Counted, check_manifold
 from tiny_model.sdf import unsigned_distance
 
 from midilite.evaluation.metrics import chamfer_distance

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from conftest import GOLDEN
+from golden_files import GOLDEN
 from PIL import Image
 from safetensors.torch import load_file, save_file
 

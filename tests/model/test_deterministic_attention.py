@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import relative_error
+from attention_inputs import SHAPES, inputs
+from golden_files import relative_error
 from torch import library
 
 from midilite.model import deterministic_attention as module
@@ -30,18 +31,6 @@ from midilite.runtime.compile import compile_blocks
 
 ON_GPU = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
 on_gpu = pytest.mark.skipif(not ON_GPU, reason="needs a GPU of compute capability 9")
-SHAPES = [(2, 130, 70, 3, 32), (1, 64, 128, 2, 16), (1, 129, 257, 1, 64), (2, 1, 5, 2, 16)]
-
-
-def inputs(shape, dtype, device="cpu"):
-    """q, k and v as the transformer has them (v is a part of a wider tensor), and a gradient."""
-    generator = torch.Generator().manual_seed(0)
-    batch, queries, keys, heads, width = shape
-    q = torch.randn(batch, queries, heads, width, generator=generator)
-    k = torch.randn(batch, keys, heads, width, generator=generator)
-    v = torch.randn(batch, keys, heads, 3, width, generator=generator)
-    grad = torch.randn(batch, queries, heads, width, generator=generator)
-    return [x.to(device, dtype) for x in (q, k, v)][:2] + [v.to(device, dtype)[..., 1, :], grad.to(device, dtype)]
 
 
 def torchs(q, k, v, grad):
@@ -75,8 +64,8 @@ def test_torch_agrees_that_it_is_an_operator():
 
 INTERPRETED = """
 import torch
-from conftest import relative_error
-from test_deterministic_attention import SHAPES, inputs
+from golden_files import relative_error
+from attention_inputs import SHAPES, inputs
 from midilite.model.deterministic_attention import deterministic_attention, gradients_in_torch
 from midilite.model.deterministic_attention_kernels import gradients
 for shape in SHAPES:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import relative_error
+from golden_files import relative_error
 
 from midilite.model import dit, layers
 from midilite.model.config import DiTConfig, block_numbers

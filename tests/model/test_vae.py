@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch._dynamo.utils
-from conftest import golden_vae, relative_error
+from golden_files import golden_vae, relative_error
 
 from midilite.common.seeds import torch_generator
 from midilite.model import layers, vae

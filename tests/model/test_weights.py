@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import GOLDEN, golden_dit
+from golden_files import GOLDEN, golden_dit
 from safetensors.torch import load_file, save_file
 
 import midilite

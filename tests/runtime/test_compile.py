@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch._dynamo.utils
-from conftest import GOLDEN, golden_dit, relative_error
+from golden_files import GOLDEN, golden_dit, relative_error
 from safetensors.torch import load_file
 
 from midilite import lora

@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 import torch
-from conftest import GOLDEN, relative_error
+from golden_files import GOLDEN, relative_error
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 

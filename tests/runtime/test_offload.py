@@ -9,8 +9,8 @@ import shutil
 
 import pytest
 import torch
-from conftest import GOLDEN, golden_dit, relative_error
-from test_lora_kinds import KINDS, run, scramble
+from adapter_kinds import KINDS, run, scramble
+from golden_files import GOLDEN, golden_dit, relative_error
 
 import midilite
 from midilite import lora

@@ -7,8 +7,8 @@ import weakref
 
 import pytest
 import torch
-from conftest import GOLDEN, golden_dit, relative_error
-from test_lora_kinds import KINDS, run, scramble
+from adapter_kinds import KINDS, run, scramble
+from golden_files import GOLDEN, golden_dit, relative_error
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.compilers import nop

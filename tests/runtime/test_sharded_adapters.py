@@ -1,7 +1,7 @@
 """Adapters that read base weights while a base is split over two processes: the same training as in one process."""
 
 import pytest
-from test_distributed import assert_same_training, text
+from training_runs import assert_same_training, text
 
 KINDS = {
     "dora": ["--use_dora"],

@@ -6,10 +6,10 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from checkpoints import forge
+from golden_files import GOLDEN
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_run_folder import forge
 
 from midilite.commands import train
 from midilite.training import checkpoint

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import golden_dit
+from golden_files import golden_dit
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 import torch
-from conftest import GOLDEN, relative_error
+from golden_files import GOLDEN, relative_error
 from safetensors.torch import load_file
-from test_distributed import assert_same_training, text
+from training_runs import assert_same_training, text
 
 import midilite
 from midilite import lora

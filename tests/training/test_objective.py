@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import GOLDEN, golden_dit, relative_error
+from golden_files import GOLDEN, golden_dit, relative_error
 
 from midilite.data.features import Features
 from midilite.flow import schedule as flow

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 import yaml
-from conftest import GOLDEN
+from golden_files import GOLDEN
 from safetensors.torch import load_file
 
 from midilite import lora

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import GOLDEN, relative_error
+from golden_files import GOLDEN, relative_error
 from safetensors.torch import load_file
 
 from midilite import lora

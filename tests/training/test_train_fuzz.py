@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import GOLDEN
+from golden_files import GOLDEN
 
 from midilite.commands import train
 from midilite.common.command_line import parse
