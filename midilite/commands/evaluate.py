@@ -52,7 +52,7 @@ class EvaluateOptions(Options):
     )
     layout: str = _data("auto", "how data_dir is laid out", LAYOUTS)
     front3d_list: str | None = shared.front3d_list(group="data")
-    index_range: tuple[int, int] | None = _data(None, "first and end of the scenes wanted, such as 0 100")
+    index_range: tuple[int, int] | None = _data(None, "first and end of the scenes wanted, such as 0 100", least=0)
     room_list: str | None = _data(None, "3D-Front: json list of rooms (default: found by its name)", reads=True)
     object_list: str | None = _data(
         None, "3D-Front: json list of each room's objects (default: found by its name)", reads=True
@@ -64,8 +64,10 @@ class EvaluateOptions(Options):
     lora_alpha: float | None = shared.lora_alpha(group="adapters (the base is shown, too)")
 
     num_inference_steps: int | None = _scene(None, "denoising steps (default: the model's)", least=1, most=1000)
-    guidance_scale: float | None = _scene(None, "1 switches guidance off and halves the work (default: the model's)")
-    seed: int = _scene(42, "of the initial noise, together with each scene's name")
+    guidance_scale: float | None = shared.guidance_scale(
+        None, "1 switches guidance off and halves the work (default: the model's)", group=SCENE
+    )
+    seed: int = shared.seed("of the initial noise, together with each scene's name", group=SCENE)
     num_tokens: int | None = shared.num_tokens(group=SCENE)
     mi_attention_blocks: tuple[str, ...] | None = shared.mi_attention_blocks(group=SCENE)
     grid_depth: int | None = _scene(
@@ -76,7 +78,7 @@ class EvaluateOptions(Options):
         "plain", "how it is measured: plainly, or as MIDI's own evaluation does, with its mistakes", tuple(PROTOCOLS)
     )
     num_points: int = _measure(
-        20480, "points on each generated surface, and at most so many of each true one", least=16
+        20480, "points on each generated surface, and at most so many of each true one", least=16, most=10_000_000
     )
     tau: float = _measure(0.1, "distance of the F-score", above=0)
     max_num_instances: int | None = _measure(
@@ -96,6 +98,8 @@ class EvaluateOptions(Options):
         shared.check_scales(self.lora_path, self.lora_scale)
         if self.front3d_list is not None and (self.room_list or self.object_list):
             raise ValueError("front3d_list chooses both lists; pass it, or room_list and object_list")
+        if self.index_range is not None and self.index_range[0] >= self.index_range[1]:
+            raise ValueError(f"index_range is {list(self.index_range)}, expected a first scene below the end")
 
 
 def run(options: EvaluateOptions) -> dict[str, Any]:

@@ -51,8 +51,10 @@ class InferOptions(Options):
     num_inference_steps: int | None = _scene(
         None, "denoising steps (default: the model's, 50 for published ones)", least=1, most=1000
     )
-    guidance_scale: float | None = _scene(None, "1 switches guidance off and halves the work (default: the model's, 7)")
-    seed: int = _scene(42, "of the initial noise")
+    guidance_scale: float | None = shared.guidance_scale(
+        None, "1 switches guidance off and halves the work (default: the model's, 7)", group=SCENE
+    )
+    seed: int = shared.seed("of the initial noise", group=SCENE)
     num_tokens: int | None = shared.num_tokens(group=SCENE)
     mi_attention_blocks: tuple[str, ...] | None = shared.mi_attention_blocks(group=SCENE)
     grid_depth: int | None = _scene(

@@ -72,6 +72,10 @@ def _work(name: str, program: str, arguments: Sequence[str] | None, given: list[
         given += parse_command(classes, arguments, about.split("\n\n")[0], program)
     else:
         given.append(parse(classes, arguments, classes.__doc__.split("\n\n")[0], program))
+    if (device := getattr(given[-1], "device", None)) not in (None, "cpu"):
+        from ..common.devices import choose_device
+
+        choose_device(device)  # whether it is there is better known before anything is loaded
     return _named(work)(*given)
 
 

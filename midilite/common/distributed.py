@@ -28,6 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .devices import choose_device
 from .errors import CommandError
 from .transfer import receive, send
 
@@ -102,12 +103,15 @@ def start(device: str | None = None, timeout: timedelta = TIMEOUT) -> tuple[Worl
         device: "cpu", "cuda" or "cuda:N"; default a GPU when there is one. Under torchrun each process takes the GPU
             of its local rank.
         timeout: how long a process waits for others before it gives up.
+
+    Raises:
+        NoDeviceError: that device is not here; under torchrun, when there are fewer GPUs than processes.
     """
     world = World(*(int(os.environ.get(name, default)) for name, default in
                     (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))  # fmt: skip
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = choose_device(device)
     if chosen.type == "cuda":  # by number: torch can't make "cuda" the current device
-        chosen = torch.device("cuda", world.local_rank if world.size > 1 else chosen.index or 0)
+        chosen = choose_device(f"cuda:{world.local_rank if world.size > 1 else chosen.index or 0}")
         torch.cuda.set_device(chosen)
     if world.size > 1 and not dist.is_initialized():
         _join(world, chosen, timeout)

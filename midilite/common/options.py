@@ -42,6 +42,7 @@ def option(
     alters_run: bool = True,
     reads: bool = False,
     writes: bool = False,
+    check: Callable[[Any, str], None] | None = None,
 ) -> Any:
     """A dataclass field with its help text and what it may be.
 
@@ -54,11 +55,13 @@ def option(
         positional: whether the command line gives it without a flag.
         required: on the command line, what has to be given.
         alters_run: whether another value makes another training run (so that resuming with it is an error).
+        check: called with each value and what to call it; raises ValueError for one that can't be.
         reads, writes: whether it names files or folders that are read, or a file that is written.
     """
     metadata = {
         "help": help, "choices": choices, "group": group, "bounds": (least, most, above, below), "switch": switch,
         "positional": positional, "required": required, "alters_run": alters_run, "reads": reads, "writes": writes,
+        "check": check,
     }  # fmt: skip
     return field(default=default, metadata=metadata)
 
@@ -197,6 +200,8 @@ def _checked(cls: type, name: str, value: Any, where: str) -> Any:
             raise ValueError(f"{where} is {list(value)}, expected {entry.count} values")
     for single in value if entry.many else (value,):
         _check_bounds(entry, single, where)
+        if entry.check:
+            entry.check(single, where)
     if entry.choices and value not in entry.choices:
         expected = f"expected one of {', '.join(entry.choices)}{nearest(str(value), entry.choices)}"
         raise ValueError(f"{where} is {_quoted(value)}, {expected}")

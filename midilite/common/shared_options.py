@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import partial
 
 from .options import option
 
+
+def _check_device(name: str, where: str) -> None:
+    """Only the name; whether it is there is looked at before the work begins (`devices.choose_device`)."""
+    if not re.fullmatch(r"cpu|(cuda|xpu|mps)(:\d{1,3})?", name):
+        raise ValueError(f"{where} is {name[:40]!r}, expected cpu, cuda or cuda:N")
+
+
+def _check_block(name: str, where: str) -> None:
+    if not re.fullmatch(r"(blocks\.)?\d{1,4}", name):
+        raise ValueError(f"{where} has {name[:40]!r}, expected blocks as blocks.8 or 8")
+
+
 PRECISIONS = ("no", "bf16", "fp16")
 FRONT3D_LISTS = ("midi", "train", "test", "valid")
 
 pretrained_model = partial(option, "tiny", "checkpoint folder, name of a shipped model, or hub:OWNER/NAME", reads=True)
-device = partial(option, None, "cpu, cuda or cuda:N (default: a GPU when there is one)")
+device = partial(option, None, "cpu, cuda or cuda:N (default: a GPU when there is one)", check=_check_device)
 mi_attention_blocks = partial(
-    option, None, "blocks with multi-instance attention, as blocks.8 or 8 (default: the model's own)"
+    option, None, "blocks with multi-instance attention, as 8 or blocks.8 (default: the model's)", check=_check_block
 )
+guidance_scale = partial(option, least=0, most=1000)
+seed = partial(option, 42, least=0)
 lora_path = partial(option, None, "adapters: folders or files of any format", reads=True)
 lora_scale = partial(option, (1.0,), "strength of each adapter, or one for all")
-lora_alpha = partial(option, None, "for adapter files that don't hold their alpha (default: their rank)")
+lora_alpha = partial(option, None, "for adapter files that don't hold their alpha (default: their rank)", above=0)
 run_precision = partial(option, None, "no, bf16 or fp16 (default: bf16 on a GPU)", PRECISIONS)
-num_tokens = partial(option, None, "latent tokens per instance (default: the model's)", least=1)
+num_tokens = partial(option, None, "latent tokens per instance (default: the model's)", least=1, most=2**16)
 front3d_list = partial(
     option,
     None,

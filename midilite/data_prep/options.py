@@ -21,7 +21,7 @@ class PrepareSettings(Options):
     """Everything that decides what a sample holds."""
 
     seed: int = option(42, "same seed, same bytes", least=0)
-    num_samples: int = _scenes(20480, "surface points per instance", least=1)
+    num_samples: int = _scenes(20480, "surface points per instance", least=1, most=10_000_000)
     split_nodes: str = _scenes(
         "auto",
         "whose scene-graph nodes are instances: auto = of a scene folder's only file; always = of every file; "

@@ -333,7 +333,8 @@ class Pipeline:
         """
         count = conditions.dinov2.shape[0]
         if latents is None:
-            latents = initial_noise(count, num_tokens or self.default_num_tokens, self.transformer, seed)
+            tokens = self.default_num_tokens if num_tokens is None else num_tokens
+            latents = initial_noise(count, tokens, self.transformer, seed)
         sampling = self.sampling.changed(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
         velocity_of = partial(shared_velocity, world=self.world, low_memory=self.low_memory)
         return sample(self.transformer, self.scheduler, conditions.tensors(), latents, sampling, velocity_of, on_step)

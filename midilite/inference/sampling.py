@@ -30,7 +30,13 @@ _CAPTURED_TOKENS, _CAPTURED_STEPS = 8192, 8  # when a CUDA graph of a pass pays 
 
 
 def initial_noise(count: int, num_tokens: int, transformer: DiT, seed: int, *keys: str | int) -> Tensor:
-    """Unit Gaussian latents [count, T, C], drawn on the CPU from (seed, "latents", *keys)."""
+    """Unit Gaussian latents [count, T, C], drawn on the CPU from (seed, "latents", *keys).
+
+    Raises:
+        ValueError: `num_tokens` is no whole number from 1 to 65,536.
+    """
+    if not isinstance(num_tokens, int) or isinstance(num_tokens, bool) or not 1 <= num_tokens <= 2**16:
+        raise ValueError(f"num_tokens is {num_tokens!r}, expected a whole number from 1 to {2**16}")
     shape = (count, num_tokens, transformer.config.in_channels)
     return torch.randn(shape, generator=torch_generator(seed, "latents", *keys))
 

@@ -264,7 +264,7 @@ class Sampling:
     """
 
     num_inference_steps: int = within(50, 1, 1000)
-    guidance_scale: float = within(7.0, -1000, 1000)
+    guidance_scale: float = within(7.0, 0, 1000)
     grid_depth: int = within(8, 3, 10)
 
     def __post_init__(self) -> None:

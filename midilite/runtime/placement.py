@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ..common.devices import choose_device as choose_device
 from ..model.dit import DiT
 from ..model.folder import ModelFolder
 from ..model.layers import Network
@@ -14,11 +15,6 @@ from .offload import offload_blocks as offload
 from .quantize import check_device, quantize_base
 
 DTYPES: Mapping[str, torch.dtype] = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device that is asked for, else a CUDA GPU when there is one, else the CPU."""
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def choose_dtype(mixed_precision: str | torch.dtype | None, device: torch.device) -> torch.dtype:

@@ -108,12 +108,14 @@ class TrainOptions(Options):
         0.0, "instances that cover less of the picture than this share are left out", least=0, most=1
     )
     mask_variants: tuple[int, ...] = _data((0,), "mask sizes in pixels more (or less) to choose from, such as 0 2 -2")
-    num_tokens: int | None = _data(None, "latent tokens per instance (default: the transformer's width)", least=1)
+    num_tokens: int | None = _data(
+        None, "latent tokens per instance (default: the transformer's width)", least=1, most=2**16
+    )
     cache_dir: str | None = _data(None, "where encoded samples are kept (default: OUTPUT_DIR/cache)", alters_run=False)
     no_cache: bool = _data(False, "encode samples anew at every step instead of storing them", alters_run=False)
 
     lora_rank: int = _adapter(16, "inner width of the adapter", least=1)
-    lora_alpha: float = _adapter(16.0, "scale numerator: the adapter acts with alpha / rank")
+    lora_alpha: float = _adapter(16.0, "scale numerator: the adapter acts with alpha / rank", above=0)
     lora_dropout: float = _adapter(0.0, "dropout on the adapter's input", least=0, most=1)
     lora_target_modules: tuple[str, ...] = _adapter(
         DEFAULT_TARGETS, "linears to adapt: last names (to_q), ranges (blocks.8-12.attn1.*), patterns (blocks.*.ff.*)"
