@@ -31,8 +31,8 @@ from midilite.model.config import (
 from midilite.model.dit import DiT
 from midilite.model.encoders import CLIPVision, DINOv2
 from midilite.model.folder import ASSETS, MIDI
-from midilite.model.images import Preprocessor
 from midilite.model.layers import Network
+from midilite.model.preprocess import Preprocessor
 from midilite.model.vae import VAE
 
 BALL_RADIUS = 0.9

@@ -18,8 +18,8 @@ from ..common.seeds import torch_generator
 from ..model.config import CLIPVisionConfig, DINOv2Config, VAEConfig
 from ..model.encoders import encode_pixels
 from ..model.folder import ModelFolder
-from ..model.images import condition_pixels
 from ..model.layers import Network
+from ..model.preprocess import condition_pixels
 from ..model.vae import VAE, random_subset
 from .augment import scene_instances
 from .scenes import SceneData

@@ -29,17 +29,9 @@ from ..model.config import Sampling
 from ..model.dit import DiT
 from ..model.encoders import CLIPVision, DINOv2, encode_pixels
 from ..model.folder import MODEL_LAYOUTS, ModelFolder, ModelLayout, default_num_tokens, save_model_folder
-from ..model.images import (
-    ImageSource,
-    Preprocessor,
-    condition_pixels,
-    label_values,
-    load_mask,
-    load_rgb,
-    pad_for_border_objects,
-    split_instances,
-)
+from ..model.images import ImageSource, label_values, load_mask, load_rgb, pad_for_border_objects, split_instances
 from ..model.layers import Placement
+from ..model.preprocess import Preprocessor, condition_pixels
 from ..model.vae import VAE
 from ..runtime.compile import compile_blocks
 from ..runtime.exclusions import check_base

@@ -30,8 +30,8 @@ from .config import (
 )
 from .dit import DiT
 from .encoders import CLIPVision, DINOv2, legacy_keys, widen_patch_kernel
-from .images import Preprocessor
 from .layers import Network
+from .preprocess import Preprocessor
 from .vae import VAE
 from .weights import DIFFUSERS_STEM, TRANSFORMERS_STEM, check_depth, find_weights, load_weights, save_weights
 

@@ -21,14 +21,8 @@ from midilite.inference.preview import fitted
 from midilite.lora.files import read_adapter
 from midilite.mesh.geometry import load_mesh
 from midilite.model.config import PreprocessorConfig
-from midilite.model.images import (
-    Preprocessor,
-    load_mask,
-    load_rgb,
-    open_image,
-    pad_for_border_objects,
-    split_instances,
-)
+from midilite.model.images import load_mask, load_rgb, open_image, pad_for_border_objects, split_instances
+from midilite.model.preprocess import Preprocessor
 from midilite.model.weights import open_safetensors
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from midilite.model.config import CLIPVisionConfig, DINOv2Config, PreprocessorConfig
 from midilite.model.encoders import CLIPVision, DINOv2, legacy_keys, widen_patch_kernel
-from midilite.model.images import Instance, Preprocessor, condition_pixels
+from midilite.model.images import Instance
+from midilite.model.preprocess import Preprocessor, condition_pixels
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MIDI = GOLDEN / "midi_tiny"

@@ -13,16 +13,14 @@ from safetensors.torch import load_file
 
 from midilite.model.config import PreprocessorConfig
 from midilite.model.images import (
-    Preprocessor,
-    condition_pixels,
     dilate_mask,
-    dinov2_pixels,
     label_values,
     load_mask,
     load_rgb,
     pad_for_border_objects,
     split_instances,
 )
+from midilite.model.preprocess import Preprocessor, condition_pixels, dinov2_pixels
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MIDI = GOLDEN / "midi_tiny"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from midilite.common.seeds import torch_generator
 from midilite.flow.schedule import add_noise, sample_sigmas, target
-from midilite.model.images import Preprocessor
+from midilite.model.preprocess import Preprocessor
 from midilite.model.vae import VAE, sample_latents
 from midilite.training.interfaces import Task
 from midilite.training.objective import weighted_loss
@@ -81,7 +81,7 @@ def encode_scenes(vae: VAE, pools: Pools, scenes: Scenes, key: str, batch: int =
 
 
 class ConditionMaker:
-    """Pictures and ids to the encoders' pixels, as `images.condition_pixels` makes them, on the device."""
+    """Pictures and ids to the encoders' pixels, as `preprocess.condition_pixels` makes them, on the device."""
 
     def __init__(self, size: int, device: str | torch.device) -> None:
         self.scales = [self._scale(p, device) for p in preprocessors(size)]

@@ -20,7 +20,7 @@ from midilite.model.config import (
 from midilite.model.dit import DiT
 from midilite.model.encoders import CLIPVision, DINOv2
 from midilite.model.folder import MIDI, ModelFolder, save_model_folder
-from midilite.model.images import Preprocessor
+from midilite.model.preprocess import Preprocessor
 from midilite.model.vae import VAE
 
 from .vae_start import start_weights
