@@ -18,6 +18,7 @@ import logging
 import os
 import platform
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -108,14 +109,15 @@ def _guarded(program: str, work: Callable[[], Any], given: Sequence[Any] = ()) -
 
 @contextlib.contextmanager
 def _warnings_in_a_line(program: str) -> Iterator[None]:
-    """Warnings, and what other packages log, without the place in the code and without control characters."""
-    before, log = warnings.formatwarning, logging.lastResort.formatter
+    """Warnings, what other packages log and how their threads end: a line each, without control characters."""
+    before, log, thread = warnings.formatwarning, logging.lastResort.formatter, threading.excepthook
     warnings.formatwarning = lambda text, *where, **more: f"{program}: warning: {printable(str(text), lines=True)}\n"
     logging.lastResort.setFormatter(_PlainFormatter(f"{program}: %(message)s"))
+    threading.excepthook = lambda failed: say(f"{program}: warning: {failed.exc_type.__name__}: {failed.exc_value}")
     try:
         yield
     finally:
-        warnings.formatwarning = before
+        warnings.formatwarning, threading.excepthook = before, thread
         logging.lastResort.setFormatter(log)
 
 

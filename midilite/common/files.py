@@ -7,9 +7,12 @@ flushed to the disk and renamed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -20,26 +23,84 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+class WriteError(OSError):
+    """A file can't be written: which, why, and on a full disk how much room it needs, as far as that is known."""
+
+    def __init__(self, path: str | Path, code: int | None, reason: str, needed: int | None = None) -> None:
+        super().__init__(code, reason, str(path))
+        self.needed = needed
+        self.text = f"{path}: cannot be written ({reason}{_room(Path(path), code, needed)})"
+
+    def __str__(self) -> str:
+        return self.text
+
+    def inside(self, folder: Path, shown: Path) -> WriteError:
+        """The same for a file of a temporary `folder` that would have been called `shown`."""
+        path = Path(self.filename)
+        path = shown / path.relative_to(folder) if path.is_relative_to(folder) else path
+        return WriteError(path, self.errno, self.strerror, self.needed)
+
+
+def _room(path: Path, code: int | None, needed: int | None) -> str:
+    if code not in (errno.ENOSPC, errno.EDQUOT):
+        return ""
+    told = [] if needed is None else [f"it needs about {needed:,} bytes"]
+    with contextlib.suppress(OSError):
+        told.append(f"{shutil.disk_usage(path.parent).free:,} are free")
+    return f": {', '.join(told)}" if told else ""
+
+
 @contextlib.contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
+def writing(path: str | Path, needed: int | None = None) -> Iterator[None]:
+    """Around what writes `path`: whatever shows that it can't be written becomes a WriteError.
+
+    Libraries hide the system's error: safetensors in the text of its own, torch in where the file's end was expected.
+
+    Args:
+        needed: the bytes that it will have, for the message.
+    """
+    try:
+        yield
+    except WriteError:
+        raise
+    except OSError as error:
+        raise WriteError(path, error.errno, error.strerror or str(error), needed) from error
+    except Exception as error:
+        told = re.search(r"os error (\d+)", str(error)) if type(error).__name__ == "SafetensorError" else None
+        if told:
+            raise WriteError(path, int(told[1]), os.strerror(int(told[1])), needed) from error
+        if isinstance(error, RuntimeError) and ("inline_container" in str(error) or "unexpected pos" in str(error)):
+            raise WriteError(path, errno.ENOSPC, "torch could not write all of it", needed) from error
+        raise
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path, needed: int | None = None) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; on success it is flushed and renamed to `path`.
 
     On any error the temporary file is removed and an existing `path` keeps its old content.
+
+    Args:
+        needed: the bytes that it will have, for the message of a full disk.
+
+    Raises:
+        WriteError: the disk is full, or the place can't be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files private to the user
-        flush(temporary)
-        os.replace(temporary, path)
-        flush(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with writing(path, needed):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files private to the user
+            flush(temporary)
+            os.replace(temporary, path)
+            flush(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)  # first, so that its room counts as free
+            raise
 
 
 def _umask() -> int:
@@ -60,8 +121,8 @@ def flush(path: Path) -> None:
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write `data` to `path` atomically."""
-    with atomic_write(path) as temporary:
+    """Write `data` to `path` atomically. Raises WriteError."""
+    with atomic_write(path, len(data)) as temporary:
         temporary.write_bytes(data)
 
 

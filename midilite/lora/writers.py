@@ -11,6 +11,7 @@ Every file is written beside its destination and renamed; an adapter that is not
 from __future__ import annotations
 
 import collections
+import io
 import json
 import re
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..common.files import atomic_write, write_bytes
+from ..common.files import write_bytes
 from ..model.weights import write_safetensors
 from .config import LoRAConfig
 from .peft_config import OUR_NETWORK, alpha_of, check_alpha, config_to_peft, shorten
@@ -115,8 +116,9 @@ def write_state_dict(
         write_safetensors(Path(path), tensors, entry)
         return
     tensors._metadata = entry  # torch's own place for facts about a state dict; weights-only loading keeps it
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        torch.save(tensors, file)  # given a path it would write the temporary name into the archive
+    buffer = io.BytesIO()  # given a path, torch would write the temporary name into the archive
+    torch.save(tensors, buffer)
+    write_bytes(path, buffer.getvalue())
 
 
 def _with_networks(tensors: Mapping[str, Tensor], prefix: str | None = None) -> dict[str, Tensor]:

@@ -215,7 +215,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
     The same tensors and metadata give the same bytes: the library writes its metadata in the random order of a hash
     table, so the header is sorted afterwards.
     """
-    with atomic_write(path) as temporary:
+    with atomic_write(path, sum(tensor.nbytes for tensor in tensors.values())) as temporary:
         save_file(dict(tensors), temporary, metadata={"format": "pt", **(metadata or {})})
         _sort_metadata(temporary)
 

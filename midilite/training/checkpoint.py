@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..common.files import file_digest, flush, read_json, write_json
+from ..common.files import WriteError, file_digest, flush, read_json, write_json, writing
 from ..model.weights import write_safetensors
 from .checkpoint_contents import AVERAGES, MOMENTS, OPTIMIZER, STATE, WEIGHTS, read_contents
 from .ema import EMA
@@ -60,11 +60,15 @@ def save_checkpoint(
         optimizer: an AdamW over exactly these.
         state: json values (step, options, ...).
         save_weights: writes the weights in their useful form into the folder it is given.
+
+    Raises:
+        WriteError: the disk is full, or the place can't be written; what was there before is there still.
     """
     temporary = _temporary(folder)
     shutil.rmtree(temporary, ignore_errors=True)  # ours: an interrupted write of this very checkpoint
     try:
-        temporary.mkdir(parents=True)
+        with writing(folder):
+            temporary.mkdir(parents=True)
         save_weights(temporary)
         write_safetensors(temporary / WEIGHTS, {k: _on_cpu(p) for k, p in parameters.items()})
         moments = {
@@ -80,9 +84,12 @@ def save_checkpoint(
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         table = {str(p.relative_to(temporary)): {"size": p.stat().st_size, "blake2b": _digest(p)} for p in files}
         write_json(temporary / MANIFEST, table)
-        _put_in_place(temporary, folder)
-    except BaseException:
+        with writing(folder):
+            _put_in_place(temporary, folder)
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, WriteError):
+            raise error.inside(temporary, folder) from error
         raise
 
 

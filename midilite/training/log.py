@@ -6,6 +6,7 @@ stands in it once.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from ..common.files import write_bytes
+from ..common.files import write_bytes, writing
 from ..common.terminal import say as say
 
 METRICS = "metrics.jsonl"
@@ -29,12 +30,13 @@ class RunLog:
         self.board: Any = None
         if not active:
             return
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / METRICS
         kept = [line for line in _lines(path) if _step(line) <= step]
         write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
-        self.file = open(path, "a", encoding="utf-8")
-        self.board = _tensorboard(folder, step)
+        with writing(path):
+            self.file = open(path, "a", encoding="utf-8")
+        with writing(folder):
+            self.board = _tensorboard(folder, step)
 
     def write(self, step: int, total: int, epoch: int, metrics: dict[str, float | None]) -> None:
         """Record the metrics after `step` of `total` steps; None is undefined."""
@@ -43,13 +45,15 @@ class RunLog:
         finite = {  # NaN is no json
             key: value if value is not None and math.isfinite(value) else None for key, value in metrics.items()
         }
-        self.file.write(json.dumps({"step": step, "epoch": epoch, **finite}) + "\n")
-        self.file.flush()
+        with writing(self.file.name):
+            self.file.write(json.dumps({"step": step, "epoch": epoch, **finite}) + "\n")
+            self.file.flush()
         say(progress_line(step, total, epoch, metrics))
         if self.board is not None:
-            for key, value in metrics.items():
-                if value is not None:
-                    self.board.add_scalar(f"train/{key}", value, step)
+            with writing(Path(self.file.name).parent):  # its thread's errors come out here
+                for key, value in metrics.items():
+                    if value is not None:
+                        self.board.add_scalar(f"train/{key}", value, step)
 
     def image(self, step: int, name: str, image: Image.Image) -> None:
         """Show a picture in TensorBoard, if that is there."""
@@ -61,9 +65,12 @@ class RunLog:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.active:
-            self.file.close()
-            if self.board is not None:
-                self.board.close()
+            with contextlib.suppress(*([OSError] if error is not None else [])):  # a full disk was told of already
+                with writing(self.file.name):
+                    self.file.close()
+                if self.board is not None:
+                    with writing(Path(self.file.name).parent):
+                        self.board.close()
 
 
 def _lines(path: Path) -> list[str]:
