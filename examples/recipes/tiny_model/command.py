@@ -7,26 +7,30 @@ import time
 from pathlib import Path
 
 from midilite.common.distributed import start, stop
+from midilite.model.folder import ASSETS
 
-from . import finish, flow_stages, stages
+from . import decoder_stages, finish, flow_stages, stages
+
+TINY = ASSETS / "tiny"
+STAGES = ("pack", "draw", "vae", "decoder", "surfaces", "flow", "measure", "lora", "limit", "finish")
 
 
 def main() -> None:
     """Run the stage that the command line names."""
     parser = argparse.ArgumentParser(description="Make the tiny model, stage by stage.")
-    parser.add_argument("stage", choices=("pack", "draw", "vae", "flow", "measure", "lora", "limit", "finish"))
+    parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--folder", type=Path, default=Path("outputs/tiny"), help="work folder")
     parser.add_argument("--meshes", type=Path, help="pack: folder of <category>/*.glb")
     parser.add_argument("--minutes", type=float, default=5, help="training time of this run")
     parser.add_argument("--total_minutes", type=float, help="training time of all runs (default: of this one)")
     parser.add_argument("--part", type=int, default=0, help="flow: which half of the drawn scenes to train on")
-    parser.add_argument("--start", type=Path, help="flow: model folder to go on from with a fresh optimizer")
-    parser.add_argument("--model", type=Path, help="measure: model folder (default: the work folder's)")
+    parser.add_argument("--start", type=Path, help="flow, decoder: model folder to go on from with a fresh optimizer")
+    parser.add_argument("--model", type=Path, help="measure, surfaces: model folder (default: the work folder's)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="measure: of the noise")
     parser.add_argument("--logit_mean", type=float, default=0.0, help="flow: above 0, noise levels lean to noise")
-    parser.add_argument("--rate", type=float, help="flow: highest learning rate")
-    parser.add_argument("--fall", type=float, default=0.5, help="flow: share of the time after which the rate falls")
-    parser.add_argument("--skip_tests", action="store_true", help="flow: train and write the model only")
+    parser.add_argument("--rate", type=float, help="flow, decoder: highest learning rate")
+    parser.add_argument("--fall", type=float, help="flow, decoder: share of the time after which the rate falls")
+    parser.add_argument("--skip_tests", action="store_true", help="flow, decoder: train and write the model only")
     parser.add_argument("--steps", type=int, default=400, help="lora: steps of every variant")
     parser.add_argument("--device", help="cpu, cuda or cuda:N")
     parser.add_argument("--toy", action="store_true", help="everything small, to test the path")
@@ -41,11 +45,18 @@ def main() -> None:
     world, device = start(args.device)
     stage = stages.Stage(args.folder, plan, world, device, time.monotonic())
     try:
+        total = args.total_minutes or args.minutes
         if args.stage == "vae":
-            stages.run_vae(stage, args.minutes, args.total_minutes or args.minutes)
+            stages.run_vae(stage, args.minutes, total)
+        elif args.stage == "decoder":
+            fall = 0.05 if args.fall is None else args.fall
+            run = decoder_stages.DecoderRun(args.minutes, total, args.start or TINY, args.rate, fall)
+            decoder_stages.run_decoder(stage, run, not args.skip_tests)
+        elif args.stage == "surfaces":
+            decoder_stages.run_surfaces(stage, args.model or args.folder / "model")
         elif args.stage == "flow":
-            total = args.total_minutes or args.minutes
-            run = flow_stages.FlowRun(args.minutes, total, args.part, args.start, args.logit_mean, args.rate, args.fall)
+            fall = 0.5 if args.fall is None else args.fall
+            run = flow_stages.FlowRun(args.minutes, total, args.part, args.start, args.logit_mean, args.rate, fall)
             flow_stages.run_flow(stage, run, not args.skip_tests)
         elif args.stage == "measure":
             flow_stages.measure_seeds(stage, args.model or args.folder / "model", tuple(args.seeds))

@@ -107,8 +107,10 @@ def start_networks(stage: Stage, start: Path | None) -> Networks:
         return Networks.load(start, plan.sizes, device)
     networks = Networks.fresh(plan.sizes, device, SEED)
     trained = stage.folder / "vae.safetensors"
-    weights = load_file(trained) if trained.exists() else ModelFolder("tiny").load_vae().state_dict()
-    networks.vae.load_state_dict(weights)
+    if trained.exists():
+        networks.vae.load_state_dict(load_file(trained))
+    else:
+        networks.vae = ModelFolder("tiny").load_vae(device)
     return networks
 
 

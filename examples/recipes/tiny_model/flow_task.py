@@ -149,6 +149,7 @@ class FlowTask(Task):
         compiled: bool = False,
     ) -> None:
         self.networks, self.data, self.settings, self.rank = networks, data, settings, rank
+        networks.use_patch_products()
         parts = {"transformer": networks.dit, "dinov2": networks.dinov2, "clip": networks.clip}
         self.parameters: dict[str, nn.Parameter] = {}
         for name, network in parts.items():

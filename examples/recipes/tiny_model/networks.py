@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from midilite.flow.schedule import RectifiedFlowScheduler
 from midilite.model.config import (
@@ -87,6 +87,24 @@ def toy_sizes() -> Sizes:
     )
 
 
+class PatchProduct(nn.Conv2d):
+    """A convolution whose kernels don't overlap, as one matrix product: GPUs' libraries are slow at the former."""
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d) -> PatchProduct:
+        """With the very parameters of another one."""
+        made = cls(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, bias=conv.bias is not None)
+        made.weight, made.bias = conv.weight, conv.bias
+        return made
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, D, H // patch, W // patch], for H and W that patches divide."""
+        (high, wide), (height, width) = self.kernel_size, pixels.shape[-2:]
+        patches = pixels.unflatten(-1, (width // wide, wide)).unflatten(-3, (height // high, high))
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3)
+        return nn.functional.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
 @dataclass(eq=False)
 class Networks:
     """The four networks of a model."""
@@ -115,6 +133,12 @@ class Networks:
         model = ModelFolder(folder)
         parts = (model.load_vae(device), model.load_transformer(device), model.load_dinov2(device))
         return cls(sizes, *parts, model.load_clip(device))
+
+    def use_patch_products(self) -> None:
+        """Let both towers embed patches by matrix products; values are the same up to rounding, names are the same."""
+        dinov2, clip = self.dinov2.embeddings.patch_embeddings, self.clip.vision_model.embeddings
+        dinov2["projection"] = PatchProduct.of(dinov2["projection"])
+        clip.patch_embedding = PatchProduct.of(clip.patch_embedding)
 
     def count(self) -> dict[str, int]:
         """Parameters of each network."""

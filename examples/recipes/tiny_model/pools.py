@@ -11,6 +11,8 @@ small the object stands in it. So two distances are kept per point, to the solid
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from midilite.common.seeds import torch_generator
+from midilite.mesh.points import sample_triangles
 from midilite.model.vae import farthest_point_sampling
 from midilite.model.weights import write_safetensors
 
@@ -26,8 +29,8 @@ from .sdf import Solid, make_solid, unsigned_distance, winding_number
 from .shapes import ShapeSet
 
 THICKNESS = 0.0125  # half the thickness of a sheet, in the frame of a scene
-SIGMAS = (0.01, 0.03, 0.1)  # normal noise on the near points, a third of them each; the longest side is 2
 FARTHEST = 1e3  # distance to what is not there
+EDGE_CANDIDATES = 4096  # surface points among which those at edges are looked for, at most
 
 
 def pack_solids(shapes: ShapeSet, path: Path) -> None:
@@ -86,18 +89,20 @@ class PoolSizes:
     tokens: int = 256
     near: int = 24576
     box: int = 8192
+    sigmas: tuple[float, ...] = (0.01, 0.03, 0.1)  # normal noise on equal shares of the near points
+    at_edges: float = 0.0  # share of the near points that lie around edges and thin parts
 
 
-def build(shapes: ShapeSet, solids: list[Solid], models: list[int], sizes: PoolSizes, seed: int) -> Pools:
-    """Sample these models."""
+def build(solids: Sequence[Solid], names: Sequence[str], sizes: PoolSizes, seed: int) -> Pools:
+    """Sample these models; a model's draws depend on its name alone."""
     rows = []
-    for i in models:
-        generator = torch_generator(seed, "pool", shapes.names[i], device=shapes.corners.device)
-        surfaces = sample_surfaces(shapes, i, sizes, generator)
-        near, distance, gradient = _near_points(solids[i], sizes.near, generator)
+    for solid, name in zip(solids, names, strict=True):
+        generator = torch_generator(seed, "pool", name, device=solid.soup.device)
+        surfaces = sample_surfaces(solid.soup, sizes, generator)
+        near, distance, gradient = _near_points(solid, sizes, generator)
         low, high = surfaces[..., :3].amin((0, 1)) - 0.1, surfaces[..., :3].amax((0, 1)) + 0.1
         box = low + (high - low) * torch.rand(sizes.box, 3, generator=generator, device=low.device)
-        rows.append((surfaces, near, distance, gradient, box, _distances(solids[i], box)[0]))
+        rows.append((surfaces, near, distance, gradient, box, _distances(solid, box)[0]))
     surfaces, *rest = (torch.stack(column) for column in zip(*rows, strict=True))
     return Pools(surfaces, query_points(surfaces, sizes.tokens), *rest)
 
@@ -107,15 +112,16 @@ def build_surfaces(shapes: ShapeSet, sizes: PoolSizes, seed: int) -> Pools:
     rows = []
     for i in range(len(shapes)):
         generator = torch_generator(seed, "pool", shapes.names[i], device=shapes.corners.device)
-        rows.append(sample_surfaces(shapes, i, sizes, generator))
+        rows.append(sample_surfaces(shapes.triangles(i), sizes, generator))
     surfaces = torch.stack(rows)
     nothing = [surfaces.new_zeros(len(rows), 0, width) for width in (3, 2, 3, 3, 2)]
     return Pools(surfaces, query_points(surfaces, sizes.tokens), *nothing)
 
 
-def sample_surfaces(shapes: ShapeSet, model: int, sizes: PoolSizes, generator: torch.Generator) -> Tensor:
-    """[S, N, 6] of one model."""
-    return shapes.surface(model, sizes.surfaces * sizes.points, generator).view(sizes.surfaces, sizes.points, 6)
+def sample_surfaces(triangles: Tensor, sizes: PoolSizes, generator: torch.Generator) -> Tensor:
+    """[S, N, 6] of one model: points and face normals of the raw triangles, as data preparation samples them."""
+    points, normals, _ = sample_triangles(triangles, sizes.surfaces * sizes.points, generator)
+    return torch.cat([points, normals], 1).view(sizes.surfaces, sizes.points, 6)
 
 
 def query_points(surfaces: Tensor, tokens: int) -> Tensor:
@@ -129,11 +135,28 @@ def query_points(surfaces: Tensor, tokens: int) -> Tensor:
     return chosen.view(*surfaces.shape[:-2], tokens)
 
 
-def _near_points(solid: Solid, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    surface = solid.sample_surface(count, generator)[:, :3]
-    sigma = torch.tensor(SIGMAS, device=surface.device).repeat(-(-count // len(SIGMAS)))[:count, None]
+def _near_points(solid: Solid, sizes: PoolSizes, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    edges = round(sizes.at_edges * sizes.near)
+    surface = solid.sample_surface(sizes.near - edges, generator)[:, :3]
+    if edges:
+        surface = torch.cat([surface, edge_points(solid, edges, generator)])
+    turn = torch.randperm(len(surface), generator=generator, device=surface.device)
+    sigma = surface.new_tensor(sizes.sigmas)[turn % len(sizes.sigmas), None]
     points = surface + sigma * torch.randn(surface.shape, generator=generator, device=surface.device)
     return points, *_distances(solid, points)
+
+
+def edge_points(solid: Solid, count: int, generator: torch.Generator, reach: float = 0.04, angle: float = 30) -> Tensor:
+    """Surface points [count, 3] near which the normal turns by more than `angle` degrees: edges and thin parts.
+
+    The faces of a soup that meet at an edge seldom share its ends, and parts cut through each other without any edge.
+    So it is asked of points: whether one within `reach` has another normal. A shape without edges gives any points.
+    """
+    points, normals = solid.sample_surface(min(EDGE_CANDIDATES, 4 * count), generator).split(3, 1)
+    turned = normals @ normals.T < math.cos(math.radians(angle))
+    at_edge = ((torch.cdist(points, points) < reach) & turned).any(1)
+    found = points[at_edge] if bool(at_edge.any()) else points
+    return found[torch.randint(len(found), (count,), generator=generator, device=found.device)]
 
 
 def _distances(solid: Solid, points: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
     python tiny_model/run.py pack --meshes .../meshes/kenney        # triangles and solids of the 3D models
     python examples/recipes/tiny_model/run.py draw                                   # decide the scenes (all CPU cores)
     torchrun --nproc_per_node 2 tiny_model/run.py vae --minutes 6   # the shape VAE, on one GPU or several
+    python examples/recipes/tiny_model/run.py decoder --minutes 10                 # deeper, on the same latents
     torchrun --nproc_per_node 2 examples/recipes/tiny_model/run.py flow --minutes 8 --total_minutes 12
     torchrun --nproc_per_node 2 examples/recipes/tiny_model/run.py flow --minutes 4 --total_minutes 12   # goes on
     torchrun --nproc_per_node 2 examples/recipes/tiny_model/run.py lora              # the study of adapters on vehicles

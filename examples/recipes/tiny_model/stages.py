@@ -5,6 +5,7 @@ scenes-R.safetensors, eval-*.safetensors   where objects stand: training scenes 
 pools-R.safetensors, vae/                  what the VAE learned from, its training state
 vae.safetensors, vae.json                  the VAE, latents normalised, and its quality             (vae)
 flow/, model/, flow.json                   training state, the model folder, its quality            (flow)
+decoder/, model/, surfaces-*.json          training state, the model folder, its surfaces' quality  (decoder)
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from midilite.training.interfaces import RunView
 from midilite.training.options import TrainOptions
 
 from . import quality
+from .decoder_task import DecoderPlan, DecoderSettings
 from .flow_task import BUNDLE, FlowSettings
 from .networks import Networks, Sizes, toy_sizes
 from .pools import Pools, PoolSizes, build, load_solids, pack_solids
@@ -61,6 +63,7 @@ class Plan:
     pools: PoolSizes = PoolSizes()
     vae: VAESettings = VAESettings()
     flow: FlowSettings = FlowSettings()
+    decoder: DecoderPlan = DecoderPlan()
 
 
 def toy_plan() -> Plan:
@@ -78,6 +81,13 @@ def toy_plan() -> Plan:
         sizes=toy_sizes(),
         pools=PoolSizes(surfaces=2, points=256, tokens=32, near=256, box=128),
         vae=VAESettings(near=64, box=32, far=16, normals=8),
+        decoder=DecoderPlan(
+            layers=4,
+            batch=4,
+            variants=2,
+            pools=PoolSizes(surfaces=2, points=256, tokens=32, near=256, box=128, at_edges=0.5),
+            settings=DecoderSettings(near=64, box=32, far=16, normals=8),
+        ),
     )
 
 
@@ -150,8 +160,8 @@ def load_pools(stage: Stage, shapes: ShapeSet) -> Pools:
     world, folder = stage.world, stage.folder
     own = folder / f"pools-{world.rank}of{world.size}.safetensors"
     if not own.exists():
-        models = list(range(len(shapes)))[world.rank :: world.size]
-        part = build(shapes, load_solids(shapes, folder / "solids.safetensors"), models, stage.plan.pools, SEED)
+        solids = load_solids(shapes, folder / "solids.safetensors")[world.rank :: world.size]
+        part = build(solids, shapes.names[world.rank :: world.size], stage.plan.pools, SEED)
         write_safetensors(own, {f.name: getattr(part, f.name).contiguous() for f in fields(Pools)})
     world.barrier()
     files = [folder / f"pools-{rank}of{world.size}.safetensors" for rank in range(world.size)]

@@ -32,7 +32,6 @@ from midilite.training.interfaces import Task
 from .pools import THICKNESS, Pools
 
 TETRAHEDRON = ((1.0, 1.0, 1.0), (1.0, -1.0, -1.0), (-1.0, 1.0, -1.0), (-1.0, -1.0, 1.0))
-STEP = 0.01  # from a point to the corners of its tetrahedron, per axis
 EXTENT = 0.95
 
 
@@ -47,6 +46,7 @@ class VAESettings:
     normals: int = 128
     falloff: float = 20.0
     normal_weight: float = 0.01
+    step: float = 0.01  # from a point to the corners of its tetrahedron, per axis
     kl_weight: float = 1e-6  # where beta starts: nothing is learnt through noise before the fit falls
     noise_share: float = 0.15  # of the latents' standard deviation: where beta leads
     output_scale: float = 20.0  # the network learns distances times this (see `finish_output`)
@@ -128,6 +128,17 @@ def take(table: Tensor, index: Tensor) -> Tensor:
     return table[torch.arange(len(table), device=table.device)[:, None], index]
 
 
+def weighted_fit(error: Tensor, batch: VAEBatch, settings: VAESettings) -> Tensor:
+    """Each object's mean of errors [B, Q] that count less far away: [B]."""
+    return (error * batch.weight / (1 + settings.falloff * batch.truth.abs())).mean(1)
+
+
+def slopes(values: Tensor, step: float) -> Tensor:
+    """The gradient [B, n, 3] from a field's values [B, 4n] at the corners of tetrahedra."""
+    corners = torch.tensor(TETRAHEDRON, device=values.device)
+    return (values.unflatten(1, (-1, 4)) @ corners) / (4 * step)
+
+
 class VAETask(Task):
     """See `interfaces.Task`; a "scene" is one model, and an epoch takes each many times, because batches are
     large.
@@ -180,7 +191,7 @@ class VAETask(Task):
         far, far_truth, far_weight = self._far(posed, generator)
         weight = torch.cat([(points.abs().amax(-1) < 1.02).float(), far_weight], 1)
         first = near[:, : settings.normals]
-        corners = torch.tensor(TETRAHEDRON, device=device) * STEP
+        corners = torch.tensor(TETRAHEDRON, device=device) * settings.step
         tetrahedra = (pose.points(pools.near[rows, first])[:, :, None] + corners).flatten(1, 2)
         return VAEBatch(
             posed,
@@ -210,12 +221,8 @@ class VAETask(Task):
         mean, logvar = mean.float(), logvar.float()
         known = batch.truth.shape[1]
         error = (field[:, :known] - batch.truth).abs()
-        weight = batch.weight / (1 + settings.falloff * batch.truth.abs())
-        fit = (error * weight).mean(1)
-        values = field[:, known:].unflatten(1, (-1, 4))
-        corners = torch.tensor(TETRAHEDRON, device=values.device)
-        slope = (values @ corners) / (4 * STEP)
-        normal = (slope - batch.gradient).norm(dim=-1).mean(1)
+        fit = weighted_fit(error, batch, settings)
+        normal = (slopes(field[:, known:], settings.step) - batch.gradient).norm(dim=-1).mean(1)
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean((1, 2))
         near = error[:, : settings.near].mean(1)
         self.last = {
