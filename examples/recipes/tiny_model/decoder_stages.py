@@ -64,9 +64,11 @@ def run_decoder(stage: Stage, run: DecoderRun, tests: bool) -> None:
             pace = metrics["samples_per_second"]
             stage.say(f"step {view.step} loss {metrics['loss']:.5f} {facts} {pace:.0f} objects/s")
 
+    torch.set_float32_matmul_precision("high")  # TF32 is as exact as the slopes need
     clock, total = stage.folder / "decoder-clock.json", 60 * run.total_minutes
     box = TimeBox(clock, total, 60 * run.minutes, world, device, stage.plan.warmup, run.fall)
     trainer = train_in_box(task, trainer_options(stage, "decoder", plan.batch, run.rate or plan.rate), box, report)
+    torch.set_float32_matmul_precision("highest")
     stage.say(f"trained {trainer.progress.step} steps")
     with trainer.update.ema.applied():
         networks.vae = copy.deepcopy(vae).eval().requires_grad_(False)

@@ -48,7 +48,7 @@ class DecoderPlan:
 
     layers: int = 8  # of self-attention over the latents; they cost next to nothing, queries are 300 times as many
     batch: int = 256  # objects per process
-    rate: float = 1e-3
+    rate: float = 1.5e-4
     variants: int = 6  # of every model: itself and so many less one stretched
     pools: PoolSizes = PoolSizes(surfaces=4, near=8192, box=3072, sigmas=(0.005, 0.02, 0.06), at_edges=0.5)
     settings: DecoderSettings = DecoderSettings()
@@ -95,14 +95,15 @@ def _scaled(solid: Solid, factors: np.ndarray) -> Solid:
 
 
 def decode_in_fp32(vae: VAE, latents: Tensor, points: Tensor) -> Tensor:
-    """`vae.decode` with a residual stream in fp32 under autocast: [B, T, C], [B, Q, 3] -> [B, Q]."""
+    """`vae.decode` whose queries are computed in fp32 under autocast: [B, T, C], [B, Q, 3] -> [B, Q]."""
     decoder, device = vae.decoder, points.device.type
     with torch.autocast(device, enabled=False):
         tokens = vae.post_quant(latents)
-        queries = decoder.proj_query(embed_points(points, decoder.num_frequencies))
-    features = decoder.blocks[-1](queries, decoder.project(tokens))
+    keys_values = decoder.project(tokens)
     with torch.autocast(device, enabled=False):
-        return -decoder.proj_out(decoder.norm_out(features.float()))[..., 0]
+        queries = decoder.proj_query(embed_points(points, decoder.num_frequencies))
+        features = decoder.blocks[-1](queries, tuple(t.float() for t in keys_values))
+        return -decoder.proj_out(decoder.norm_out(features))[..., 0]
 
 
 class DecoderTask(VAETask):
