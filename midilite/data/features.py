@@ -106,7 +106,10 @@ class SceneEncoder:
         """What features depend on besides the scene: settings, and the contents of the encoders' files."""
         layout = self.model.layout
         parts = ["vae", layout.dinov2, layout.dinov2_preprocessor, layout.clip, layout.clip_preprocessor]
-        return {
+        config = self.dinov2_preprocessor.config
+        # earlier versions cropped the mask as the image; only there the same config gives other features now
+        whole = {"mask": "whole"} if config.do_center_crop and not config.aligned_mask else {}
+        return whole | {
             "encoders": {part: self.model.fingerprint(part) for part in parts if part},
             "num_tokens": self.num_tokens,
             "seed": self.seed,

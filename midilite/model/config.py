@@ -18,6 +18,7 @@ from ..common.files import read_json
 
 MAX_LABELS = 64  # instances of a scene
 MOST_LAYERS = 512  # of a network, or of its encoder or decoder
+ALIGNED_KEY = "_midilite_aligned_mask"  # of a preprocessor_config.json; other readers pass over it
 MOST_PIXELS = 4096  # on a side of what an image encoder reads
 
 
@@ -290,7 +291,7 @@ class PreprocessorConfig:
     """What a `preprocessor_config.json` says: convert, resize, centre crop, rescale, normalise, in this order.
 
     Exactly one of `shortest_edge` and `resize_to` is set when `do_resize` is; sizes are (height, width) in pixels.
-    `resample` is Pillow's code (2 bilinear, 3 bicubic).
+    `resample` is Pillow's code (2 bilinear, 3 bicubic). `aligned_mask` is midilite's own: see `Preprocessor.mask`.
     """
 
     do_convert_rgb: bool = True
@@ -306,6 +307,7 @@ class PreprocessorConfig:
     image_mean: tuple[float, float, float] = within((0.48145466, 0.4578275, 0.40821073), -1000, 1000)
     image_std: tuple[float, float, float] = within((0.26862954, 0.26130258, 0.27577711), 1e-9, 1000)
     kind: str = "CLIPImageProcessor"
+    aligned_mask: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -318,8 +320,12 @@ class PreprocessorConfig:
         if not isinstance(values, Mapping):
             raise ValueError(f"{source}: holds a {type(values).__name__}, expected an object with keys")
         values = {key: value for key, value in values.items() if value is not None}  # null stands for the default
-        fields = {field.name for field in dataclasses.fields(cls)} - {"crop_size", "shortest_edge", "resize_to", "kind"}
+        fields = {field.name for field in dataclasses.fields(cls)} - {
+            "crop_size", "shortest_edge", "resize_to", "kind", "aligned_mask",
+        }  # fmt: skip
         kept: dict[str, Any] = {"kind": values.get("image_processor_type", values.get("feature_extractor_type", ""))}
+        if ALIGNED_KEY in values:
+            kept["aligned_mask"] = values[ALIGNED_KEY]
         kept |= {key: _plain(values[key]) for key in fields & values.keys()}
         if values.get("do_pad", False) is not False:
             raise ValueError(f"{source}: do_pad is {_shown(values['do_pad'])}, which midilite does not support")
@@ -351,6 +357,8 @@ class PreprocessorConfig:
         values["size"] = {"shortest_edge": edge} if edge else {"height": resize_to[0], "width": resize_to[1]}
         values["crop_size"] = {"height": self.crop_size[0], "width": self.crop_size[1]}
         values["image_processor_type"] = values.pop("kind")
+        if values.pop("aligned_mask"):
+            values[ALIGNED_KEY] = True
         return values
 
 

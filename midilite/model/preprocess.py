@@ -52,17 +52,24 @@ class Preprocessor:
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
     def mask(self, mask: np.ndarray) -> Tensor:
-        """Bring a mask (uint8 [H, W], 0 or 255) to the place of the image's pixels: float32 [1, H', W'] in 0..1.
+        """A mask (uint8 [H, W], 0 or 255) at the size of the image's pixels: float32 [1, H', W'] in 0..1.
+
+        As in the reference, the whole mask is squeezed to that size, also where the image is cropped to it: there a
+        mask does not lie on its object, and that is what published models were trained with. With the config's
+        `aligned_mask` it is resized and cropped as the image is, and 0 where a crop pads. Without a crop both are one.
 
         Resized by the nearest-neighbour rule floor(i * old / new), which is torch's and the recorded one (Pillow
-        samples pixel centres, half a step further), then cropped as the image is. Where a crop pads it is 0.
+        samples pixel centres, half a step further).
         """
-        if self.config.do_resize:
-            size = self._resized(*mask.shape)
-            resized = F.interpolate(torch.from_numpy(mask.copy())[None, None], size=size, mode="nearest")
-            mask = resized[0, 0].numpy()
-        if self.config.do_center_crop:
-            mask = _centre_crop(mask, self.config.crop_size)
+        config = self.config
+        resized = self._resized(*mask.shape) if config.do_resize else mask.shape
+        if config.do_center_crop and not config.aligned_mask:
+            resized = config.crop_size
+        if tuple(resized) != mask.shape:
+            mask = F.interpolate(torch.from_numpy(mask.copy())[None, None], size=tuple(resized), mode="nearest")
+            mask = mask[0, 0].numpy()
+        if config.do_center_crop and config.aligned_mask:
+            mask = _centre_crop(mask, config.crop_size)
         return torch.from_numpy(np.ascontiguousarray(mask)).float()[None] / 255
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -94,3 +95,15 @@ def test_changed_input_is_never_served_from_the_cache(tmp_path, scenes, name):
     assert unlike == {
         "surface.npy": ["mean", "logvar"], "seg.png": ["clip", "dinov2"], "scene_rgb.png": ["clip", "dinov2"]
     }[name]  # fmt: skip
+
+
+@pytest.mark.parametrize("crops", [False, True])
+def test_only_where_pictures_are_cropped_masks_are_encoded_anew(tmp_path, scenes, crops):
+    """Earlier versions cropped the mask with the picture: their entries must not be found, all others must."""
+    folder = copy_checkpoint(tmp_path)
+    path = folder / "feature_extractor_2" / "preprocessor_config.json"
+    values = json.loads(path.read_text()) | {"do_center_crop": crops, "crop_size": {"height": 70, "width": 70}}
+    path.write_text(json.dumps(values))
+    assert make(tmp_path, folder).encoder.identity.get("mask") == ("whole" if crops else None)
+    path.write_text(json.dumps({**values, "_midilite_aligned_mask": True}))
+    assert "mask" not in make(tmp_path, folder).encoder.identity

@@ -139,14 +139,14 @@ def test_preprocessor_refuses_what_it_cannot_do():
 
 
 def test_mask_follows_the_image_through_resize_and_crop():
-    """The mask of a painted rectangle must lie on the rectangle's pixels, also when the config crops or pads."""
+    """With `aligned_mask` (or no crop) the mask of a painted rectangle lies on the rectangle's pixels."""
     labels = np.zeros((120, 200), dtype=np.int32)
     labels[30:90, 60:150] = 1
     rgb = Image.fromarray(np.where(labels[..., None] > 0, 255, 0).repeat(3, -1).astype(np.uint8))
     instance = split_instances(rgb, labels)[0]
     for config in (
-        PreprocessorConfig(shortest_edge=64, crop_size=(50, 60), resample=0, do_normalize=False),
-        PreprocessorConfig(shortest_edge=64, crop_size=(80, 60), resample=0, do_normalize=False),
+        PreprocessorConfig(shortest_edge=64, crop_size=(50, 60), resample=0, do_normalize=False, aligned_mask=True),
+        PreprocessorConfig(shortest_edge=64, crop_size=(80, 60), resample=0, do_normalize=False, aligned_mask=True),
         PreprocessorConfig(
             shortest_edge=None, resize_to=(70, 98), do_center_crop=False, resample=0, do_normalize=False
         ),
@@ -161,6 +161,40 @@ def test_mask_follows_the_image_through_resize_and_crop():
         assert (mask[0] != painted[0]).sum() <= 2 * sum(painted.shape[1:])
         shifted = (mask[0] != painted[0].roll((6, 6), (0, 1))).sum()
         assert shifted > 2 * sum(painted.shape[1:]), "the bound above would not see a shift of six pixels"
+
+
+@pytest.mark.parametrize("size", [(120, 200), (200, 120), (64, 64), (31, 97)])
+@pytest.mark.parametrize("edge", [64, 56])
+@pytest.mark.parametrize("crop", [(50, 60), (80, 60), (56, 56)])
+def test_the_mask_is_squeezed_whole_to_the_size_of_the_crop(size, edge, crop):
+    """As MIDI's reference does it: its mask never goes through the image processor.
+
+    Past bug: it was cropped with the image. Oracle: the rule written out, at the size that transformers' processor
+    gives the image.
+    """
+    transformers = pytest.importorskip("transformers")
+    mask = (np.random.default_rng(sum(size)).random(size) < 0.5).astype(np.uint8) * 255
+    values = {"size": {"shortest_edge": edge}, "crop_size": {"height": crop[0], "width": crop[1]}}
+    theirs = getattr(transformers, "BitImageProcessorPil", transformers.BitImageProcessor)(
+        **values, do_center_crop=True
+    )
+    height, width = theirs(noise_image(*size[::-1]), return_tensors="pt").pixel_values.shape[-2:]
+    rows = [i * size[0] // height for i in range(height)]
+    columns = [j * size[1] // width for j in range(width)]
+    expected = mask[np.ix_(rows, columns)].astype(np.float32) / 255
+    config = PreprocessorConfig.from_dict({**values, "do_center_crop": True})
+    assert np.array_equal(Preprocessor(config).mask(mask)[0].numpy(), expected)
+    by_torch = torch.nn.functional.interpolate(torch.from_numpy(mask).float()[None, None] / 255, (height, width))
+    assert np.array_equal(by_torch[0, 0].numpy(), expected)
+
+
+def test_aligned_masks_are_a_key_of_the_models_own():
+    config = PreprocessorConfig.from_dict({"_midilite_aligned_mask": True, "size": 64, "crop_size": 56})
+    assert config.aligned_mask and PreprocessorConfig.from_dict(config.to_dict()) == config
+    assert "_midilite_aligned_mask" not in PreprocessorConfig().to_dict()
+    assert not PreprocessorConfig.from_dict({"aligned_mask": True}).aligned_mask
+    with pytest.raises(ValueError, match="aligned_mask is 1"):
+        PreprocessorConfig.from_dict({"_midilite_aligned_mask": 1})
 
 
 def test_seven_channels():
