@@ -52,7 +52,11 @@ def test_prepare_and_evaluate_by_their_names(tmp_path, quick_model):
 def test_a_pipeline_and_a_result_say_what_they_are(pipe):
     pipe.load_adapter(LORA, 0.5, "sofas", lora_alpha=8)
     text = repr(pipe).splitlines()
-    assert "MIDI model" in text[0] and "5 blocks of width 64, multi-instance blocks 1, 2, 3" in text[1] and "cpu in float32" in text[2]
+    assert (
+        "MIDI model" in text[0]
+        and "5 blocks of width 64, multi-instance blocks 1, 2, 3" in text[1]
+        and "cpu in float32" in text[2]
+    )
     assert "50 steps, guidance 7, surface grid 2^8" in text[3] and text[4].strip() == "adapters: sofas (0.5)"
     result = pipe(*PICTURES, num_inference_steps=1, num_tokens=8, grid_depth=4)
     lines = repr(result).splitlines()

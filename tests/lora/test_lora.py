@@ -3,6 +3,7 @@
 import pytest
 import torch
 from golden_files import GOLDEN, golden_dit, relative_error
+from peft_pair import peft_pair
 from safetensors.torch import load_file
 
 from midilite import lora
@@ -95,38 +96,7 @@ def test_merging_by_hand_set_integers():
 @pytest.mark.parametrize("rslora", [False, True])
 def test_outputs_and_gradients_equal_peft(rslora):
     """The same weights in peft's own layers, on a module tree with the reference's names."""
-    peft = pytest.importorskip("peft")
-    torch.manual_seed(0)
-
-    class Attention(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.to_q, self.to_k, self.to_v = (torch.nn.Linear(8, 8, bias=False) for _ in range(3))
-            self.to_out = torch.nn.ModuleList([torch.nn.Linear(8, 8)])
-
-        def forward(self, x):
-            return self.to_out[0](torch.tanh(self.to_q(x)) * self.to_k(x) + self.to_v(x))
-
-    class Fused(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.qkv = Linear(8, 24, bias=False, parts={"to_q": 8, "to_k": 8, "to_v": 8})
-            self.to_out = torch.nn.ModuleList([Linear(8, 8)])
-
-        def forward(self, x):
-            q, k, v = self.qkv(x).chunk(3, -1)
-            return self.to_out[0](torch.tanh(q) * k + v)
-
-    theirs, ours = Attention(), Fused()
-    own = ours.state_dict()
-    for key, value in theirs.state_dict().items():
-        own[key].copy_(value)
-    settings = {"lora_alpha": 6, "target_modules": ["to_q", "to_v", "to_out.0"], "use_rslora": rslora}
-    theirs = peft.get_peft_model(theirs, peft.LoraConfig(r=3, init_lora_weights=False, **settings))
-    config = lora.LoRAConfig(rank=3, alpha=6, target_modules=("to_q", "to_v", "to_out.0"), use_rslora=rslora)
-    lora.inject(ours, config)
-    state = peft.get_peft_model_state_dict(theirs)
-    lora.load_adapter_state(ours, {key.removeprefix("base_model.model."): value for key, value in state.items()})
+    theirs, ours = peft_pair(use_rslora=rslora)
     x = torch.randn(5, 8)
     assert relative_error(ours(x), theirs(x)) < 1e-6
     ours(x).square().sum().backward()

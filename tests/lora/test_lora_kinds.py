@@ -7,6 +7,7 @@ import pytest
 import torch
 from adapter_kinds import KINDS, run, scramble
 from golden_files import GOLDEN, golden_dit, relative_error
+from peft_pair import Fused, Plain, copy_base, peft_pair
 from plain_dit import PlainDiT
 from safetensors.torch import load_file
 
@@ -120,47 +121,6 @@ def test_kinds_mix_linearly_and_in_any_order():
 # --- DoRA -------------------------------------------------------------------------------------------------------------
 
 
-class Plain(torch.nn.Module):
-    """A tree with the reference's names for peft, and the same with a fused product for us."""
-
-    def __init__(self):
-        super().__init__()
-        self.to_q, self.to_k, self.to_v = (torch.nn.Linear(8, 8, bias=False) for _ in range(3))
-        self.to_out = torch.nn.ModuleList([torch.nn.Linear(8, 8)])
-
-    def forward(self, x):
-        return self.to_out[0](torch.tanh(self.to_q(x)) * self.to_k(x) + self.to_v(x))
-
-
-class Fused(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.qkv = Linear(8, 24, bias=False, parts={"to_q": 8, "to_k": 8, "to_v": 8})
-        self.to_out = torch.nn.ModuleList([Linear(8, 8)])
-
-    def forward(self, x):
-        q, k, v = self.qkv(x).chunk(3, -1)
-        return self.to_out[0](torch.tanh(q) * k + v)
-
-
-def peft_pair(**settings):
-    """(peft's model, ours) with the same random base and adapter; peft's B is not zero."""
-    peft = pytest.importorskip("peft")
-    torch.manual_seed(0)
-    theirs, ours = Plain(), Fused()
-    own = ours.state_dict()
-    for key, value in theirs.state_dict().items():
-        own[key].copy_(value)
-    targets = ["to_q", "to_v", "to_out.0"]
-    options = {"r": 3, "lora_alpha": 6, "target_modules": targets, "lora_dropout": settings.pop("dropout", 0.0)}
-    theirs = peft.get_peft_model(theirs, peft.LoraConfig(init_lora_weights=False, **options, **settings))
-    config = LoRAConfig(3, 6, options["lora_dropout"], tuple(targets), **settings)
-    lora.inject(ours, config)
-    state = {k.removeprefix("base_model.model."): v for k, v in peft.get_peft_model_state_dict(theirs).items()}
-    lora.load_adapter_state(ours, state)
-    return theirs, ours
-
-
 @pytest.mark.parametrize("rslora", [False, True])
 def test_dora_s_outputs_and_gradients_equal_peft_s(rslora):
     """The norm must be detached: with it in the graph the gradients of A and B differ, the outputs don't."""
@@ -235,10 +195,8 @@ def test_pissa_trains_like_peft_s_on_a_base_that_stays():
     peft = pytest.importorskip("peft")
     torch.manual_seed(0)
     theirs, ours = Plain(), Fused()
-    own = ours.state_dict()
-    for key, value in theirs.state_dict().items():
-        own[key].copy_(value)
-    before = {key: value.clone() for key, value in own.items()}
+    copy_base(theirs, ours)
+    before = {key: value.clone() for key, value in ours.state_dict().items()}
     targets = ["to_q", "to_v", "to_out.0"]
     theirs = peft.get_peft_model(
         theirs, peft.LoraConfig(r=3, lora_alpha=6, target_modules=targets, init_lora_weights="pissa")
