@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.files import atomic_write, read_json, write_json
+from ..render.camera import Camera
 
 MADE_BY = "midilite prepare_data"
 MANIFEST = "scene.json"
@@ -36,6 +37,19 @@ class ForeignFolderError(ValueError):
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     """The manifest of a complete sample made by us, else None."""
     return _ours(Path(folder) / MANIFEST)
+
+
+def sample_camera(folder: str | Path) -> Camera | None:
+    """The camera that took a sample's picture, when it was prepared and rendered by us; else None."""
+    manifest = read_manifest(folder)
+    try:
+        camera, (width, height) = manifest["camera"], manifest["image_size"]
+        numbers = {"eye": tuple(camera["eye"]), "target": tuple(camera["target"]), "fov_deg": float(camera["fov"])}
+        found = Camera(**numbers, width=int(width), height=int(height))
+        found.axes()
+    except (KeyError, TypeError, ValueError):  # hand-made, or given pictures: a preview does without
+        return None
+    return found
 
 
 def check_writable(folder: str | Path) -> None:

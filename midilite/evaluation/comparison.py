@@ -1,30 +1,50 @@
 """Pictures that compare: input, what the base makes of it, what the adapted model makes of it, the truth.
 
-Base and adapter start from the same noise, so what differs between the two pictures is the adapter.
-The truth is a point cloud; it is drawn as small triangles on the surface (surfels), shaded by their normals.
+Two lines of pictures for each scene. The upper one is seen by the camera of the input picture (samples that were
+rendered keep it; else from the front), so that it can be held against the input; the lower one shows the mask and the
+same scenes turned. All are cut to what the true objects cover. Base and adapter start from the same noise, so what
+differs between their pictures is the adapter. The truth is drawn as a surface like the others: its latents, decoded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
+from PIL import Image, ImageOps
 
-from ..inference.preview import fitted
-from ..mesh.scene import build_scene, instance_color
+from ..inference.preview import mask_picture
+from ..mesh.scene import build_scene
 from ..render.camera import Camera, orbit_camera
 from ..render.renderer import preview_sheet, render
 
 if TYPE_CHECKING:
     import trimesh
 
-SIZE = 320
-_SIDE, _ELEVATION = 20.0, 20.0  # degrees: a little from the side shows depth that the input hides
+SIZE = 256
+_TURN, _LIFT = 50.0, 20.0  # degrees: the second view, from the side that the input hides
+_MARGIN, _LARGEST = 1.12, 1024  # of the objects' square; pixels that are drawn at most before they are cut
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """The scene that pictures are compared for.
+
+    Attributes:
+        name: of the sample.
+        image: its picture.
+        labels: int32 [H, W], i + 1 where instance i is seen.
+        points: float [N, 3] on the true surfaces.
+        camera: that took the picture, if it is known.
+    """
+
+    name: str
+    image: Image.Image
+    labels: np.ndarray
+    points: np.ndarray
+    camera: Camera | None = None
 
 
 @dataclass(frozen=True)
@@ -32,53 +52,75 @@ class Outcome:
     """What was made of a scene: one mesh per instance (None where there is no surface), and its F-score if defined."""
 
     meshes: Sequence[trimesh.Trimesh | None]
-    f_score: float | None
+    f_score: float | None = None
 
 
-def comparison_sheet(name: str, image: Image.Image, truth: Tensor, outcomes: Mapping[str, Outcome]) -> Image.Image:
-    """One row of pictures of a scene with captions; all renders share one camera.
-
-    Args:
-        name: of the scene.
-        image: the input.
-        truth: float32 [n, N, 6], the true surfaces.
-        outcomes: by what they are called, such as "base" and "adapted".
-    """
-    camera = orbit_camera(_SIDE, _ELEVATION, truth[..., :3].reshape(-1, 3).numpy(), size=SIZE)
-    pictures, captions = [fitted(image, SIZE)], [name[:40]]
+def comparison_sheet(subject: Subject, outcomes: Mapping[str, Outcome]) -> Image.Image:
+    """Two lines of pictures: the input and its mask, then each outcome from both sides, its F-score in the caption."""
+    front, turned = _views(subject)
+    # without its camera nobody knows where the objects are in the picture, so all of it is shown
+    shown = front.picture if subject.camera else _whole
+    upper, lower = [shown(subject.image)], [shown(mask_picture(subject.image, subject.labels))]
+    captions = [subject.name[:40]]
     for kind, outcome in outcomes.items():
-        pictures.append(_drawn(build_scene(outcome.meshes, range(1, len(outcome.meshes) + 1)), camera))
-        score = "undefined" if outcome.f_score is None else f"{outcome.f_score:.3f}"
-        captions.append(f"{kind}, F-score {score}")
-    surfaces = [surfels(surface, instance_color(i)) for i, surface in enumerate(truth)]
-    pictures.append(render(surfaces, camera).image)
-    return preview_sheet(pictures, [*captions, "truth"], columns=len(pictures))
+        scene = build_scene(outcome.meshes, range(1, len(outcome.meshes) + 1))
+        upper.append(front.drawn(scene))
+        lower.append(turned.drawn(scene))
+        captions.append(kind if outcome.f_score is None else f"{kind}, F-score {outcome.f_score:.3f}")
+    below = ["mask", *("turned" for _ in outcomes)]
+    return preview_sheet([*upper, *lower], [*captions, *below], columns=len(upper))
 
 
-def surfels(surface: Tensor, color: Sequence[int], sample: int = 512) -> trimesh.Trimesh:
-    """A mesh that looks like the surface of a point cloud: one triangle per point, facing along its normal.
+@dataclass(frozen=True)
+class _View:
+    """A camera, and the square [left, top, side] of its picture that is shown, in pixels."""
 
-    Args:
-        surface: float32 [N, 6], points and unit normals.
-        color: RGB, 0 to 255.
-        sample: points whose distance to their neighbours decides the triangles' size.
-    """
-    import trimesh
+    camera: Camera
+    square: tuple[float, float, float]
 
-    points, normals = surface[:, :3], torch.nn.functional.normalize(surface[:, 3:], dim=1)
-    near = torch.cdist(points[:: max(1, len(points) // sample)], points).topk(min(4, len(points)), largest=False)
-    radius = 1.6 * near.values[:, -1].median().clamp_min(1e-4)
-    other = torch.eye(3)[normals.abs().argmin(dim=1)]
-    u = torch.nn.functional.normalize(torch.linalg.cross(normals, other), dim=1)
-    v = torch.linalg.cross(normals, u)
-    angles = torch.arange(3) * (2 * torch.pi / 3)
-    corners = points[:, None] + radius * (u[:, None] * angles.cos()[:, None] + v[:, None] * angles.sin()[:, None])
-    faces = np.arange(3 * len(points)).reshape(-1, 3)
-    colors = np.tile(np.array([*color, 255], np.uint8), (len(faces), 1))
-    return trimesh.Trimesh(corners.reshape(-1, 3).numpy(), faces, face_colors=colors, process=False)
+    def picture(self, image: Image.Image) -> Image.Image:
+        """A picture that this camera took, cut and brought to the cell's size."""
+        scale = image.width / self.camera.width
+        return _cut(image.convert("RGB"), [scale * number for number in self.square]).resize((SIZE, SIZE))
+
+    def drawn(self, scene: trimesh.Scene) -> Image.Image:
+        """A scene as this camera sees it, drawn finely enough for the cell."""
+        if not scene.geometry:
+            return Image.new("RGB", (SIZE, SIZE), (255, 255, 255))
+        camera = self.camera
+        scale = min(SIZE / self.square[2], _LARGEST / max(camera.width, camera.height))
+        fine = replace(camera, width=round(scale * camera.width), height=round(scale * camera.height))
+        square = [fine.width / camera.width * number for number in self.square]
+        return _cut(render(scene, fine).image, square).resize((SIZE, SIZE))
 
 
-def _drawn(scene: trimesh.Scene, camera: Camera) -> Image.Image:
-    if not scene.geometry:
-        return Image.new("RGB", (SIZE, SIZE), (255, 255, 255))
-    return render(scene, camera).image
+def _views(subject: Subject) -> tuple[_View, _View]:
+    """As the picture was taken, and turned; without a known camera the whole picture, and scenes from the front."""
+    aspect = subject.image.size
+    camera = subject.camera or orbit_camera(0.0, _LIFT, subject.points, size=max(aspect))
+    back = np.subtract(camera.eye, camera.target)
+    azimuth = np.degrees(np.arctan2(back[0], back[2])) + _TURN
+    side = orbit_camera(float(azimuth), _LIFT, subject.points, fov_deg=camera.fov_deg, size=max(aspect))
+    front = _View(camera, _square(camera, subject.points))
+    return front, _View(side, _square(side, subject.points))
+
+
+def _whole(image: Image.Image) -> Image.Image:
+    return ImageOps.pad(image.convert("RGB"), (SIZE, SIZE), color=(255, 255, 255))
+
+
+def _square(camera: Camera, points: np.ndarray) -> tuple[float, float, float]:
+    """Left, top and side of the square around what a camera sees of points."""
+    seen = camera.project(points)[:, :2]
+    low, high = seen.min(axis=0), seen.max(axis=0)
+    side = float((high - low).max()) * _MARGIN
+    left, top = (low + high) / 2 - side / 2
+    return float(left), float(top), side
+
+
+def _cut(image: Image.Image, square: Sequence[float]) -> Image.Image:
+    """A square piece of a picture, white where it reaches over the border."""
+    left, top, side = (round(number) for number in square)
+    canvas = Image.new("RGB", (max(side, 1), max(side, 1)), (255, 255, 255))
+    canvas.paste(image, (-left, -top))
+    return canvas

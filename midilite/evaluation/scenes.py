@@ -24,6 +24,7 @@ from .. import lora
 from ..common.distributed import World, sum_over_ranks
 from ..common.files import write_png
 from ..data.cache import FeatureSource
+from ..data.sample_folder import sample_camera
 from ..data.scenes import Scene, read_scene_quietly
 from ..inference.decoding import NoSurfaceWarning, decode_meshes
 from ..inference.sampling import guided_velocity, initial_noise, sample
@@ -34,7 +35,7 @@ from ..render.renderer import preview_sheet
 from ..training.interfaces import RunView
 from ..training.log import say
 from ..training.options import TrainOptions
-from .comparison import SIZE, Outcome, comparison_sheet
+from .comparison import SIZE, Outcome, Subject, comparison_sheet
 from .metrics import SCENE_KEYS, scene_metrics
 from .validation import load_plain, my_turns, undisturbed
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     import trimesh
 
 SAMPLES = "samples"
+TRUTH = "truth (its latents decoded)"
 _POINTS = 20480  # on the surface of a generated mesh
 
 
@@ -51,11 +53,13 @@ class Generated:
 
     Attributes:
         image: its picture.
+        labels: int32 [H, W], i + 1 where instance i is seen.
         truth: float32 [n, N, 6], the true surfaces.
         meshes: one per instance, None where there is no surface.
     """
 
     image: Image.Image
+    labels: np.ndarray
     truth: Tensor
     meshes: list[trimesh.Trimesh | None]
 
@@ -64,13 +68,18 @@ class Generated:
         truth = list(self.truth.to(device))
         return scene_metrics(self.meshes, truth, alignments=("none",), samples=min(_POINTS, self.truth.shape[1]))
 
+    def subject(self, scene: Scene) -> Subject:
+        """What pictures of it are compared with."""
+        points = self.truth[..., :3].reshape(-1, 3).numpy()
+        return Subject(scene.name, self.image, self.labels, points, sample_camera(scene.image.parent))
+
 
 class Evaluation:
     """Metrics every `eval_every` steps and at the end, previews every `preview_every`; see `interfaces.Observer`.
 
     Logged are `eval_` and each of `metrics.SCENE_KEYS`, averaged over the scenes where it is defined (null when it is
-    nowhere), and `eval_missing_instances`, how many instances came out without a surface. A preview has a row per
-    scene: input, what the base makes of it, what the adapter makes of it, the truth.
+    nowhere), and `eval_missing_instances`, how many instances came out without a surface. A preview has for
+    each scene: input, what the base makes of it, what the adapter makes of it, the truth (see comparison.py).
 
     Args:
         transformer: with the adapter that is trained.
@@ -95,7 +104,7 @@ class Evaluation:
         self.networks = networks or transformer
         self.transformer, self.features, self.folder, self.options = transformer, features, folder, options
         self.scenes, self.with_metrics = scenes[: options.eval_scenes], with_metrics
-        self._of_base: dict[int, Outcome] = {}  # by the scene's number; the base never changes
+        self._fixed: dict[int, dict[str, Outcome]] = {}  # by the scene's number: base and truth never change
 
     def after_step(self, run: RunView, metrics: dict[str, float]) -> dict[str, float | None]:
         """See `interfaces.Observer`."""
@@ -123,14 +132,14 @@ class Evaluation:
             vae = self.load_vae(device)
             for number, counts in my_turns(len(self.scenes), world):
                 generated = self.generate(self.scenes[number], vae, decode=counts)
-                base = self._base(number, vae, device, decode=counts) if draw else None
+                fixed = self._base_and_truth(number, vae, device, decode=counts) if draw else {}
                 if counts:
                     metrics = generated.metrics(device)
                     table[number] = _row(metrics)
-                if counts and base is not None:
+                if counts and draw:
                     adapted = Outcome(generated.meshes, metrics["none"]["scene_f_score"])
-                    outcomes = {"base": base, "adapted": adapted}
-                    sheet = comparison_sheet(self.scenes[number].name, generated.image, generated.truth, outcomes)
+                    outcomes = {"base": fixed["base"], "adapted": adapted, TRUTH: fixed[TRUTH]}
+                    sheet = comparison_sheet(generated.subject(self.scenes[number]), outcomes)
                     sheets[number] = torch.from_numpy(np.array(sheet))
         del vae
         if device.type == "cuda":
@@ -138,20 +147,24 @@ class Evaluation:
         table = sum_over_ranks(table.to(device), world).cpu()
         return table, self._gathered(sheets, world, device) if draw else torch.empty(0)
 
-    def _base(self, number: int, vae: VAE, device: torch.device, decode: bool) -> Outcome | None:
-        """What the base makes of a scene, generated at the first preview only; None without `decode`."""
-        if number not in self._of_base:
+    def _base_and_truth(self, number: int, vae: VAE, device: torch.device, decode: bool) -> dict[str, Outcome]:
+        """What the base makes of a scene, and its true latents decoded; made at the first preview only."""
+        if number not in self._fixed:
+            scene = self.scenes[number]
             with lora.temporary_weights(self.networks, {}):
-                generated = self.generate(self.scenes[number], vae, decode)
+                generated = self.generate(scene, vae, decode)
             if not decode:
-                return None
-            score = generated.metrics(device)["none"]["scene_f_score"]
-            self._of_base[number] = Outcome(generated.meshes, score)
-        return self._of_base[number]
+                return {}
+            base = Outcome(generated.meshes, generated.metrics(device)["none"]["scene_f_score"])
+            features, _ = load_plain(self.features, scene, self.options)
+            latents = features.mean.to(device, vae.dtype)
+            truth = Outcome(_decode(vae, latents, scene.name, self.folder.sampling.grid_depth))
+            self._fixed[number] = {"base": base, TRUTH: truth}
+        return self._fixed[number]
 
     def _gathered(self, sheets: dict[int, Tensor], world: World, device: torch.device) -> Tensor:
         """The sheets of all ranks; each is drawn by one of them and zero on the others."""
-        blank = preview_sheet([Image.new("RGB", (SIZE, SIZE))] * 4, [""] * 4, columns=4)
+        blank = preview_sheet([Image.new("RGB", (SIZE, SIZE))] * 8, [""] * 8, columns=4)
         every = torch.zeros(len(self.scenes), blank.height, blank.width, 3, dtype=torch.uint8)
         for number, sheet in sheets.items():
             every[number] = sheet
@@ -175,7 +188,10 @@ class Evaluation:
         if decode:
             meshes = _decode(vae, latents, scene.name, sampling.grid_depth)
         data = read_scene_quietly(scene)
-        return Generated(data.image, data.surfaces[rows], meshes)
+        labels = np.zeros_like(data.labels)
+        for i, row in enumerate(rows.tolist()):
+            labels[data.labels == row + 1] = i + 1
+        return Generated(data.image, labels, data.surfaces[rows], meshes)
 
     def _publish(self, run: RunView, sheets: Tensor) -> None:
         sheet = preview_sheet([Image.fromarray(picture.numpy()) for picture in sheets], columns=1)

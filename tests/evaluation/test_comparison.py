@@ -1,38 +1,60 @@
-"""The picture at the end of a training: what is in it, and that it leaves the run alone."""
+"""Pictures that compare: from where they are seen, what is in them, and that they leave a run alone."""
 
 import dataclasses
 
 import numpy as np
-import torch
+import pytest
+import trimesh
 from PIL import Image
 
 from midilite import lora
 from midilite.commands import train
-from midilite.evaluation.comparison import SIZE, surfels
+from midilite.data.sample_folder import sample_camera
+from midilite.evaluation.comparison import SIZE, Outcome, Subject, comparison_sheet
 from midilite.evaluation.scenes import Evaluation
-from midilite.render.camera import orbit_camera
+from midilite.render.camera import Camera, orbit_camera
 from midilite.render.renderer import render
 
 ADAPTER = "adapter_model.safetensors"
 
 
-def sphere(count: int, radius: float) -> torch.Tensor:
-    directions = torch.nn.functional.normalize(torch.randn(count, 3, generator=torch.Generator().manual_seed(0)), dim=1)
-    return torch.cat([radius * directions, directions], dim=1)
+def cell(sheet: Image.Image, row: int, column: int) -> np.ndarray:
+    """Which pixels of a cell show something; the sheet has four columns and two lines with captions."""
+    width, height = sheet.width // 4, sheet.height // 2
+    picture = sheet.crop((column * width + 6, row * height + 22, column * width + 6 + SIZE, row * height + 22 + SIZE))
+    return (np.asarray(picture.convert("RGB")) < 240).any(axis=-1)
 
 
-def test_surfels_cover_the_surface_they_stand_for_and_face_outwards():
-    """Against the silhouette of the sphere itself: nearly all of it covered, next to nothing beyond it."""
-    mesh = surfels(sphere(3000, 0.6), (200, 100, 50))
-    facing = (mesh.face_normals * mesh.triangles_center).sum(1) / np.linalg.norm(mesh.triangles_center, axis=1)
-    assert facing.min() > 0.9
-    camera = orbit_camera(0, 0, np.array([[-1.0, -1, -1], [1, 1, 1]]), size=128)
-    drawn = render([mesh], camera).ids.numpy() > 0
-    ys, xs = np.mgrid[0:128, 0:128]
-    distance = np.linalg.norm(camera.eye)
-    pixel_radius = camera.focal * 0.6 / np.sqrt(distance**2 - 0.36)
-    inside = np.hypot(xs - 63.5, ys - 63.5) < pixel_radius
-    assert drawn[inside].mean() > 0.97 and drawn[np.hypot(xs - 63.5, ys - 63.5) > pixel_radius * 1.15].sum() == 0
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    return (a & b).sum() / (a | b).sum()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_outcomes_are_seen_by_the_camera_of_the_picture_and_fill_the_cell(known):
+    """The true meshes cover the same pixels as the input, a moved one others; turned, none covers the same."""
+    box = trimesh.creation.box((0.9, 0.3, 0.3)).apply_translation((0.2, 0.1, 0.0))
+    ball = trimesh.creation.icosphere(radius=0.15).apply_translation((-0.3, 0.2, 0.25))
+    camera = orbit_camera(25.0, 30.0, distance=5.0, size=(200, 160))
+    drawn = render([box, ball], camera)
+    points = np.concatenate([box.sample(2000), ball.sample(500)])
+    subject = Subject("a", drawn.image, drawn.ids.numpy(), points, camera if known else None)
+    moved = box.copy().apply_translation((0, 0.3, 0))
+    wrong, none, true = Outcome([moved, ball], 0.5), Outcome([None, None]), Outcome([box, ball])
+    sheet = comparison_sheet(subject, {"wrong": wrong, "none": none, "true": true})
+    given, bad, empty, right = (cell(sheet, 0, column) for column in range(4))
+    assert not empty.any() and right.mean() > 0.15 and overlap(right, cell(sheet, 1, 3)) < 0.8
+    rows, columns = np.nonzero(right)
+    assert 0.8 * SIZE < max(np.ptp(rows), np.ptp(columns)) < SIZE, "they fill the cell"
+    if known:
+        assert overlap(given, right) > 0.93 and overlap(given, bad) < 0.7
+        assert overlap(cell(sheet, 1, 0), right) > 0.9, "the mask"
+
+
+def test_the_camera_of_a_prepared_sample_is_read_and_of_others_none(prepared, tmp_path):
+    folder = next(path for path in sorted(prepared.iterdir()) if path.is_dir())
+    camera = sample_camera(folder)
+    assert isinstance(camera, Camera) and camera.width == 96 and 1.0 < np.linalg.norm(camera.eye) < 10
+    assert sample_camera(tmp_path) is None
 
 
 def test_previews_show_input_base_adapted_and_truth_and_change_nothing(options, quick_model, tmp_path):
@@ -45,9 +67,8 @@ def test_previews_show_input_base_adapted_and_truth_and_change_nothing(options, 
     assert (train.train_lora(quiet) / ADAPTER).read_bytes() == shown
     pictures = sorted(path.name for path in (tmp_path / "with" / "samples").iterdir())
     assert pictures == ["step-000002.png", "step-000003.png"], "and after the last step"
-    sheet = np.asarray(Image.open(tmp_path / "with" / "samples" / pictures[-1]).convert("RGB"))
-    cells = [sheet[30 : 30 + SIZE, i * sheet.shape[1] // 4 :][:, :SIZE] for i in range(4)]
-    assert all((cell < 200).any(axis=-1).mean() > 0.02 for cell in cells)
+    sheet = Image.open(tmp_path / "with" / "samples" / pictures[-1])
+    assert sheet.width == 4 * (SIZE + 6) + 6 + 12 and sheet.height > 2 * SIZE, "two lines for a scene"
 
 
 def test_the_base_is_generated_once_and_without_the_adapter(options, quick_model, monkeypatch, tmp_path):

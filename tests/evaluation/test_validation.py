@@ -266,7 +266,7 @@ def test_generated_scenes_are_measured_and_drawn(options):
     assert expected <= lines[3].keys() and not expected & lines[2].keys()
     assert sorted(path.name for path in (folder / "samples").iterdir()) == ["step-000003.png", "step-000006.png"]
     sheet = np.asarray(Image.open(folder / "samples" / "step-000006.png"))
-    cells = [sheet[24:340, i * 326 : (i + 1) * 326] for i in range(4)]
+    cells = [sheet[28:278, 12 + i * 262 : 262 + i * 262] for i in range(4)]
     assert all((cell < 200).any(axis=-1).mean() > 0.01 for cell in cells)  # each shows something on white
     events = reader.EventAccumulator(str(folder)).Reload()
     assert [event.step for event in events.Images("samples")] == [3, 6]
@@ -279,9 +279,9 @@ def test_a_perfect_generation_has_perfect_metrics_and_a_missing_one_none():
     ball.apply_translation((0.6, 0, 0))
     rng = np.random.default_rng(0)
     truth = torch.from_numpy(np.stack([sample_surface(mesh, 4096, rng) for mesh in (box, ball)]))
-    picture = Image.new("RGB", (8, 8))
-    perfect = evaluation.Generated(picture, truth, [box, ball]).metrics(torch.device("cpu"))
-    nothing = evaluation.Generated(picture, truth, [None, None]).metrics(torch.device("cpu"))
+    picture, labels = Image.new("RGB", (8, 8)), np.ones((8, 8), np.int32)
+    perfect = evaluation.Generated(picture, labels, truth, [box, ball]).metrics(torch.device("cpu"))
+    nothing = evaluation.Generated(picture, labels, truth, [None, None]).metrics(torch.device("cpu"))
     assert perfect["none"]["scene_f_score"] == 1.0 and perfect["none"]["bounding_box_iou"] > 0.95
     table = torch.stack([evaluation._row(perfect), evaluation._row(nothing)])
     mean = evaluation.mean_metrics(table)

@@ -26,7 +26,6 @@ from midilite import lora
 from midilite.commands.train import open_features, train_lora, training_data
 from midilite.common.distributed import World
 from midilite.common.files import read_json, write_json
-from midilite.evaluation.comparison import surfels
 from midilite.evaluation.scenes import Evaluation, Generated
 from midilite.evaluation.validation import Validation
 from midilite.inference.preview import fitted
@@ -36,6 +35,8 @@ from midilite.model.folder import ModelFolder
 from midilite.render.camera import orbit_camera
 from midilite.render.renderer import render
 from midilite.training.options import TrainOptions
+
+from .surfels import surfels
 
 KINDS = {
     "LoRA": {},
