@@ -9,13 +9,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
-import torch
-
+from ..common.devices import choose_device
 from ..common.distributed import World
 from ..common.terminal import tell
 from ..model.folder import ModelFolder
 from ..training.memory import estimate_presets
 from ..training.options import TrainOptions
+from ..training.preflight import check_ahead
 from ..training.trainer import Trainer
 from . import train
 from .train import make_task, open_features, training_base, training_data
@@ -64,8 +64,9 @@ def run_dry(options: TrainOptions) -> DryRun:
         ValueError: what would end the real run, too.
     """
     folder = ModelFolder(options.pretrained_model)
+    check_ahead(folder, options)
     data = training_data(options, folder)
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = choose_device(options.device)
     num_tokens = options.num_tokens or folder.default_num_tokens
     features = open_features(folder, options, device, num_tokens, stored=False)
     transformer = training_base(folder, options, device)

@@ -38,6 +38,7 @@ from ..training.contents import run_contents
 from ..training.interfaces import Observer, TrainingError
 from ..training.memory import explain_out_of_memory
 from ..training.options import TrainOptions
+from ..training.preflight import Shapes, check_ahead
 from ..training.run_folder import occupied, write_config
 from ..training.tasks.image_encoders import ImageEncoderTask, load_image_encoders
 from ..training.tasks.lora import LoRATask, modules_without_gradient
@@ -111,10 +112,11 @@ def train_lora(options: TrainOptions, observers: Sequence[Observer] = ()) -> Pat
         Interrupted: SIGTERM or ctrl-C came; a checkpoint is saved.
     """
     folder = ModelFolder(options.pretrained_model)
+    shapes = check_ahead(folder, options)
     data = training_data(options, folder)
     world, device = start(options.device)
     with occupied(Path(options.output_dir)) if world.is_main else contextlib.nullcontext():
-        final = _train(options, folder, data, world, device, observers)
+        final = _train(options, folder, data, shapes, world, device, observers)
     stop()  # not after an error: leaving the group can mean to wait for the others (see launch.run_command)
     return final
 
@@ -203,6 +205,7 @@ def _train(
     options: TrainOptions,
     folder: ModelFolder,
     data: TrainingData,
+    shapes: Shapes,
     world: World,
     device: torch.device,
     observers: Sequence[Observer],
@@ -210,7 +213,9 @@ def _train(
     output_dir = Path(options.output_dir)
     features = open_features(folder, options, device, options.num_tokens or folder.default_num_tokens)
     contents = run_contents(folder, data.scenes, data.validation, features, world)
-    start = find_start(options, world, contents)  # whether it can resume is better known before hours of encoding
+    start = find_start(
+        options, world, contents, shapes
+    )  # whether it can resume is better known before hours of encoding
     features.prepare([*data.scenes, *data.validation], world.rank, world.size, _announce if world.is_main else None)
     world.barrier()
     transformer = training_base(folder, options, device)

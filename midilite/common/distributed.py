@@ -96,6 +96,12 @@ def restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
+def described_world() -> World:
+    """This process among those that torchrun has started; alone without it."""
+    names = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    return World(*(int(os.environ.get(name, default)) for name, default in names))
+
+
 def start(device: str | None = None, timeout: timedelta = TIMEOUT) -> tuple[World, torch.device]:
     """Join the process group that torchrun describes, if any, and choose this process's device.
 
@@ -107,8 +113,7 @@ def start(device: str | None = None, timeout: timedelta = TIMEOUT) -> tuple[Worl
     Raises:
         NoDeviceError: that device is not here; under torchrun, when there are fewer GPUs than processes.
     """
-    world = World(*(int(os.environ.get(name, default)) for name, default in
-                    (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))  # fmt: skip
+    world = described_world()
     chosen = choose_device(device)
     if chosen.type == "cuda":  # by number: torch can't make "cuda" the current device
         chosen = choose_device(f"cuda:{world.local_rank if world.size > 1 else chosen.index or 0}")

@@ -24,6 +24,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -190,9 +191,18 @@ class FeatureCache:
         return [v for v in range(len(self.mask_variants)) if not self._is_whole(self.path(scene, view, v), scene.name)]
 
     def _check_space(self, needed: int) -> None:
+        """Raise ValueError where the entries that are missing can't be written."""
         if not needed:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            reason = error.strerror or error
+            raise ValueError(
+                f"{self.folder}: the cache can't be written ({reason}); choose another --cache_dir"
+            ) from error
         free = shutil.disk_usage(self.folder).free
         if needed * _FREE_SPACE_MARGIN > free:
             raise ValueError(

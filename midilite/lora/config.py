@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from .patterns import is_range, module_pattern
 
 DEFAULT_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 INITS = ("kaiming", "pissa")
 FORMATS = ("peft", "diffusers", "kohya", "state_dict")  # of adapter files that are written
+_LEAST_ALPHA = 1e-30  # below it, fp32 has only zeros for the products
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,9 @@ class LoRAConfig:
         for rank in (self.rank, *self.rank_pattern.values()):
             if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
                 raise ValueError(f"LoRA rank is {rank!r}, expected a whole number of at least 1")
+        check_alpha(self.alpha, "LoRA alpha")
+        for name, alpha in self.alpha_pattern.items():
+            check_alpha(alpha, f"LoRA alpha of {name}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"LoRA dropout is {self.dropout}, expected a number in [0, 1)")
         if not self.target_modules:
@@ -69,6 +74,21 @@ class LoRAConfig:
         """The factor on B A at a module path."""
         rank = self.rank_of(path)
         return _by_pattern(self.alpha_pattern, path, self.alpha) / (rank**0.5 if self.use_rslora else rank)
+
+
+def check_number(value: Any, what: str, whole: bool = False) -> None:
+    """Raise ValueError unless `value` is a number of sane size (`whole`: an integer)."""
+    kind = "a whole number" if whole else "a finite number"
+    number = not isinstance(value, bool) and isinstance(value, int if whole else (int, float))
+    if not number or not -1e9 <= value <= 1e9:  # false for NaN too
+        raise ValueError(f"{what} is {str(value)[:60]}, expected {kind}")
+
+
+def check_alpha(value: Any, what: str) -> None:
+    """Raise ValueError unless `value` can be an alpha: zero would make an adapter that does nothing."""
+    check_number(value, what)
+    if abs(value) < _LEAST_ALPHA:
+        raise ValueError(f"{what} is {value:g}: the adapter would change nothing")
 
 
 def exported_config(config: LoRAConfig) -> LoRAConfig:

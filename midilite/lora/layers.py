@@ -23,7 +23,7 @@ are fp32 and are cast to the activations' type for the product.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +62,9 @@ class Adapter(nn.Module):
         self.out_features = linear.out_features
         ranks = [config.rank_of(path) for path in self.paths]
         sizes = [rows.stop - rows.start for rows in self.rows]
+        for path, rank, size in zip(self.paths, ranks, sizes, strict=True):
+            if self.init == "pissa":
+                _check_principal(rank, (size, linear.in_features), path)
         options = {"device": linear.device, "dtype": torch.float32}
         self.A = nn.ParameterList(torch.empty(rank, linear.in_features, **options) for rank in ranks)
         self.B = nn.ParameterList(torch.zeros(n, rank, **options) for n, rank in zip(sizes, ranks, strict=True))
@@ -206,6 +209,13 @@ class AdapterSlot(nn.Module):
         return {} if destination is None else destination
 
 
+def _check_principal(rank: int, shape: Sequence[int], key: str) -> None:
+    """Raise ValueError where a weight has fewer principal components than the rank asks for."""
+    if rank > min(shape):
+        sides = " x ".join(map(str, shape))
+        raise ValueError(f"{key}: rank {rank} is larger than a side of its weight ({sides}): too large for PiSSA")
+
+
 def principal_factors(weight: Tensor, rank: int, key: str) -> tuple[Tensor, Tensor]:
     """A0 [r, in] and B0 [out, r] whose product is close to the best approximation of a weight of that rank.
 
@@ -216,9 +226,7 @@ def principal_factors(weight: Tensor, rank: int, key: str) -> tuple[Tensor, Tens
     Raises:
         ValueError: the rank is larger than a side of the weight.
     """
-    if rank > min(weight.shape):
-        sides = " x ".join(map(str, weight.shape))
-        raise ValueError(f"{key}: rank {rank} is larger than a side of its weight ({sides}): too large for PiSSA")
+    _check_principal(rank, weight.shape, key)
     width = min(rank + _OVERSAMPLING, *weight.shape)
     probe = torch.randn(weight.shape[1], width, generator=torch_generator("pissa", key)).to(weight.device)
     basis = torch.linalg.qr(weight @ probe).Q

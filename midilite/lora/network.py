@@ -29,6 +29,8 @@ from .config import match_targets as match_targets
 from .config import matches as matches
 from .layers import Adapter, AdapterSlot
 
+_MOST_RANK = 16  # times the longer side of a weight; presets for large models are tried on tiny ones
+
 
 def named_linears(model: nn.Module) -> dict[str, tuple[Linear, slice]]:
     """Every linear of a network by its reference module name, with its rows in the (fused) weight."""
@@ -55,21 +57,42 @@ def inject(model: nn.Module, config: LoRAConfig, name: str = "default", seed: in
         raise ValueError(f"adapter name {name!r} is not usable: it must not be empty or contain a dot")
     linears = named_linears(model)
     chosen = match_targets(linears, config.target_modules)
-    parts_of: dict[Linear, list[tuple[str, slice]]] = {}
-    for path in chosen:
-        linear, rows = linears[path]
-        parts_of.setdefault(linear, []).append((path, rows))
-    ready: list[tuple[Linear, Adapter]] = []
-    for linear, parts in parts_of.items():
-        adapter = Adapter(linear, parts, config)
+    ready = _adapters_for({path: linears[path] for path in chosen}, config)
+    for linear, adapter in ready:
         adapter.initialise(seed, linear)
-        ready.append((linear, adapter))
     for linear, adapter in ready:
         if linear.adapter is None:
             linear.adapter = AdapterSlot()
         linear.adapter.adapters[name] = adapter.train(linear.training)
         linear.adapter.weights[name] = 1.0
     return chosen
+
+
+def _adapters_for(linears: Mapping[str, tuple[Linear, slice]], config: LoRAConfig) -> list[tuple[Linear, Adapter]]:
+    """An adapter without values yet for each of these linears (as `named_linears` names them)."""
+    parts_of: dict[Linear, list[tuple[str, slice]]] = {}
+    for path, (linear, rows) in linears.items():
+        parts_of.setdefault(linear, []).append((path, rows))
+    return [(linear, Adapter(linear, parts, config)) for linear, parts in parts_of.items()]
+
+
+def planned_parameters(model: nn.Module, config: LoRAConfig) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of what `inject` would add to a network; it may be on the meta device, and is not changed.
+
+    Raises:
+        ValueError: what `inject` would end with, or a rank is far beyond what its weight can make use of.
+    """
+    linears = named_linears(model)
+    chosen = {path: linears[path] for path in match_targets(linears, config.target_modules)}
+    for path, (linear, rows) in chosen.items():
+        sides = (rows.stop - rows.start, linear.in_features)
+        if config.rank_of(path) > _MOST_RANK * max(sides):
+            raise ValueError(
+                f"{path}: LoRA rank is {config.rank_of(path)}, far beyond the sides of its weight "
+                f"({sides[0]} x {sides[1]}): more than the smaller of them changes nothing"
+            )
+    adapters = (adapter for _, adapter in _adapters_for(chosen, config))
+    return {key: tuple(value.shape) for adapter in adapters for key, value in adapter.named_tensors()}
 
 
 def slots(model: nn.Module) -> list[AdapterSlot]:

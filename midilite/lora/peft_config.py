@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from .config import LoRAConfig, is_pattern, matches
+from .config import LoRAConfig, check_alpha, check_number, is_pattern, matches
 from .patterns import peft_pattern
 
 OUR_NETWORK = "transformer."  # begins names where a file holds adapters of several networks; left out in ours
@@ -196,21 +196,6 @@ def _flag(values: Mapping[str, Any], key: str, where: str) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{where}: {key} is {value!r}, expected true or false")
     return value
-
-
-def check_number(value: Any, what: str, whole: bool = False) -> None:
-    """Raise ValueError unless `value` is a number of sane size (`whole`: an integer)."""
-    kind = "a whole number" if whole else "a finite number"
-    number = not isinstance(value, bool) and isinstance(value, int if whole else (int, float))
-    if not number or not -1e9 <= value <= 1e9:  # false for NaN too
-        raise ValueError(f"{what} is {str(value)[:60]}, expected {kind}")
-
-
-def check_alpha(value: Any, what: str) -> None:
-    """Raise ValueError unless `value` can be an alpha: zero would make an adapter that does nothing."""
-    check_number(value, what)
-    if value == 0:
-        raise ValueError(f"{what} is 0: the adapter would change nothing")
 
 
 def _pattern(values: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,15 @@ from .encoders import CLIPVision, DINOv2, legacy_keys, widen_patch_kernel
 from .layers import Network
 from .preprocess import Preprocessor
 from .vae import VAE
-from .weights import DIFFUSERS_STEM, TRANSFORMERS_STEM, check_depth, find_weights, load_weights, save_weights
+from .weights import (
+    DIFFUSERS_STEM,
+    TRANSFORMERS_STEM,
+    check_depth,
+    check_weights,
+    find_weights,
+    load_weights,
+    save_weights,
+)
 
 ASSETS = Path(__file__).parents[1] / "assets"
 PATCH_KERNEL = "embeddings.patch_embeddings.projection.weight"
@@ -130,10 +139,8 @@ class ModelFolder:
             raise ValueError(f"{self.path}: incomplete {class_name} folder, missing {', '.join(missing)}")
 
     def _required(self) -> list[str]:
-        layout = self.layout
-        networks = ["transformer", "vae", layout.dinov2, layout.clip]
-        processors = [layout.dinov2_preprocessor, layout.clip_preprocessor]
-        files = [f"{part}/config.json" for part in networks if part]
+        processors = [self.layout.dinov2_preprocessor, self.layout.clip_preprocessor]
+        files = [f"{part}/config.json" for part in self.networks]
         files += [f"{part}/preprocessor_config.json" for part in processors if part]
         return [*files, "scheduler/scheduler_config.json"]
 
@@ -149,46 +156,63 @@ class ModelFolder:
         multi_instance_blocks: Sequence[int | str] | None = None,
     ) -> DiT:
         """The DiT, with the multi-instance blocks given, else those of its config, else the default."""
-        source = self.path / "transformer" / "config.json"
-        config, files = DiTConfig.from_json(source), find_weights(source.parent, DIFFUSERS_STEM)
-        check_depth(config.num_layers, files, source)
-        with torch.device("meta"):
-            model = DiT(config, multi_instance_blocks)
-        load_weights(model, files, device, dtype)
-        return model
+        return self._load("transformer", device, dtype, multi_instance_blocks)
 
     def load_vae(self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> VAE:
         """The shape VAE."""
-        source = self.path / "vae" / "config.json"
-        config, files = VAEConfig.from_json(source), find_weights(source.parent, DIFFUSERS_STEM)
-        check_depth(config.num_layers_encoder + config.num_layers_decoder, files, source)
-        with torch.device("meta"):
-            model = VAE(config)
-        load_weights(model, files, device, dtype)
-        return model
+        return self._load("vae", device, dtype)
 
     def load_dinov2(self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> DINOv2:
         """DINOv2, widened to the channels that this layout of pipeline feeds when the file has fewer."""
-        source = self.path / self.layout.dinov2 / "config.json"
-        config, files = DINOv2Config.from_json(source), find_weights(source.parent, TRANSFORMERS_STEM)
-        check_depth(config.num_hidden_layers, files, source)
-        with torch.device("meta"):
-            model = DINOv2(replace(config, num_channels=self.layout.dinov2_channels))
-        adapt = {PATCH_KERNEL: _widen}
-        load_weights(model, files, device, dtype, legacy_keys, adapt)
-        return model
+        return self._load(self.layout.dinov2, device, dtype)
 
     def load_clip(self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> CLIPVision | None:
         """The CLIP vision encoder with projection; None for TripoSG."""
-        if self.layout.clip is None:
-            return None
-        source = self.path / self.layout.clip / "config.json"
-        config, files = CLIPVisionConfig.from_json(source), find_weights(source.parent, TRANSFORMERS_STEM)
-        check_depth(config.num_hidden_layers, files, source)
+        return None if self.layout.clip is None else self._load(self.layout.clip, device, dtype)
+
+    @property
+    def networks(self) -> list[str]:
+        """The parts that have weights: transformer, VAE, and the image encoders in the order of the conditions."""
+        return [part for part in ("transformer", "vae", self.layout.clip, self.layout.dinov2) if part]
+
+    def skeleton(self, part: str, multi_instance_blocks: Sequence[int | str] | None = None) -> Network:
+        """A part on the meta device, for whoever wants to know its names and shapes; no weight is read.
+
+        Raises:
+            ValueError: what loading it would end with before it reads weights: a config that can't be used, files that
+                are missing or don't fit it, blocks that the transformer lacks.
+        """
+        network, source = self._empty(part, multi_instance_blocks)
+        check_weights(network, **source)
+        return network
+
+    def _load(
+        self, part: str, device: str | torch.device, dtype: torch.dtype, blocks: Sequence[int | str] | None = None
+    ) -> Any:
+        network, source = self._empty(part, blocks)
+        load_weights(network, device=device, dtype=dtype, **source)
+        return network
+
+    def _empty(self, part: str, blocks: Sequence[int | str] | None) -> tuple[Any, dict[str, Any]]:
+        """A part on the meta device, and where `load_weights` finds what goes into it."""
+        path, stem = self.path / part / "config.json", TRANSFORMERS_STEM
+        source: dict[str, Any] = {"rename": legacy_keys}
+        if part == "transformer":
+            config, stem, source = DiTConfig.from_json(path), DIFFUSERS_STEM, {}
+            make, depth = partial(DiT, multi_instance_blocks=blocks), config.num_layers
+        elif part == "vae":
+            config, stem, source = VAEConfig.from_json(path), DIFFUSERS_STEM, {}
+            make, depth = VAE, config.num_layers_encoder + config.num_layers_decoder
+        elif part == self.layout.clip:
+            config = CLIPVisionConfig.from_json(path)
+            make, depth = CLIPVision, config.num_hidden_layers
+        else:
+            config = replace(DINOv2Config.from_json(path), num_channels=self.layout.dinov2_channels)
+            make, depth, source["adapt"] = DINOv2, config.num_hidden_layers, {PATCH_KERNEL: _widen}
+        source["files"] = find_weights(path.parent, stem)
+        check_depth(depth, source["files"], path)
         with torch.device("meta"):
-            model = CLIPVision(config)
-        load_weights(model, files, device, dtype, legacy_keys)
-        return model
+            return make(config), source
 
     def load_scheduler(self) -> RectifiedFlowScheduler:
         """The rectified-flow scheduler with the folder's shift."""
@@ -214,9 +238,7 @@ class ModelFolder:
 
     def fingerprints(self) -> dict[str, str]:
         """Those of all parts, by the names of their folders."""
-        layout = self.layout
-        networks = ("transformer", "vae", layout.dinov2, layout.clip)
-        parts = (*networks, layout.dinov2_preprocessor, layout.clip_preprocessor, "scheduler")
+        parts = (*self.networks, self.layout.dinov2_preprocessor, self.layout.clip_preprocessor, "scheduler")
         return {part: self.fingerprint(part) for part in parts if part}
 
     def _files_of(self, part: str) -> list[Path]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,28 @@ def open_safetensors(file: Path) -> Any:
         raise ValueError(f"{file}: is truncated or no safetensors file ({error}); download it again") from error
 
 
+def check_weights(
+    network: Network,
+    files: list[Path],
+    rename: Callable[[str], str | None] = lambda key: key,
+    adapt: Collection[str] = (),
+) -> dict[str, Entry]:
+    """The files' table, which is that of the network; no weight is read. Arguments as in `load_weights`.
+
+    Raises:
+        ValueError: keys are missing, unexpected or wrongly shaped (all are listed), or a file is damaged.
+    """
+    table = read_table(files, rename)
+    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    found = {key: expected[key] if key in adapt and key in expected else e.shape for key, e in table.items()}
+    problems = compare_tables(found, expected)
+    if problems:
+        where = files[0] if len(files) == 1 else files[0].parent
+        kind = type(network).__name__
+        raise ValueError(f"{where}: does not fit the {kind} of its config.json:\n  " + "\n  ".join(problems))
+    return table
+
+
 def load_weights(
     network: Network,
     files: list[Path],
@@ -130,14 +152,9 @@ def load_weights(
     Raises:
         ValueError: keys are missing, unexpected or wrongly shaped (all are listed), or a file is damaged.
     """
-    table, adapt = read_table(files, rename), adapt or {}
+    adapt = adapt or {}
+    table = check_weights(network, files, rename, adapt)
     expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    found = {key: expected[key] if key in adapt and key in expected else e.shape for key, e in table.items()}
-    problems = compare_tables(found, expected)
-    if problems:
-        where = files[0] if len(files) == 1 else files[0].parent
-        kind = type(network).__name__
-        raise ValueError(f"{where}: does not fit the {kind} of its config.json:\n  " + "\n  ".join(problems))
     network.to(dtype).to_empty(device=device).eval().requires_grad_(False)
     state = network.state_dict()
     with contextlib.ExitStack() as stack:

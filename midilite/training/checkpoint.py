@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from ..common.files import WriteError, file_digest, flush, read_json, write_json, writing
 from ..model.weights import write_safetensors
-from .checkpoint_contents import AVERAGES, MOMENTS, OPTIMIZER, STATE, WEIGHTS, read_contents
+from .checkpoint_contents import AVERAGES, MOMENTS, OPTIMIZER, STATE, WEIGHTS, Contents, Shapes, read_contents
 from .ema import EMA
 
 MANIFEST = "manifest.json"
@@ -178,17 +178,9 @@ def find_checkpoint(output_dir: Path, wanted: str) -> Path | None:
     return None
 
 
-def check_checkpoint(folder: Path) -> dict[str, Any]:
-    """Read everything of a checkpoint and check it by itself; returns the state's json values.
-
-    Raises:
-        ValueError: it is none that a run can have written; the file is named.
-    """
-    return read_contents(folder, _named_step(folder)).state
-
-
-def _named_step(folder: Path) -> int | None:
-    return None if step_of(folder) < 0 else step_of(folder)
+def read_checkpoint(folder: Path, shapes: Shapes | None = None) -> Contents:
+    """Everything in a checkpoint, checked; see `checkpoint_contents.read_contents`."""
+    return read_contents(folder, None if step_of(folder) < 0 else step_of(folder), shapes)
 
 
 def load_checkpoint(
@@ -199,7 +191,7 @@ def load_checkpoint(
     Raises:
         ValueError: the checkpoint holds other parameters than this run trains, or is none that a run can have written.
     """
-    found = read_contents(folder, _named_step(folder), {k: tuple(p.shape) for k, p in parameters.items()})
+    found = read_checkpoint(folder, {k: tuple(p.shape) for k, p in parameters.items()})
     with torch.no_grad():
         for key, parameter in parameters.items():
             parameter.copy_(found.weights[key])

@@ -69,7 +69,7 @@ def read_contents(folder: Path, step: int | None = None, shapes: Shapes | None =
     weights = _read(folder / WEIGHTS)
     own = {key: tuple(value.shape) for key, value in weights.items()}
     shapes = own if shapes is None else shapes
-    _check(folder / WEIGHTS, weights, shapes)
+    check_weights(folder, weights, shapes)
     moments = _read(folder / OPTIMIZER)
     _check_moments(folder / OPTIMIZER, moments, shapes, state["updates"])
     if not (folder / AVERAGES).is_file():
@@ -79,6 +79,11 @@ def read_contents(folder: Path, step: int | None = None, shapes: Shapes | None =
     averages = _read(folder / AVERAGES)
     _check(folder / AVERAGES, averages, shapes)
     return Contents(state, weights, moments, averages)
+
+
+def check_weights(folder: Path, weights: Mapping[str, Tensor], shapes: Shapes) -> None:
+    """Raise ValueError unless a checkpoint's weights are those of a run that trains parameters of these shapes."""
+    _check(folder / WEIGHTS, weights, shapes)
 
 
 # ---------------------------------------------------------------------------------------------------------- json values

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from ..common import shared_options as shared
 from ..common.options import Old, Options, gone, option, renamed
 from ..common.overwriting import same_place
-from ..lora.config import DEFAULT_TARGETS, INITS, LoRAConfig, parse_pattern
+from ..lora.config import DEFAULT_TARGETS, INITS, LoRAConfig, exported_config, parse_pattern
 from ..runtime.exclusions import QUANTIZATIONS, check_base
 
 # What a run writes into its output folder, besides checkpoint-N.
@@ -20,6 +20,7 @@ BELONGINGS = re.compile(
     r"lora-(final|best|epoch-\d+)(-ema)?|samples|config\.yaml|metrics\.jsonl|loss\.png|error\.log|run\.json"
     r"|events\.out\.tfevents\..*"
 )
+MOST_CHANGE = 1e30  # of a weight in one step; AdamW multiplies it by up to 10 at first, and fp32 ends at 3e38
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 CHECKPOINTING = ("off", "full", "selective")
 BASES = ("none", *QUANTIZATIONS)
@@ -206,7 +207,8 @@ class TrainOptions(Options):
             raise ValueError("lora_image_encoder_targets is given without train_image_encoders, so it would do nothing")
         check_base(self.forms(), training=True)
         self._check_folders()
-        self.adapter_config()
+        exported_config(self.adapter_config())  # what is saved is checked now, not when it is saved
+        self._check_rates()
         self._check_validation()
 
     @property
@@ -254,6 +256,13 @@ class TrainOptions(Options):
             "gradient_checkpointing": self.recomputes,
             "fp16": self.mixed_precision == "fp16",
         }
+
+    def _check_rates(self) -> None:
+        if self.learning_rate * max(1.0, self.lora_plus_ratio) * max(1.0, self.weight_decay) > MOST_CHANGE:
+            raise ValueError(
+                f"learning_rate {self.learning_rate:g} (with lora_plus_ratio {self.lora_plus_ratio:g} and weight_decay "
+                f"{self.weight_decay:g}) is beyond what fp32 can hold; usual learning rates are 1e-5 to 1e-3"
+            )
 
     def _check_validation(self) -> None:
         if self.val_fraction and self.val_dir:

@@ -17,6 +17,7 @@ import contextlib
 import json
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,7 +47,10 @@ def occupied(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        with tempfile.TemporaryFile(
+            dir=folder
+        ):  # an earlier run's lock can be opened in a folder that can't be written
+            handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     except OSError as error:
         raise ValueError(f"{folder}: the output folder can't be written ({error.strerror or error})") from error
     try:
@@ -131,9 +135,24 @@ def start_folder(output_dir: Path, wanted: str | None, accept: Callable[[Path], 
     if beyond:
         names, moved = ", ".join(path.name for path in beyond), move_aside(*beyond)
         say(f"{names}: not part of this run, which starts at step {start}; moved to {moved}")
+    _check_kinds(output_dir)
     if not mine:
         write_json(output_dir / RUN, {"launch": launch()})
     return folder
+
+
+def _check_kinds(output_dir: Path) -> None:
+    """Raise ValueError where a folder stands in the place of a file, or the reverse, or that can't be written.
+
+    That would be found when the run writes there: for the final adapter, after the training.
+    """
+    for path in sorted(path for path in output_dir.iterdir() if BELONGINGS.fullmatch(path.name)):
+        wants_folder = path.name.startswith("lora-") or path.name == "samples"
+        if wants_folder != path.is_dir() or (path.is_symlink() and not path.exists()):
+            wanted = "a folder" if wants_folder else "a file"
+            raise ValueError(f"{path}: is something else than {wanted}, which the run writes there; move it away")
+        if wants_folder and not os.access(path, os.W_OK | os.X_OK):
+            raise ValueError(f"{path}: can't be written, but the run writes there; move it away")
 
 
 def _mark(output_dir: Path) -> str | None:

@@ -25,7 +25,8 @@ from ..common.distributed import World, sum_over_ranks
 from ..common.seeds import seed_hidden_generators
 from ..common.transfer import receive, send
 from ..runtime.determinism import reproducible
-from .checkpoint import check_checkpoint, load_checkpoint, rotate, save_checkpoint
+from .checkpoint import load_checkpoint, read_checkpoint, rotate, save_checkpoint
+from .checkpoint_contents import check_weights
 from .contents import NOTHING, check_same_run
 from .interfaces import Batch, Observer, RunView, Task, TrainingError
 from .log import RunLog, say
@@ -37,22 +38,30 @@ from .signals import Interrupted, StopRequest
 from .update import Progress, Update
 
 
-def find_start(options: TrainOptions, world: World, contents: Mapping[str, Any] = NOTHING) -> Path | None:
+def find_start(
+    options: TrainOptions,
+    world: World,
+    contents: Mapping[str, Any] = NOTHING,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> Path | None:
     """The checkpoint that a run with these options starts from; None for the beginning.
 
     Tidies the output folder (see `run_folder.start_folder`); the main rank does and decides, all get its answer.
 
     Args:
         contents: what the run reads (`contents.run_contents`); the checkpoint has to be of a run that read the same.
+        shapes: of the parameters that the run will train; None does not compare them.
 
     Raises:
-        ValueError: the wanted folder is damaged, or of a run with other options or contents.
+        ValueError: the wanted folder is damaged, or of a run with other options, contents or parameters.
     """
 
     def accept(folder: Path) -> int:
-        state = check_checkpoint(folder)
-        check_same_run(folder, state, options, world.size, contents)
-        return state["step"]
+        found = read_checkpoint(folder)
+        check_same_run(folder, found.state, options, world.size, contents)
+        if shapes is not None:
+            check_weights(folder, found.weights, shapes)
+        return found.state["step"]
 
     return world.broadcast(lambda: start_folder(Path(options.output_dir), options.resume_from_checkpoint, accept))
 
