@@ -8,11 +8,14 @@ noise comes from (seed, "latents") on the CPU, so that every device starts from 
 
 from __future__ import annotations
 
+import functools
+import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -156,10 +159,26 @@ def load_pipeline(
     return pipe
 
 
+_in_use: weakref.WeakKeyDictionary[DiT, threading.RLock] = weakref.WeakKeyDictionary()
+
+
+def _alone(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that runs while no other thread is in one of the same networks: their adapters' weights are theirs."""
+
+    @functools.wraps(method)
+    def waiting(self: Pipeline, *arguments: Any, **named: Any) -> Any:
+        # one that a thread may take again: __call__ calls other methods. Pipelines may share a transformer
+        with _in_use.setdefault(self.transformer, threading.RLock()):
+            return method(self, *arguments, **named)
+
+    return waiting
+
+
 class Pipeline:
     """Inference with a loaded model; see `load_pipeline`.
 
-    With several processes all of them call the same with the same arguments, and all get the same result.
+    With several processes all of them call the same with the same arguments, and all get the same result. Several
+    threads may call one pipeline: they take turns, so that each call has the adapters and scales that it asked for.
     """
 
     def __init__(
@@ -181,6 +200,7 @@ class Pipeline:
         self.clip_preprocessor, self.dinov2_preprocessor = clip_preprocessor, dinov2_preprocessor
         self.low_memory = False  # see parallel.shared_velocity and decoding.decode_shape
 
+    @_alone
     def offload_parts(self) -> None:
         """Use as little of the transformer's device as can be without changing results by more than rounding.
 
@@ -210,6 +230,7 @@ class Pipeline:
             f"  adapters: {adapters or 'none'}"
         )
 
+    @_alone
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Pipeline:
         """Move all networks to a device, or to another floating point type, or both; returns this pipeline.
 
@@ -241,6 +262,7 @@ class Pipeline:
         """The image encoders by the names of their folders."""
         return {self.layout.dinov2: self.dinov2, **({self.layout.clip: self.clip} if self.layout.clip else {})}
 
+    @_alone
     @torch.inference_mode()
     def __call__(
         self,
@@ -282,6 +304,7 @@ class Pipeline:
         meshes = self.decode_meshes(latents, conditions.labels, grid_depth, smoothing)
         return Result(build_scene(meshes, conditions.labels), latents.cpu(), meshes, conditions.labels, conditions)
 
+    @_alone
     @torch.inference_mode()
     def encode_images(
         self, rgb: ImageSource, mask: ImageSource | None = None, padding: bool = False
@@ -307,6 +330,7 @@ class Pipeline:
         with onload(encoder):
             return encode_pixels(encoder, pixels)
 
+    @_alone
     @torch.inference_mode()
     def sample(
         self,
@@ -336,6 +360,7 @@ class Pipeline:
         """Latent tokens per instance when none are asked for."""
         return default_num_tokens(self.layout, self.transformer.config)
 
+    @_alone
     @torch.inference_mode()
     def decode_meshes(
         self, latents: Tensor, labels: Sequence[int], grid_depth: int | None = None, smoothing: str = "none"
@@ -354,6 +379,7 @@ class Pipeline:
             raise ValueError("no instance has a surface: the model made nothing solid of this image")
         return meshes
 
+    @_alone
     def load_adapter(
         self, path: str | Path, scale: float = 1.0, name: str = "default", lora_alpha: float | None = None
     ) -> list[str]:
@@ -377,16 +403,19 @@ class Pipeline:
         lora.set_adapters(networks, {**active, name: scale})
         return adapter.notes
 
+    @_alone
     def set_adapters(self, weights: Mapping[str, float]) -> None:
         """Make exactly these adapters active, each with its weight."""
         lora.set_adapters(self.networks, weights)
 
     @property
+    @_alone
     def adapters(self) -> dict[str, float]:
         """{name: weight} of all loaded adapters; 0 for those that do not act."""
         networks = self.networks
         return {name: 0.0 for name in lora.adapter_names(networks)} | lora.active_weights(networks)
 
+    @_alone
     def unload_adapters(self, *names: str) -> None:
         """Remove the adapters of these names, or all; the base is then bit for bit what it was.
 
@@ -395,10 +424,12 @@ class Pipeline:
         """
         lora.remove_adapters(self.networks, names or None)
 
+    @_alone
     def merge_adapters(self) -> None:
         """Add the active adapters into the base weights (fp32 sums, one rounding) and remove them."""
         lora.merge_adapters(self.networks)
 
+    @_alone
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write the model as a checkpoint folder that the reference reads too. Active adapters must be merged first."""
         if lora.adapter_names(self.networks):
