@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+TEMPORARY = ".tmp"
+_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp")  # what `tempfile` makes of a name
+
+
 class WriteError(OSError):
     """A file can't be written: which, why, and on a full disk how much room it needs, as far as that is known."""
 
@@ -78,7 +82,8 @@ def writing(path: str | Path, needed: int | None = None) -> Iterator[None]:
 def atomic_write(path: str | Path, needed: int | None = None) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; on success it is flushed and renamed to `path`.
 
-    On any error the temporary file is removed and an existing `path` keeps its old content.
+    On any error the temporary file is removed and an existing `path` keeps its old content. What a killed process left
+    of the same file is removed first. Whoever gets the path writes into that file, and puts no other in its place.
 
     Args:
         needed: the bytes that it will have, for the message of a full disk.
@@ -89,18 +94,64 @@ def atomic_write(path: str | Path, needed: int | None = None) -> Iterator[Path]:
     path = Path(path)
     with writing(path, needed):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
+        remove_leftovers(path.parent, path.name)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
         temporary = Path(name)
         try:
+            _lock(handle)  # as long as it is held, nobody takes the file for a leftover
+            if os.name == "nt":
+                os.close(handle)  # open files can't be renamed there
             yield temporary
             os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files private to the user
             flush(temporary)
             os.replace(temporary, path)
             flush(path.parent)
         except BaseException:
-            temporary.unlink(missing_ok=True)  # first, so that its room counts as free
+            temporary.unlink(missing_ok=True)  # and it is closed before an error is worded: its room counts as free
             raise
+        finally:
+            if os.name != "nt":
+                os.close(handle)
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove temporary files of `atomic_write` whose process was killed; those of living ones stay.
+
+    The system lets go of a process's locks when it ends, so that is known without asking for processes, also of other
+    machines that share the folder. Where there are no such locks, nothing is removed.
+
+    Args:
+        name: of the file that they were to become; None for any.
+    """
+    try:
+        entries = [entry.name for entry in os.scandir(folder) if entry.name.endswith(TEMPORARY)]
+    except OSError:
+        return
+    for entry in entries:
+        match = _TEMPORARY.fullmatch(entry)
+        if match and name in (None, match[1]):
+            _remove_unless_held(folder / entry)
+
+
+def _remove_unless_held(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        try:
+            if _lock(handle):
+                path.unlink()
+        finally:
+            os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Take the system's lock on an open file; False when another process has it, or there are no locks."""
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):  # not on Windows, nor on every network file system
+        return False
+    return True
 
 
 def _umask() -> int:

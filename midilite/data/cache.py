@@ -16,11 +16,13 @@ a file that is changed while a run reads it is noticed by the next run.) An entr
 first loads it. A damaged entry is computed again, with a warning. Not in the key: the device and the torch version,
 whose roundings differ by less than the type's precision.
 
-Entries that no scene uses any more stay. The folder can be removed at any time: what is needed is encoded again.
+Temporary files of killed processes are removed by whoever prepares the cache next; several runs may share one. Entries
+that no scene uses any more stay. The folder can be removed at any time: what is needed is encoded again.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -37,7 +39,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor
 
-from ..common.files import file_digest
+from ..common.files import file_digest, remove_leftovers
 from ..model.folder import ModelFolder
 from ..model.weights import write_safetensors
 from .features import Features, SceneEncoder
@@ -163,6 +165,8 @@ class FeatureCache:
             if progress is not None:
                 progress(0, 0, f"no cache: {sum(len(s.views) for s in scenes)} view(s) are encoded anew at every step")
             return Prepared(0, 0, 0)
+        for part in self.folder.glob("[0-9a-f][0-9a-f]"):
+            remove_leftovers(part)
         jobs = [(scene, view) for scene in scenes for view in range(len(scene.views))][rank::world_size]
         todo = [(scene, view, missing) for scene, view in jobs if (missing := self._missing(scene, view))]
         found = len(jobs) * len(self.mask_variants) - sum(len(missing) for _, _, missing in todo)
@@ -225,8 +229,14 @@ class FeatureCache:
 
     def _write(self, path: Path, name: str, features: Features) -> Path:
         tensors = features.tensors()
+        metadata = {"scene": name, "digest": _digest(tensors)}
         try:
-            write_safetensors(path, tensors, {"scene": name, "digest": _digest(tensors)})
+            try:
+                write_safetensors(path, tensors, metadata)
+            except OSError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+                write_safetensors(path, tensors, metadata)  # tidied up by a machine that our locks don't reach
         except (OSError, SafetensorError) as error:
             raise OSError(f"{path}: the cache can't be written ({error}); free space, or use --no_cache") from error
         return path

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ..common.files import atomic_write, read_json, refuse_special, write_json
@@ -227,23 +227,33 @@ def save_weights(
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file atomically; `format: pt` is added to the metadata, as other readers expect it.
-
-    The same tensors and metadata give the same bytes: the library writes its metadata in the random order of a hash
-    table, so the header is sorted afterwards.
-    """
+    """Write a safetensors file atomically; `format: pt` is added to the metadata, as other readers expect it."""
     with atomic_write(path, sum(tensor.nbytes for tensor in tensors.values())) as temporary:
-        save_file(dict(tensors), temporary, metadata={"format": "pt", **(metadata or {})})
-        _sort_metadata(temporary)
+        save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
 
 
-def _sort_metadata(path: Path) -> None:
-    """Rewrite a safetensors header in place with its metadata in alphabetical order; the length stays the same."""
-    with open(path, "r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-        entries = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
-        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-        assert len(text) <= size, "the sorted header does not fit into its place"
-        file.seek(8)
-        file.write(text.ljust(size))
+def save_file(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file in place. The same tensors and metadata give the same bytes.
+
+    The library's own function puts metadata into the random order of a hash table, and what it writes stands under a
+    name of its own choice first, which nobody would remove after a killed process.
+    """
+    data = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    end = 0
+    for key, kind in _in_order(data):
+        header[key] = {"dtype": kind, "shape": list(data[key].shape), "data_offsets": [end, end + data[key].nbytes]}
+        end += data[key].nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for key in list(header)[1:]:
+            file.write(memoryview(data[key].reshape(-1).view(torch.uint8).numpy()))
+
+
+def _in_order(tensors: Mapping[str, Tensor]) -> list[tuple[str, str]]:
+    """(key, name of its type) in the order in which safetensors files hold tensors, as the library itself says it."""
+    content = save({key: torch.empty(0, dtype=value.dtype) for key, value in tensors.items()})
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return [(key, entry["dtype"]) for key, entry in header.items() if key != "__metadata__"]
