@@ -90,6 +90,28 @@ def train(arguments: list[str], command: str = "train") -> int:
     return module.main(arguments)
 
 
+def attacked(command: str, arguments: list[str], folder: str) -> int:
+    """A command in a folder; at its end it prints the seconds that it computed and its largest memory in bytes.
+
+    It can't take much more memory than an attack may: the machine has other things to do.
+    """
+    import resource
+
+    from midilite.commands.launch import run
+
+    os.chdir(folder)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + 5 * 2**30
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    try:
+        return run(command, arguments)
+    finally:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        print(f"@usage {usage.ru_utime + usage.ru_stime} {usage.ru_maxrss * 1024}", flush=True)
+
+
 def _patched(owner, name: str, before) -> None:
     """Call `before(*arguments)` ahead of every call of a function or method."""
     original = getattr(owner, name)
