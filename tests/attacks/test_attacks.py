@@ -107,7 +107,7 @@ def options(sandbox, rng):
     return judged(sandbox, case, snapshot(case / "in"), command, [*arguments, *more], " ".join(more))
 
 
-def continued(sandbox, case, more=()):
+def continued(more=()):
     command, arguments = BASE["train"]
     return command, [*arguments, "--resume_from_checkpoint", "latest", "--max_train_steps", "2", *more]
 
@@ -130,7 +130,7 @@ def hostile_checkpoints(sandbox, rng):
         path = folder / f"{which}.safetensors"
         save_file(mutated_tensors(load_file(path), rng), path)
         forge(folder)
-    return judged(sandbox, case, snapshot(case / "in"), *continued(sandbox, case), f"checkpoint's {which}")
+    return judged(sandbox, case, snapshot(case / "in"), *continued(), f"checkpoint's {which}")
 
 
 def resume_with_changes(sandbox, rng):
@@ -155,7 +155,7 @@ def resume_with_changes(sandbox, rng):
         save_file({**tensors, key: tensors[key] * 1.001}, path, {"format": "pt"})
     else:
         more = rng.choice([["--seed", "8"], ["--lora_rank", "3"], ["--logging_steps", "2"], ["--val_fraction", "0.6"]])
-    found = judged(sandbox, case, snapshot(inputs), *continued(sandbox, case, more), f"resume, change {kind} {more}")
+    found = judged(sandbox, case, snapshot(inputs), *continued(more), f"resume, change {kind} {more}")
     if final.exists() and final.read_bytes() != expected:
         found.append(f"resume, change {kind} {more}: another adapter, and nobody was told")
     return found
