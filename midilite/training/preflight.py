@@ -46,11 +46,11 @@ def check_ahead(folder: ModelFolder, options: TrainOptions) -> Shapes:
     return planned_parameters(transformer, nn.ModuleDict(parts), options)
 
 
-def planned_parameters(transformer: nn.Module, towers: nn.ModuleDict, options: TrainOptions) -> Shapes:
+def planned_parameters(transformer: nn.Module, encoders: nn.ModuleDict, options: TrainOptions) -> Shapes:
     """{name: shape} of all adapters' parameters, as the task will name them.
 
     Args:
-        transformer, towers: networks without adapters; the meta device will do.
+        transformer, encoders: networks without adapters; the meta device will do.
 
     Raises:
         ValueError: a target or pattern matches nothing, or a rank can't be.
@@ -58,8 +58,8 @@ def planned_parameters(transformer: nn.Module, towers: nn.ModuleDict, options: T
     config = options.adapter_config()
     planned = lora.planned_parameters(transformer, config)
     if options.train_image_encoders:
-        targets = options.lora_image_encoder_targets or default_targets(towers)
-        planned |= lora.planned_parameters(towers, dataclasses.replace(config, target_modules=targets))
+        targets = options.lora_image_encoder_targets or default_targets(encoders)
+        planned |= lora.planned_parameters(encoders, dataclasses.replace(config, target_modules=targets))
     modules = {key.partition(".lora_")[0] for key in planned}
     _check_patterns("lora_rank_pattern", config.rank_pattern, modules)
     _check_patterns("lora_alpha_pattern", config.alpha_pattern, modules)

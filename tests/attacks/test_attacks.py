@@ -15,9 +15,9 @@ import zlib
 import pytest
 from attack_mutations import NUMBERS, WORDS, damage, mutated, mutated_tensors
 from attack_sandbox import BASE, READS, Sandbox, complaints, make_inputs, snapshot
-from conftest import GOLDEN
+from checkpoints import forge
+from golden_files import GOLDEN
 from safetensors.torch import load_file, save_file
-from test_run_folder import forge
 from trimesh import creation
 
 from midilite.commands.launch import COMMANDS, _named

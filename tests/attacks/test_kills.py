@@ -12,7 +12,7 @@ import signal
 import time
 
 import pytest
-from conftest import GOLDEN
+from golden_files import GOLDEN
 from trimesh import creation
 
 KILLS = int(os.environ.get("MIDILITE_KILLS", 2))

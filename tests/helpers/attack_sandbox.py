@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from conftest import GOLDEN
+from golden_files import GOLDEN
 from processes import Forks
 from safetensors.torch import load_file
 

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import GOLDEN
+from golden_files import GOLDEN
 
 import midilite
 from midilite import lora
@@ -13,14 +13,14 @@ from midilite.inference import pipeline
 
 MIDI = GOLDEN / "midi_tiny"
 SCALES = (0.0, 0.25, 0.5, 1.0, {"default": 2.0}, {}, 0.75, {"default": 0.5})
-CALL = {"num_inference_steps": 2, "guidance_scale": 1.0, "num_tokens": 16, "depth": 3}
+CALL = {"num_inference_steps": 2, "guidance_scale": 1.0, "num_tokens": 16, "grid_depth": 3}
 
 
 @pytest.fixture
 def pipe(monkeypatch):
     pipe = midilite.load_pipeline(MIDI / "checkpoint", device="cpu")
     pipe.load_adapter(MIDI / "lora" / "lora_weights.pth", scale=0.9, lora_alpha=8.0)
-    monkeypatch.setattr(pipeline, "decode_together", lambda vae, latents, *rest: [object()] * len(latents))
+    monkeypatch.setattr(pipeline, "decode_meshes", lambda vae, latents, *rest: [object()] * len(latents))
     monkeypatch.setattr(pipeline, "build_scene", lambda *arguments: None)
     return pipe
 
@@ -51,7 +51,7 @@ def test_eight_threads_with_eight_scales(pipe):
 
 
 def test_two_pipelines_of_one_transformer(pipe):
-    parts = "kind transformer vae scheduler clip dinov2 clip_preprocessor dinov2_preprocessor sampling world".split()
+    parts = "layout transformer vae scheduler clip dinov2 clip_preprocessor dinov2_preprocessor sampling world".split()
     other = pipeline.Pipeline(**{name: getattr(pipe, name) for name in parts})
     expected = latents(pipe, 0.0), latents(pipe, 1.0)
     for _ in range(3):

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import GOLDEN
+from golden_files import GOLDEN
 from safetensors.torch import load_file, save_file
 
 from midilite import lora
@@ -18,7 +18,7 @@ from midilite.model.folder import ModelFolder
 from midilite.training import run_folder
 from midilite.training.options import TrainOptions
 from midilite.training.preflight import check_ahead
-from midilite.training.tasks.image_encoders import TowerTask, load_towers
+from midilite.training.tasks.image_encoders import ImageEncoderTask, load_image_encoders
 from midilite.training.tasks.lora import LoRATask
 
 
@@ -159,7 +159,7 @@ def test_what_is_planned_is_what_is_trained(options, encoders, changes):
     features = train.open_features(folder, options, cpu, 16, stored=False)
     transformer = folder.load_transformer()
     if encoders:
-        task = TowerTask(transformer, load_towers(folder, cpu, torch.float32), [], features, options)
+        task = ImageEncoderTask(transformer, load_image_encoders(folder, cpu, torch.float32), [], features, options)
     else:
         task = LoRATask(transformer, [], features, options)
     assert planned == {key: tuple(value.shape) for key, value in task.parameters.items()}

@@ -134,7 +134,7 @@ def test_modules_that_can_not_train_are_named_once(options, capsys):
         ({"lora_rank_pattern": ("to_q=2.5",)}, "lora_rank_pattern: 'to_q=2.5' is no entry"),
         ({"lora_alpha_pattern": ("=2",)}, "lora_alpha_pattern: '=2' is no entry"),
         ({"lora_init": "svd"}, "lora_init is 'svd', expected one of kaiming, pissa"),
-        ({"lora_init": "pissa", "lora_alpha": -1.0}, "needs alphas above 0"),
+        ({"lora_init": "pissa", "lora_alpha_pattern": ("to_q=-1",)}, "needs alphas above 0"),
     ],
 )
 def test_unusable_options_are_named(options, changes, message):
