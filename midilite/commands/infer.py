@@ -21,6 +21,9 @@ from ..mesh.scene import check_suffix, export_scene
 from ..runtime.exclusions import QUANTIZATIONS, check_base
 
 if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
     from ..inference.pipeline import Pipeline, Result
 
 EXAMPLE = Path(__file__).parents[1] / "assets" / "example"
@@ -106,6 +109,7 @@ def run(options: InferOptions) -> Result:
     from ..runtime.placement import choose_dtype
 
     started = time.monotonic()
+    pictures = _read_pictures(options)
     world, device = start(options.device, PATIENCE)
     pipe = load_pipeline(
         options.pretrained_model,
@@ -122,7 +126,7 @@ def run(options: InferOptions) -> Result:
     if world.is_main:
         partners = f" and {world.size - 1} more of their kind" if world.size > 1 else ""
         say(f"loaded {options.pretrained_model} on {pipe.device}{partners} in {time.monotonic() - started:.1f} s")
-    result, problems = _generate(pipe, options)
+    result, problems = _generate(pipe, options, *pictures)
     if world.is_main:
         for problem in problems:
             say(f"warning: {problem}")
@@ -134,25 +138,39 @@ def run(options: InferOptions) -> Result:
     return result
 
 
-def _generate(pipe: Pipeline, options: InferOptions) -> tuple[Result, list[str]]:
-    """The scene, and the warnings about instances without a surface."""
-    from ..inference.pipeline import NoSurfaceWarning
+def _read_pictures(options: InferOptions) -> tuple[Image.Image, np.ndarray | None]:
+    """The picture and the label map that there may be, padded when that is wanted, before a model is loaded.
+
+    Raises:
+        ValueError: they can't be used.
+    """
+    from ..model.images import load_mask, load_rgb, pad_for_border_objects
 
     rgb, seg = options.rgb_image, options.seg_image
     if rgb is None:
         rgb, seg = str(EXAMPLE / "rgb.png"), str(EXAMPLE / "seg.png")
+    image = load_rgb(rgb)
+    labels = None if seg is None else load_mask(seg, image.size)
+    return pad_for_border_objects(image, labels) if options.padding and labels is not None else (image, labels)
+
+
+def _generate(
+    pipe: Pipeline, options: InferOptions, image: Image.Image, labels: np.ndarray | None
+) -> tuple[Result, list[str]]:
+    """The scene, and the warnings about instances without a surface."""
+    from ..inference.pipeline import NoSurfaceWarning
+
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", NoSurfaceWarning)
         result = pipe(
-            rgb,
-            seg,
+            image,
+            labels,
             num_inference_steps=options.num_inference_steps,
             guidance_scale=options.guidance_scale,
             seed=options.seed,
             num_tokens=options.num_tokens,
             grid_depth=options.grid_depth,
             smoothing=options.smoothing,
-            padding=options.padding,
             on_step=_show_step if pipe.world.is_main else None,
         )
     return result, [str(warning.message) for warning in caught]

@@ -94,6 +94,10 @@ def _guarded(program: str, work: Callable[[], Any], given: Sequence[Any] = ()) -
         return code if isinstance(code, int) else 0
     except KeyboardInterrupt:  # where nothing is to be saved
         return 130
+    except BrokenPipeError:  # who reads the output wants no more of it (`| head`)
+        with contextlib.suppress(OSError, ValueError):  # of a stream that is no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left when it ends
+        return 141
     except (ValueError, OSError, MemoryError, CommandError) as error:
         code = getattr(error, "exit_code", 1)
         rank = f" on rank {os.environ['RANK']}" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""

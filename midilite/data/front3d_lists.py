@@ -19,6 +19,7 @@ from ..common.files import read_json
 from ..common.shared_options import FRONT3D_LISTS
 from ..common.terminal import printable
 
+MOST_BYTES = 2**29  # of a list of rooms or objects
 TEST_ROOMS = 1000  # the reference tests on so many rooms at the end of the list, and trains on the others
 _ROOMS, _OBJECTS = "_room_ids.json", "_furniture_ids.json"
 
@@ -136,11 +137,11 @@ def _list_file(root: Path, given: str | Path | None, option: str, *words: str) -
 
 
 def _read_pair(rooms_file: Path, objects_file: Path) -> RoomLists:
-    rooms = read_json(rooms_file)
+    rooms = read_json(rooms_file, MOST_BYTES)
     if not isinstance(rooms, list):
         raise ValueError(f"{rooms_file}: expected a list of 'HOUSE/ROOM' strings, found {_described(rooms)}")
     names = [_name(room, 2, f"{rooms_file}: entry {i}") for i, room in enumerate(rooms)]
-    objects = read_json(objects_file)
+    objects = read_json(objects_file, MOST_BYTES)
     expected = f'expected one list of objects per room of {rooms_file.name}, as [["OBJECT", ...], ...]'
     if not isinstance(objects, list):
         raise ValueError(f"{objects_file}: {expected}; found {_described(objects)}")

@@ -129,7 +129,7 @@ def _check_folders(root: Path, output: Path) -> None:
         raise ValueError(f"{output}: is a file; --output_dir must be a folder")
     report = output / REPORT
     if report.exists():
-        content = read_json(report)
+        content = read_json(report, 2**29)
         if not isinstance(content, dict) or content.get("made_by") != MADE_BY:
             raise ValueError(f"{report}: was not written by this script and would be replaced; choose another folder")
 

@@ -154,3 +154,11 @@ def test_warnings_and_other_packages_logs_are_lines_without_control_characters(m
     code += "    logging.getLogger('other').warning('mesh \\x1b[1m')"
     told = subprocess.run([sys.executable, "-c", code], cwd=GOLDEN.parents[1], capture_output=True, text=True).stderr
     assert told == "x.py: mesh \\x1b[1m\n"
+
+
+def test_output_that_nobody_reads_any_more_is_no_error():
+    """Past bug: `adapter.py inspect ... | head -1` ended with "Broken pipe"."""
+    code = f"{sys.executable} -c 'import sys; from midilite.commands import launch as l; from midilite.common.terminal"
+    code += ' import tell; sys.exit(l._guarded("x.py", lambda: [tell("line" * 99) for i in range(9999)]))\''
+    run = subprocess.run(f"{code} | head -1", shell=True, cwd=GOLDEN.parents[1], capture_output=True, text=True)
+    assert run.stdout == "line" * 99 + "\n" and run.stderr == ""

@@ -111,7 +111,8 @@ def test_the_command_says_it_in_a_line(tmp_path, capsys):
     images = ["--rgb_image", str(tmp_path / "strip.png"), "--seg_image", str(tmp_path / "mask.png"), "--padding"]
     model = ["--pretrained_model", str(MIDI / "checkpoint"), "--device", "cpu"]
     assert launch.run("infer", [*model, *images, "--output", str(tmp_path / "a.glb")]) == 1
-    assert capsys.readouterr().err.splitlines()[-1].startswith("infer.py: error: the picture of 60000 x 1, padded")
+    said = capsys.readouterr().err  # and nothing was loaded before
+    assert said.startswith("infer.py: error: the picture of 60000 x 1, padded") and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])

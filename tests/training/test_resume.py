@@ -270,7 +270,7 @@ def test_another_number_of_processes_is_named(tmp_path):
 
 def _start_as(options, world):
     class Alone(World):
-        def share(self, value):
+        def broadcast(self, value):
             return value()
 
     return find_start(options, Alone(world.rank, world.size))

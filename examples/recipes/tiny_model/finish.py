@@ -10,9 +10,9 @@ import tempfile
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from midilite.common.files import read_json, write_json, write_png
+from midilite.common.pictures import read_picture
 from midilite.data_prep.prepare import PrepareSettings, prepare
 from midilite.model.folder import ASSETS, config_dict
 from midilite.model.weights import DIFFUSERS_STEM, save_weights
@@ -89,7 +89,7 @@ def write_example(meshes: Path, shapes: ShapeSet, output: Path, number: int) -> 
         found = sorted(p.parent for p in Path(folder).glob("out/*/scene.json"))
         sample = found[number % len(found)]
         for name, source in (("rgb.png", "scene_rgb.png"), ("seg.png", "seg.png")):
-            Image.open(sample / source).save(output / name)
+            read_picture(sample / source).save(output / name)
 
 
 def median(values: list[float]) -> float:
