@@ -21,6 +21,7 @@ import numpy as np
 from .files import refuse_special
 from .pickles import Dialect, Machine, Name
 
+MOST_BYTES = 2**30  # of one array
 _ONE_HEADER = threading.Lock()
 
 
@@ -64,6 +65,8 @@ def _read_numbers(file: BinaryIO, shape: tuple[int, ...], columns_first: bool, d
     count, left = math.prod(shape), os.fstat(file.fileno()).st_size - file.tell()
     if not 0 <= count * dtype.itemsize <= left:
         raise ValueError(f"an array of {shape} {dtype} takes {count * dtype.itemsize} bytes, it has {left}")
+    if count * dtype.itemsize > MOST_BYTES:  # also of a file with holes, which costs its maker nothing
+        raise ValueError(f"an array of {shape} {dtype} is larger than the {MOST_BYTES:,} bytes that are read")
     numbers = np.fromfile(file, dtype, count)
     return numbers.reshape(shape[::-1]).T if columns_first else numbers.reshape(shape)
 

@@ -32,7 +32,7 @@ from ..model.config import Sampling
 from ..model.dit import DiT
 from ..model.encoders import CLIPVision, DINOv2, encode_pixels
 from ..model.folder import MODEL_LAYOUTS, ModelFolder, ModelLayout, default_num_tokens, save_model_folder
-from ..model.images import ImageSource, label_values, load_mask, load_rgb, pad_for_border_objects, split_instances
+from ..model.images import ImageSource, each_instance, label_values, load_mask, load_rgb, pad_for_border_objects
 from ..model.layers import Placement
 from ..model.preprocess import Preprocessor, condition_pixels
 from ..model.vae import VAE
@@ -321,7 +321,7 @@ class Pipeline:
             return ImageConditions(None, self._encode(self.dinov2, pixels), [1], image, labels)
         if labels is None:
             raise ValueError("this model makes a scene from an image and an instance mask: pass a mask (seg_image) too")
-        instances = split_instances(image, labels)
+        instances = each_instance(image, labels)
         for_clip, for_dinov2 = condition_pixels(instances, image, self.clip_preprocessor, self.dinov2_preprocessor)
         clip, dinov2 = self._encode(self.clip, for_clip), self._encode(self.dinov2, for_dinov2)
         return ImageConditions(clip, dinov2, label_values(labels), image, labels)

@@ -13,6 +13,7 @@ from ..render.camera import orbit_camera
 from ..render.renderer import as_scene, preview_sheet, render
 
 SIZE = 320
+MOST_SHOWN = 2048  # pixels on a side of what a mask is painted on: in floating point a photograph takes gigabytes
 CAPTIONS = ("input", "mask", "front", "side")
 _SIDES = (0.0, 50.0)  # degrees of azimuth
 _ELEVATION = 15.0
@@ -42,8 +43,10 @@ def scene_pictures(scene, size: int = SIZE) -> list[Image.Image]:
 
 
 def mask_picture(image: Image.Image, labels: np.ndarray | None) -> Image.Image:
-    """The instances in their colours over a pale version of the image."""
-    pixels = 255 - (255 - np.asarray(image.convert("RGB"), dtype=np.float32)) * 0.3
+    """The instances in their colours over a pale version of the image, smaller where that is very large."""
+    step = max(1, max(image.size) // MOST_SHOWN)
+    labels = None if labels is None else labels[::step, ::step]
+    pixels = 255 - (255 - np.asarray(image.convert("RGB"))[::step, ::step].astype(np.float32)) * 0.3
     for i, label in enumerate([] if labels is None else label_values(labels)):
         pixels[labels == label] = instance_color(i)
     return Image.fromarray(pixels.astype(np.uint8))

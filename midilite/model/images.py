@@ -13,6 +13,7 @@ Left out: finding the instances. Masks come from the user, a segmenter, or our r
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -217,7 +218,14 @@ def _solid_labels(labels: np.ndarray) -> set[int]:
 
 
 def split_instances(rgb: Image.Image, labels: np.ndarray) -> list[Instance]:
+    """All of `each_instance`, with its arguments and errors."""
+    return list(each_instance(rgb, labels))
+
+
+def each_instance(rgb: Image.Image, labels: np.ndarray) -> Iterator[Instance]:
     """Cut a scene into its instances, one for every label in ascending order.
+
+    Each is made when it is asked for: 64 of them at the size of a large photograph are more than memory holds.
 
     Args:
         rgb: RGB image [W x H].
@@ -233,12 +241,10 @@ def split_instances(rgb: Image.Image, labels: np.ndarray) -> list[Instance]:
     if not ids:
         raise ValueError("there is no label to split")
     pixels = np.asarray(rgb)
-    instances = []
     for label in ids:
         inside = labels == label
         alone = Image.fromarray(np.where(inside[..., None], pixels, np.uint8(255)))
-        instances.append(Instance(label, alone, inside.astype(np.uint8) * 255))
-    return instances
+        yield Instance(label, alone, inside.astype(np.uint8) * 255)
 
 
 def _check_pair(rgb: Image.Image, labels: np.ndarray) -> None:

@@ -9,7 +9,7 @@ tests compare with): convert, resize, centre crop, rescale, normalise.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -113,9 +113,13 @@ def dinov2_pixels(instance: Instance, scene: ImageSource | Tensor, preprocessor:
 
 
 def condition_pixels(
-    instances: Sequence[Instance], scene: ImageSource, clip: Preprocessor, dinov2: Preprocessor
+    instances: Iterable[Instance], scene: ImageSource, clip: Preprocessor, dinov2: Preprocessor
 ) -> tuple[Tensor, Tensor]:
-    """The pixels of a whole scene for both encoders: CLIP's [n, 3, H, W] and DINOv2's [n, 7, H', W']."""
+    """The pixels of a whole scene for both encoders: CLIP's [n, 3, H, W] and DINOv2's [n, 7, H', W'].
+
+    The instances are gone through once, one at a time.
+    """
     scene_pixels = dinov2(scene)
-    seven = [dinov2_pixels(instance, scene_pixels, dinov2) for instance in instances]
-    return torch.stack([clip(instance.rgb) for instance in instances]), torch.stack(seven)
+    pairs = [(clip(instance.rgb), dinov2_pixels(instance, scene_pixels, dinov2)) for instance in instances]
+    for_clip, for_dinov2 = zip(*pairs, strict=True)
+    return torch.stack(for_clip), torch.stack(for_dinov2)

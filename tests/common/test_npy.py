@@ -187,3 +187,12 @@ def test_random_opcodes_end_in_a_value_or_a_sentence(tmp_path):
         except ValueError:
             refused += 1
     assert 200 < refused < 400
+
+
+def test_an_array_of_holes_is_not_read(tmp_path):
+    """A sparse file says it holds 40 GB and takes no room; memory would."""
+    with open(tmp_path / "a.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"shape": (10**10,), "fortran_order": False, "descr": "<f4"})
+        file.truncate(4 * 10**10 + 200)
+    with pytest.raises(ValueError, match="is larger than the 1,073,741,824 bytes"):
+        load_npy(tmp_path / "a.npy")
