@@ -86,7 +86,7 @@ def test_killed_at_any_moment_the_end_is_the_same(forks, meshes, tmp_path):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         for i, (command, words) in enumerate(arguments(part, meshes)):
-            for _ in range(rng.randint(1, 3)):
+            for _ in range(rng.randint(1, 2 + KILLS // 10)):
                 pid = forks.start("train", log, arguments=words, command=command)
                 time.sleep(rng.uniform(0, 0.9 * seconds[i]))
                 os.kill(pid, signal.SIGKILL)

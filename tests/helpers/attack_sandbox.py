@@ -147,7 +147,8 @@ def complaints(case: Path, before: dict[str, str], outcome: Outcome) -> list[str
         found.append("a traceback")
     refusals = [line for line in outcome.text.splitlines() if REFUSAL.match(line)]
     reported = REPORT.search(outcome.text)
-    if outcome.code in (1, 2) and (len(refusals) != (not reported) or outcome.text.count("\n") > MOST_LINES):
+    is_told = len(refusals) == 1 or (reported and not refusals)
+    if outcome.code in (1, 2) and (not is_told or outcome.text.count("\n") > MOST_LINES):
         found.append(f"{len(refusals)} refusals in {outcome.text.count(chr(10))} lines")
     if outcome.seconds > SECONDS:
         found.append(f"{outcome.seconds:.1f} s")
@@ -164,7 +165,7 @@ def complaints(case: Path, before: dict[str, str], outcome: Outcome) -> list[str
 def wrong_results(out: Path) -> list[str]:
     """Results that can't be read back, or are not finite."""
     found = []
-    for path in out.rglob("*"):
+    for path in (path for path in out.rglob("*") if path.is_file()):
         try:
             if path.name == "adapter_config.json":
                 adapter = read_adapter(path.parent)
