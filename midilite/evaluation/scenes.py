@@ -110,7 +110,8 @@ class Evaluation:
         """See `interfaces.Observer`."""
         options = self.options
         measure = self.with_metrics and run.is_due(options.eval_every)
-        draw = run.is_due(options.preview_every)
+        # a run too short for any preview has none at its end either
+        draw = run.is_due(options.preview_every) and run.total_steps >= options.preview_every
         if not measure and not draw:
             return {}
         table, sheets = self._generate_all(run.world, run.device, draw)

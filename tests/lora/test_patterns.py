@@ -52,8 +52,8 @@ def test_regular_expressions_mean_what_they_mean_to_peft():
     positive = 0
     for _ in range(1500):
         pattern = random_regex(rng)
-        for _ in range(12):
-            path = "".join(rng.choice("ab.1_") for _ in range(rng.randint(0, 7)))
+        for _ in range(12):  # of short names: re tries all ways to read one, which can be very many
+            path = "".join(rng.choice("ab.1_") for _ in range(rng.randint(0, 4)))
             expected = re.match(rf"(.*\.)?({pattern})$", path) is not None
             assert peft_pattern(pattern).fullmatch(path) == expected, (pattern, path)
             positive += expected
