@@ -243,9 +243,11 @@ def test_a_resumed_run_is_the_uninterrupted_run(options, tmp_path):
     assert run(output_dir=str(tmp_path / "part"), resume_from_checkpoint="latest").read_bytes() == whole
 
 
-def test_watching_changes_nothing_and_sees_the_image_encoders(options, tmp_path):
+def test_watching_changes_nothing_and_sees_the_image_encoders(options, quick_model, tmp_path):
     """Validation loss, generated scenes and the comparison use the encoders as they are, and the base without any."""
-    options = dataclasses.replace(options, lora_dropout=0.3, val_fraction=0.2, max_train_steps=4, ema_decay=0.5)
+    options = dataclasses.replace(
+        options, pretrained_model=quick_model, lora_dropout=0.3, val_fraction=0.2, max_train_steps=4, ema_decay=0.5
+    )
     quiet = dataclasses.replace(options, validate_every=0, preview_every=0, output_dir=str(tmp_path / "quiet"))
     watched = dataclasses.replace(
         options, validate_every=2, eval_every=4, preview_every=4,
