@@ -111,4 +111,4 @@ def test_a_graph_that_becomes_garbage_does_not_end_the_recording_of_another():
     finally:
         gc.set_threshold(*usual)
         gc.unfreeze()
-    assert torch.equal(weight.grad, x) and len(passes._recordings) == 1
+    assert torch.equal(weight.grad, x) and len(passes._captures) == 1

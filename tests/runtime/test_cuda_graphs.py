@@ -64,9 +64,9 @@ def test_no_garbage_is_collected_while_a_pass_is_recorded(monkeypatch):
     collecting, graph = [], object()
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
     monkeypatch.setattr(torch.cuda, "graph", lambda *args, **kwargs: contextlib.nullcontext())
-    with graphs._recording() as found:
+    with graphs._capturing() as found:
         collecting.append(gc.isenabled())
-    with pytest.raises(RuntimeError), graphs._recording():
+    with pytest.raises(RuntimeError), graphs._capturing():
         raise RuntimeError
     assert found is graph and collecting == [False] and gc.isenabled()
 
@@ -84,10 +84,10 @@ def test_without_memory_for_recordings_the_pass_is_repeated_without_them():
         return plain(groups, inputs)
 
     recorded, x = LossGraphs(loss_fn, [used, idle]), torch.randn(3)
-    recorded._recordings[()] = None  # stands for one that holds memory
+    recorded._captures[()] = None  # stands for one that holds memory
     loss, _ = recorded((1,), [x])
     loss.backward()
-    assert torch.equal(used.grad, x) and "not enough memory" in recorded.disabled and not recorded._recordings
+    assert torch.equal(used.grad, x) and "not enough memory" in recorded.disabled and not recorded._captures
     failures.append(torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(torch.OutOfMemoryError):
         recorded((1,), [x])

@@ -231,7 +231,7 @@ def test_what_does_not_go_together_is_named(midi_golden):
 def test_a_pipeline_gives_the_same_latents():
     images = MIDI / "scene_rgb.png", MIDI / "scene_seg.png"
     latents = []
-    for settings in ({}, {"offload": True}):
+    for settings in ({}, {"offload_blocks": True}):
         pipe = midilite.load_pipeline(MIDI / "checkpoint", "cpu", **settings)
         pipe.load_adapter(MIDI / "lora" / "lora_weights.pth", lora_alpha=8.0)
         conditions = pipe.encode_images(*images)

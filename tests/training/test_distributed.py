@@ -262,9 +262,16 @@ def test_a_restart_never_meets_the_addresses_of_dead_processes():
         start(number, late)
 
 
+def gpus(monkeypatch, count):
+    """Let torch think that there are some."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+
 def test_devices_follow_the_local_rank(monkeypatch):
     """On the second node of two, global rank 3 is the second process of its machine and takes the second GPU."""
     joined, chosen = [], []
+    gpus(monkeypatch, 2)
     monkeypatch.setattr(distributed, "_join", lambda world, device, timeout: joined.append(device))
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     for name, value in {"RANK": 3, "WORLD_SIZE": 4, "LOCAL_RANK": 1}.items():
@@ -277,7 +284,7 @@ def test_devices_follow_the_local_rank(monkeypatch):
 
 def test_a_device_has_a_number(monkeypatch):
     """Past bug: torch.cuda.set_device refuses a device without one, so no single process could train on a GPU."""
+    gpus(monkeypatch, 4)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: torch._utils._get_device_index(device))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for given, number in ((None, 0), ("cuda", 0), ("cuda:3", 3)):
         assert distributed.start(given)[1] == torch.device("cuda", number)
