@@ -7,6 +7,11 @@ from adapter_study import work
 from PIL import Image
 
 
+def rounded(rows):
+    """To six digits: other processes may use more threads, which add up in another order."""
+    return json.loads(json.dumps(rows), parse_float=lambda text: round(float(text), 6))
+
+
 def test_both_studies_run_and_a_repeated_command_trains_nothing_anew(tmp_path, quick_model, capsys, monkeypatch):
 
     arguments = f"""--pretrained_model {quick_model} --output {tmp_path} --kinds LoRA PiSSA
@@ -27,7 +32,7 @@ def test_both_studies_run_and_a_repeated_command_trains_nothing_anew(tmp_path, q
     assert json.loads((tmp_path / "report" / "study.json").read_text()) == document
     assert study.main([*arguments, "--workers", "2"]) == 0  # measured in other processes, and not trained there either
     again = json.loads((tmp_path / "report" / "study.json").read_text())
-    assert (again["kinds"], again["mixes"]) == (kinds, mixes)
+    assert rounded(again["kinds"]) == rounded(kinds) and rounded(again["mixes"]) == rounded(mixes)
     capsys.readouterr()
     assert study.main([*arguments, "--batch_size", "1"]) == 1
     assert "was trained with other settings" in capsys.readouterr().err

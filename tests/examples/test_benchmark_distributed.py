@@ -70,9 +70,9 @@ def test_a_case_that_hangs_is_ended_and_left_out_next_time(forks, tmp_path):
         "--scene_instances",
         "1",
         "--steps",
-        "10000",
+        "1000",
         "--num_tokens",
-        "8",
+        "256",
     ]
     codes = forks.run_group("train", log, arguments=[*slow, "--limit_seconds", "8"], command="benchmarks/distributed")
     assert codes == [1, 1]
