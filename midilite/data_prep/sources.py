@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..common.files import read_json
-from ..mesh.geometry import MESH_SUFFIXES, face_normals_and_areas, load_mesh, load_parts
+from ..mesh.geometry import face_normals_and_areas
+from ..mesh.reading import MESH_SUFFIXES, load_mesh, load_parts
 from .options import SPLIT_NODES
 
 if TYPE_CHECKING:

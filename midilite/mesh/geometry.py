@@ -1,166 +1,28 @@
-"""Meshes as the rest of midilite wants them: loaded, checked, named, in one common frame, and sampled.
+"""Meshes as the rest of midilite wants them: joined, in one common frame, and sampled. `reading.py` reads their files.
 
-A mesh here is a `trimesh.Trimesh`; trimesh reads the file formats and the scene graph, and is imported only inside the
-functions that need it. What this file adds:
+A mesh here is a `trimesh.Trimesh`; trimesh is imported only inside the functions that need it. What this file adds:
 
-- parts: one mesh per scene-graph node that carries geometry, with the node's transform applied and a unique name in
-  `mesh.metadata["name"]`. A glTF node whose mesh has several primitives (one per material) is still one part;
-- honesty: a file that is empty, unreadable, without faces or with NaN is a ValueError that names file and reason;
+- joining: several meshes as one that still looks like them;
 - the scene frame: every object of a scene is moved and scaled by the same numbers into [-0.95, 0.95]^3, so that objects
   keep their places, which is what MIDI learns;
 - surfaces: area-weighted random points with unit face normals, repeatable from a generator.
-
-Frame: right-handed, y up as in glTF, the front of an object looks along +z. Files of other conventions are not rotated,
-because OBJ, PLY, STL and OFF do not say which way is up. Colours are taken as stored (as trimesh does): a glTF factor
-counts as display RGB and is not converted from linear light. Left out: animation, skins, lines and point clouds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .limits import check_corners, check_limits, gltf_json, resolver
 from .normals import estimate_normals as estimate_normals
 
 if TYPE_CHECKING:
     import trimesh
 
-MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
-
 _DEFAULT_GREY = 178  # of a mesh that has no colour at all
 _READER_GREY = (102, 102, 102, 255)  # what trimesh's OBJ reader says then
 _MAX_TILE = 1024  # longest side of a texture inside an atlas: more than a preview or a training image can show
-
-
-# ---------------------------------------------------------------------------------------------------------- loading
-
-
-def load_parts(path: str | Path) -> list[trimesh.Trimesh]:
-    """Read a mesh file as one mesh per scene-graph node (OBJ: per `o` object), transforms applied, colours kept.
-
-    Args:
-        path: a file whose suffix, in upper or lower case, is one of `MESH_SUFFIXES`.
-
-    Returns:
-        Parts in file order, each with a unique `metadata["name"]`; vertices in the frame of the file's scene.
-
-    Raises:
-        ValueError: names the file and why it can't be used (missing, empty, unreadable, no faces, NaN or infinity).
-    """
-    path = Path(path)
-    try:
-        parts = _read_parts(path)
-        check_corners(path, sum(len(part.faces) for part in parts))
-        return parts
-    except ValueError as error:
-        raise error if str(path) in str(error) else ValueError(f"{path}: cannot be read ({error})") from error
-
-
-def _read_parts(path: Path) -> list[trimesh.Trimesh]:
-    scene = _read_scene(path)
-    groups: dict[str, list[trimesh.Trimesh]] = {}
-    for node in _nodes_in_order(scene, path):
-        matrix, geometry_name = scene.graph[node]
-        geometry = scene.geometry[geometry_name]
-        if len(getattr(geometry, "faces", ())):  # paths and point clouds have no faces
-            groups.setdefault(_part_name(scene, node, geometry, path), []).append(_placed(geometry, matrix, path, node))
-    if not groups:
-        raise ValueError(f"{path}: has no faces (nothing but points or lines, or no geometry at all)")
-    return [join_meshes(pieces, name) for name, pieces in groups.items()]
-
-
-def load_mesh(path: str | Path) -> trimesh.Trimesh:
-    """Read a mesh file as one mesh: all parts of `load_parts` joined, named after the file.
-
-    Raises:
-        ValueError: as `load_parts`.
-    """
-    return join_meshes(load_parts(path), Path(path).stem)
-
-
-def scene_parts(scene: trimesh.Scene) -> list[trimesh.Trimesh]:
-    """The meshes of a scene in memory, each a copy in the scene's frame, named after its node."""
-    return [
-        _placed(scene.geometry[scene.graph[node][1]], scene.graph[node][0], Path("scene"), node)
-        for node in scene.graph.nodes_geometry
-        if len(getattr(scene.geometry[scene.graph[node][1]], "faces", ()))
-    ]
-
-
-def _read_scene(path: Path) -> trimesh.Scene:
-    import trimesh
-
-    from ..common.pictures import few_formats
-
-    suffix = path.suffix.lower()
-    if suffix not in MESH_SUFFIXES:
-        raise ValueError(f"{path}: {path.suffix or 'no suffix'} is not a mesh format read here {MESH_SUFFIXES}")
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path}: the file is empty")
-    # process=False: trimesh's processing would silently drop the NaN vertices that we have to report
-    options = {"split_objects": True} if suffix == ".obj" else {}
-    check_limits(path)
-    try:
-        with few_formats():
-            return trimesh.load_scene(str(path), process=False, resolver=resolver(path), **options)
-    except Exception as error:  # the readers raise anything from IndexError to NotImplementedError on a damaged file
-        raise ValueError(f"{path}: cannot be read as {suffix[1:]} ({type(error).__name__}: {error})") from error
-
-
-def _nodes_in_order(scene: trimesh.Scene, path: Path) -> list[str]:
-    """Nodes with geometry in the order of the file, because labels of a mask are matched to parts by order."""
-    nodes = list(scene.graph.nodes_geometry)[::-1]  # trimesh takes OBJ chunks and glTF nodes from the end
-    if path.suffix.lower() not in (".glb", ".gltf"):
-        return nodes
-    rank = {name: i for i, name in enumerate(_gltf_node_names(path))}
-    parents = scene.graph.transforms.parents
-    return sorted(nodes, key=lambda node: rank.get(node, rank.get(parents.get(node), len(rank))))
-
-
-def _gltf_node_names(path: Path) -> list[str]:
-    """The names of a glTF file's nodes in file order, made unique as trimesh's reader does."""
-    from trimesh.util import unique_name
-
-    names: dict[str, None] = {}
-    counts: dict[str, int] = {}
-    for i, node in enumerate(gltf_json(path).get("nodes", [])):
-        names[unique_name(node.get("name", str(i)), names, counts=counts)] = None
-    return list(names)
-
-
-def _part_name(scene: trimesh.Scene, node: str, geometry: trimesh.Trimesh, path: Path) -> str:
-    """The node that the user made: trimesh adds child nodes for glTF primitives and splits OBJ objects by material."""
-    if geometry.metadata.get("from_gltf_primitive"):
-        return scene.graph.transforms.parents.get(node, node)
-    if path.suffix.lower() == ".obj":
-        material = getattr(getattr(geometry.visual, "material", None), "name", None) or ""
-        name = node.removesuffix(f"_{material}") if material else node
-        return path.stem if name in (material, path.name) else name
-    return path.stem if node == path.name else node
-
-
-def _placed(geometry: trimesh.Trimesh, matrix: np.ndarray, path: Path, node: str) -> trimesh.Trimesh:
-    """A checked copy in the scene's frame."""
-    mesh = geometry.copy()
-    mesh.metadata["name"] = node
-    faces = np.asarray(mesh.faces)
-    if faces.min() < 0 or faces.max() >= len(mesh.vertices):
-        found = f"index {faces.min() if faces.min() < 0 else faces.max()} of {len(mesh.vertices)} vertices"
-        raise ValueError(f"{path}: a face of '{node}' refers to a vertex that is not there ({found})")
-    bad = ~np.isfinite(np.asarray(mesh.vertices)).all(axis=1)
-    if bad.any() or not np.isfinite(matrix).all():
-        raise ValueError(f"{path}: '{node}' has {int(bad.sum())} vertices (of {len(bad)}) with NaN or infinity")
-    mesh.apply_transform(matrix)
-    if path.suffix.lower() == ".stl":
-        mesh.merge_vertices()  # STL repeats every corner
-    mesh.remove_unreferenced_vertices()
-    return mesh
 
 
 # ---------------------------------------------------------------------------------------------------------- joining

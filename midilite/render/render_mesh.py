@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..mesh import geometry
+from ..mesh import geometry, reading
 
 if TYPE_CHECKING:
     import trimesh
@@ -151,7 +151,7 @@ def as_scene(meshes, device: str | torch.device | None = None, ids: Sequence[int
             raise ValueError("ids are given to the objects of a list; a RenderMesh has its own (see join)")
         return meshes if device is None else meshes.to(device)
     if hasattr(meshes, "graph"):
-        meshes = geometry.scene_parts(meshes)
+        meshes = reading.scene_parts(meshes)
     elif hasattr(meshes, "faces"):
         meshes = [meshes]
     if not len(meshes):

@@ -20,7 +20,7 @@ from midilite.common.npy import load_npy
 from midilite.common.yaml_file import read_yaml
 from midilite.inference.preview import fitted, mask_picture
 from midilite.lora.files import read_adapter
-from midilite.mesh.geometry import load_mesh
+from midilite.mesh.reading import load_mesh
 from midilite.model.config import PreprocessorConfig
 from midilite.model.images import (
     each_instance,

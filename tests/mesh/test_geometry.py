@@ -1,4 +1,4 @@
-"""geometry.py (loading, checks, joining, scene frame, sampling) and normals.py against closed forms and scipy."""
+"""reading.py (loading), geometry.py (joining, scene frame, sampling) and normals.py against closed forms and scipy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import trimesh
 from normalised import normalise_scene
 from PIL import Image
 
-from midilite.mesh import geometry, normals
+from midilite.mesh import geometry, normals, reading
 
 SHARED = Path(__file__).parents[3] / "shared" / "meshes"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared meshes are not part of the repository")
@@ -39,7 +39,7 @@ def textured_quad(left=(255, 0, 0), right=(0, 0, 255), factor=None, z=0.0) -> tr
 # -------------------------------------------------------------------------------------------------------- loading
 
 
-@pytest.mark.parametrize("suffix", geometry.MESH_SUFFIXES)
+@pytest.mark.parametrize("suffix", reading.MESH_SUFFIXES)
 @pytest.mark.parametrize("upper", [False, True])
 def test_every_format_gives_the_same_shape(tmp_path, suffix, upper):
     """Six formats, suffix in either case: area, volume and bounds of the box that was written."""
@@ -51,7 +51,7 @@ def test_every_format_gives_the_same_shape(tmp_path, suffix, upper):
         path = tmp_path / f"box{suffix}"
         plain_box((1, 2, 3)).export(path)
     path = path.rename(path.with_suffix(suffix.upper())) if upper else path
-    mesh = geometry.load_mesh(path)
+    mesh = reading.load_mesh(path)
     assert mesh.metadata["name"] == path.stem
     assert len(mesh.faces) == 12 and mesh.area == pytest.approx(6.0, abs=1e-6)
     np.testing.assert_allclose(mesh.bounds, [[0.5, 1.5, 2.5], [1.5, 2.5, 3.5]], atol=1e-6)
@@ -65,7 +65,7 @@ def test_parts_are_nodes_with_their_transforms_in_file_order(tmp_path):
         turn[:3, 3] = [3.0 * i, 0, 0]
         scene.add_geometry(plain_box(), node_name=name, geom_name=f"shape{i}", transform=turn)
     scene.export(tmp_path / "room.glb")
-    parts = geometry.load_parts(tmp_path / "room.glb")
+    parts = reading.load_parts(tmp_path / "room.glb")
     assert [p.metadata["name"] for p in parts] == ["sofa", "lamp", "rug", "cup"]
     for i, part in enumerate(parts):
         half = (abs(np.cos(0.3 * i)) + abs(np.sin(0.3 * i))) / 2  # of a turned unit square
@@ -77,7 +77,7 @@ def test_one_mesh_in_two_nodes_is_two_parts(tmp_path):
     scene.add_geometry(plain_box(), node_name="a", geom_name="shared")
     scene.graph.update("b", matrix=trimesh.transformations.translation_matrix([5, 0, 0]), geometry="shared")
     scene.export(tmp_path / "twice.glb")
-    parts = geometry.load_parts(tmp_path / "twice.glb")
+    parts = reading.load_parts(tmp_path / "twice.glb")
     assert sorted(p.metadata["name"] for p in parts) == ["a", "b"]
     assert sorted(round(float(p.bounds[0, 0]), 3) for p in parts) == [-0.5, 4.5]
 
@@ -89,7 +89,7 @@ def test_obj_objects_with_several_materials_are_one_part_each(tmp_path):
         "mtllib m.mtl\no first\nv 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nusemtl red\nf 1 2 3\nusemtl blue\nf 1 2 4\n"
         "o second\nv 5 0 0\nv 6 0 0\nv 5 1 0\nusemtl red\nf 5 6 7\n"
     )
-    first, second = geometry.load_parts(tmp_path / "two.obj")
+    first, second = reading.load_parts(tmp_path / "two.obj")
     assert (first.metadata["name"], second.metadata["name"]) == ("first", "second")
     assert len(first.faces) == 2 and len(second.faces) == 1 and len(second.vertices) == 3
     colors = {tuple(c) for c in geometry.vertex_colors(first)[:, :3].tolist()}
@@ -100,11 +100,11 @@ def test_obj_objects_with_several_materials_are_one_part_each(tmp_path):
 @needs_shared
 def test_gltf_primitives_of_one_node_are_one_part():
     """Kenney's fridge: two nodes (body, door) with 2 and 3 primitives; material colours as the file's JSON has them."""
-    body_and_door = geometry.load_parts(SHARED / "kenney" / "furniture" / "kitchenFridgeSmall.glb")
+    body_and_door = reading.load_parts(SHARED / "kenney" / "furniture" / "kitchenFridgeSmall.glb")
     assert sorted(p.metadata["name"] for p in body_and_door) == ["kitchenFridgeSmall", "kitchenFridgeSmall.001"]
     found = {tuple(c) for p in body_and_door for c in geometry.vertex_colors(p)[:, :3].tolist()}
     assert found == {(239, 250, 244), (178, 211, 196), (189, 210, 214), (78, 99, 99)}
-    assert len(geometry.load_mesh(SHARED / "kenney" / "furniture" / "kitchenFridgeSmall.glb").faces) == 152
+    assert len(reading.load_mesh(SHARED / "kenney" / "furniture" / "kitchenFridgeSmall.glb").faces) == 152
 
 
 def _write_bad(folder: Path, kind: str) -> Path:
@@ -144,14 +144,14 @@ def _write_bad(folder: Path, kind: str) -> Path:
 def test_bad_files_are_named_with_their_reason(tmp_path, kind, reason):
     path = _write_bad(tmp_path, kind)
     with pytest.raises(ValueError) as error:
-        geometry.load_parts(path)
+        reading.load_parts(path)
     assert str(path) in str(error.value) and reason in str(error.value)
 
 
 def test_face_that_refers_to_no_vertex_is_named():
     mesh = trimesh.Trimesh(np.eye(3), [[0, 1, 7]], process=False)
     with pytest.raises(ValueError, match=r"'loose' refers to a vertex that is not there \(index 7 of 3 vertices\)"):
-        geometry.scene_parts(_scene_of(mesh, "loose"))
+        reading.scene_parts(_scene_of(mesh, "loose"))
 
 
 def _scene_of(mesh: trimesh.Trimesh, name: str) -> trimesh.Scene:
@@ -169,7 +169,7 @@ def test_truncated_glb_is_a_readable_error(tmp_path):
         path = tmp_path / "cut.glb"
         path.write_bytes(data[:end])
         with pytest.raises(ValueError, match="cut.glb"):
-            geometry.load_mesh(path)
+            reading.load_mesh(path)
 
 
 def test_loading_needs_nothing_beyond_trimesh_and_numpy(tmp_path):
@@ -181,9 +181,9 @@ def test_loading_needs_nothing_beyond_trimesh_and_numpy(tmp_path):
         "import sys\n"
         "for name in ('scipy', 'networkx', 'shapely', 'rtree', 'skimage'): sys.modules[name] = None\n"
         "import numpy as np\n"
-        "from midilite.mesh import geometry\n"
+        "from midilite.mesh import geometry, reading\n"
         f"for name in ('b.stl', 'b.obj', 'b.glb'):\n"
-        f"    mesh = geometry.load_mesh(r'{tmp_path}/' + name)\n"
+        f"    mesh = reading.load_mesh(r'{tmp_path}/' + name)\n"
         "    geometry.sample_surface(mesh, 10, np.random.default_rng(0))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
@@ -241,7 +241,7 @@ def test_meshes_without_colour_are_light_grey_in_every_format(tmp_path):
     (tmp_path / "a.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nvt 1 0\nvt 0 1\nf 1/1 2/2 3/3\n")
     (tmp_path / "b.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
     for name in ("a.obj", "b.obj"):
-        np.testing.assert_array_equal(geometry.vertex_colors(geometry.load_mesh(tmp_path / name))[0], [178] * 3 + [255])
+        np.testing.assert_array_equal(geometry.vertex_colors(reading.load_mesh(tmp_path / name))[0], [178] * 3 + [255])
 
 
 # ---------------------------------------------------------------------------------------------------- scene frame
@@ -389,7 +389,7 @@ def test_normals_of_classic_meshes(name, least, wrong_side):
     """20,480 points, as in training. Measured 0.957, 0.980, 0.966, 0.928, 0.993, 0.954 (signs: 0.4% wrong on teapot and
     cow, 2.3% on suzanne, most of them on the eyeballs' backs). The cow is short of the 0.95 aimed at: 15% of its points
     lie on facets with one or two samples. Two other seeds gave suzanne 0.943 and 0.950, cow 0.930 and 0.923."""
-    mesh = normalise_scene([geometry.load_mesh(SHARED / "classic" / f"{name}.obj")])[0][0]
+    mesh = normalise_scene([reading.load_mesh(SHARED / "classic" / f"{name}.obj")])[0][0]
     close, wrong = _agreement(mesh, 20480)
     assert close > least and wrong < wrong_side
 

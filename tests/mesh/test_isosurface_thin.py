@@ -21,8 +21,8 @@ from surfaces import Counted, check_manifold
 from tiny_model.sdf import unsigned_distance
 
 from midilite.evaluation.metrics import chamfer_distance
-from midilite.mesh.geometry import load_mesh
 from midilite.mesh.isosurface import Surface, extract_surface
+from midilite.mesh.reading import load_mesh
 
 FURNITURE = Path(__file__).parents[3] / "shared" / "meshes" / "kenney" / "furniture"
 ALL = (

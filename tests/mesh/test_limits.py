@@ -10,7 +10,7 @@ import pytest
 import trimesh
 
 from midilite.mesh import limits
-from midilite.mesh.geometry import load_mesh, load_parts
+from midilite.mesh.reading import load_mesh, load_parts
 
 CORNERS = 300_000
 

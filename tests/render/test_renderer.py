@@ -12,7 +12,7 @@ import trimesh
 from normalised import normalise_scene
 from PIL import Image
 
-from midilite.mesh import geometry
+from midilite.mesh import geometry, reading
 from midilite.render import renderer as render
 from midilite.render.camera import Camera, orbit_camera
 from midilite.render.render_mesh import RenderMesh, as_scene, corner_normals, join, to_render_mesh
@@ -419,7 +419,7 @@ def test_preview_sheet_places_pictures_in_rows():
 def test_furniture_is_seen_as_coloured_and_masked():
     """Four Kenney models side by side: all ids present, in view, colours of the file's materials under flat light."""
     names = ["loungeSofa", "chair", "bear", "washer"]
-    meshes = [geometry.load_mesh(SHARED / "kenney" / "furniture" / f"{name}.glb") for name in names]
+    meshes = [reading.load_mesh(SHARED / "kenney" / "furniture" / f"{name}.glb") for name in names]
     for i, mesh in enumerate(meshes):
         mesh.apply_translation([1.3 * i, 0, 0])
     meshes, _, _ = normalise_scene(meshes)

@@ -17,7 +17,7 @@ from midilite.data.sample_folder import write_sample
 from midilite.data_prep.prepare import list_arrangements
 from midilite.data_prep.samples import PrepareSettings, build_samples
 from midilite.data_prep.sources import SceneSource, find_scenes
-from midilite.mesh.geometry import load_mesh
+from midilite.mesh.reading import load_mesh
 
 from ..bench import Bench, Case
 from ..report import Row

@@ -20,8 +20,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from midilite.mesh.geometry import load_mesh
 from midilite.mesh.points import sample_triangles
+from midilite.mesh.reading import load_mesh
 from midilite.model.weights import write_safetensors
 from midilite.render.render_mesh import RenderMesh, to_render_mesh
 
