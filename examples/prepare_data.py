@@ -3,17 +3,17 @@
     python examples/prepare_data.py --input_dir data/raw_meshes --output_dir data/training_data --num_samples 20480
 
 The input folder holds loose mesh files (each is one object) and/or one subfolder per scene, whose meshes (or the nodes
-of whose only file) are the scene's instances; see `midilite/data_prep/sources.py`. Without pictures, scenes are
+of whose only file) are the scene's instances; see `midilite/data_prep/finding.py`. Without pictures, scenes are
 rendered. What is written is described in `midilite/data_prep/prepare.py`. Running the command again continues where it
-stopped.
+stopped. With --recursive, folders at any depth are scenes, named by their path: `a/models/x.glb` is scene `a_models`.
 
     python examples/prepare_data.py --check data/training_data
 
 prepares nothing: it reads every sample of a folder of training data (also of the other layouts that train.py takes, see
 `midilite/data/scenes.py`) and prints what is in it and what is wrong with it.
 
-The exit code is 1 as well when something was skipped (it is named in the log and in dataset_info.json), or when the
-check found errors.
+The exit code is 1 as well when something was skipped, or is no mesh format read here but may be an object (each file is
+named with its reason in the log and in dataset_info.json), or when the check found errors.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ class PrepareOptions(PrepareSettings):
     )
 
     input_dir: str | None = option(None, "loose mesh files and/or one subfolder per scene")
+    recursive: bool = option(False, "scenes at any depth of folders, named by their path: a/b/x.glb is scene a_b")
     output_dir: str | None = option(None, "where the samples go; complete samples there are kept")
     check: str | None = option(None, "report on the training data in this folder; nothing is prepared or changed")
     front3d_list: str | None = shared.front3d_list()
@@ -54,8 +55,17 @@ def run(options: PrepareOptions) -> int:
         return check(options.check, options.front3d_list)
     from ..data_prep.prepare import prepare
 
-    outcome = prepare(options.input_dir, options.output_dir, options.settings(), options.overwrite, options.num_workers)
+    outcome = prepare(
+        options.input_dir,
+        options.output_dir,
+        options.settings(),
+        options.overwrite,
+        options.num_workers,
+        recursive=options.recursive,
+    )
     counts = f"{len(outcome.written)} written, {len(outcome.kept)} kept, {len(outcome.skipped)} skipped"
+    if outcome.not_read:
+        counts += f" ({outcome.not_read} of them files that are not read)"
     tell(f"{counts}: {options.output_dir}")
     if outcome.kept_with_other_settings:
         say(

@@ -25,7 +25,8 @@ own picture is taken as it is (azimuth 0, one view): its meshes must stand as th
 interrupted run change nothing. The same seed gives the same bytes on one machine.
 
 **Nothing is lost.** Complete samples are kept unless `overwrite`; folders that this script did not make are never
-touched; a sample appears whole or not at all. A mesh that can't be used is skipped, named in the log and the report.
+touched; a sample appears whole or not at all. A mesh that can't be used and a file that may be one and is not read
+(`unread.py`) are skipped, named in the log and the report; so is a texture that a mesh names and that is not there.
 """
 
 from __future__ import annotations
@@ -46,9 +47,10 @@ from ..common.overwriting import same_place
 from ..common.seeds import numpy_generator
 from ..common.terminal import tell
 from ..data.sample_folder import MADE_BY, ForeignFolderError, check_writable, read_manifest, write_sample
+from .finding import Found, SceneSource, find_scenes
 from .options import PrepareSettings
 from .samples import build_samples, sample_name
-from .sources import SceneSource, find_scenes, load_instances
+from .sources import load_instances
 
 REPORT = "dataset_info.json"
 
@@ -62,12 +64,17 @@ class OutputError(CommandError):
 
 @dataclass
 class Outcome:
-    """What a run did: sample names, and what was skipped as {"scene", "source", "reason"}."""
+    """What a run did: sample names, and what was skipped as {"scene", "source", "reason"}.
+
+    `not_read` of the skipped are files that no scene was made of; `warnings` say what a file that was read lacks.
+    """
 
     written: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     kept_with_other_settings: list[str] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
+    not_read: int = 0
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -86,14 +93,16 @@ def prepare(
     overwrite: bool = False,
     num_workers: int | None = None,
     log: Callable[[str], None] = tell,
+    recursive: bool = False,
 ) -> Outcome:
-    """Prepare every scene of `input_dir` (see `sources.py` for what it may hold) as samples in `output_dir`.
+    """Prepare every scene of `input_dir` (see `finding.py` for what it may hold) as samples in `output_dir`.
 
     Args:
         settings: default `PrepareSettings()`.
         overwrite: make samples again that are complete already.
         num_workers: processes; None takes one per core. The result does not depend on it.
         log: receives one line per sample, and the warnings.
+        recursive: folders at any depth are scenes, and not only those of the first level.
 
     Raises:
         ValueError: the folders or settings cannot be used; nothing was written.
@@ -102,23 +111,31 @@ def prepare(
     settings = settings or PrepareSettings()
     root, output = Path(input_dir), Path(output_dir)
     _check_folders(root, output)
-    scenes, left_aside = find_scenes(root, settings.split_nodes)
-    for entry in left_aside:
+    found = find_scenes(root, settings.split_nodes, recursive)
+    for entry in found.left_aside:
         log(f"left aside: {entry}")
-    workers = num_workers or os.cpu_count() or 1
-    outcome = Outcome()
+    if not found.scenes:
+        for entry in found.unread:
+            log(f"skipped: {_describe(entry)}")
+        raise ValueError(f"{root}: {found.nothing()}")
+    scenes, workers = found.scenes, num_workers or os.cpu_count() or 1
+    outcome = Outcome(skipped=list(found.unread), not_read=len(found.unread))
     if settings.compose:
         scenes = _with_arrangements(scenes, root, settings, workers, outcome.skipped)
     _check_names(scenes, settings)
     jobs = list(_pending(scenes, root, output, settings, overwrite, outcome))
     _run(jobs, workers, outcome, log)
+    outcome.not_read += len({file for scene in scenes for file, _ in scene.unread})
     try:
         output.mkdir(parents=True, exist_ok=True)
-        _write_report(output, settings, outcome, left_aside)
+        _write_report(output, settings, outcome, found)
     except OSError as error:
         raise _output_error(output, error) from error
     for entry in outcome.skipped:
         log(f"skipped: {_describe(entry)}")
+    for line in [*outcome.warnings, found.hint()]:
+        if line:
+            log(f"note: {line}")
     return outcome
 
 
@@ -176,7 +193,7 @@ def _check(place: tuple[str, SceneSource], dead: bool = False) -> tuple[str, str
     root, scene = place
     if dead:
         return scene.name, _DIED
-    _, broken = load_instances(scene, root)
+    broken = load_instances(scene, root).broken
     return scene.name, broken[0]["reason"] if broken else ""
 
 
@@ -209,7 +226,7 @@ def _pending(
             outcome.kept.append(name)
             if manifest["settings"] != settings.of_sample(scene.kind):
                 outcome.kept_with_other_settings.append(name)
-            _note_skipped_meshes(manifest, outcome)
+            _note_meshes(manifest, outcome)
         if missing:
             yield _Job(scene, str(root), str(output), tuple(missing), settings)
 
@@ -227,10 +244,11 @@ def _run(jobs: list[_Job], workers: int, outcome: Outcome, log: Callable[[str], 
                 line = f"{name}: SKIPPED, {skipped['reason']}"
             else:
                 outcome.written.append(name)
-                _note_skipped_meshes(manifest, outcome)
+                _note_meshes(manifest, outcome)
                 line = f"{name}: {len(manifest['instances'])} instance(s)"
             log(f"[{done}/{len(jobs)}] {line} (about {remaining:.0f} s left)")
     outcome.written.sort()
+    outcome.warnings.sort()
     outcome.skipped.sort(key=lambda entry: (entry["scene"], entry["source"], entry["reason"]))
 
 
@@ -340,7 +358,7 @@ def _on_one_thread(work: Callable, items: Iterable) -> Iterator[Any]:
 # ------------------------------------------------------------------------------------------------------- reporting
 
 
-def _write_report(output: Path, settings: PrepareSettings, outcome: Outcome, left_aside: list[str]) -> None:
+def _write_report(output: Path, settings: PrepareSettings, outcome: Outcome, found: Found) -> None:
     """dataset_info.json: the state of the folder, so that an interrupted and continued run writes the same report."""
     samples = {}
     for folder in sorted(path for path in output.iterdir() if path.is_dir()):
@@ -363,12 +381,15 @@ def _write_report(output: Path, settings: PrepareSettings, outcome: Outcome, lef
         "num_points": sum(len(entry["instances"]) * entry["num_points"] for entry in samples.values()),
         "samples": samples,
         "skipped": outcome.skipped,
-        "left_aside": left_aside,
+        "left_aside": found.left_aside,
     }
+    if outcome.warnings:
+        report["warnings"] = outcome.warnings
     write_json(output / REPORT, report)
 
 
-def _note_skipped_meshes(manifest: dict[str, Any], outcome: Outcome) -> None:
+def _note_meshes(manifest: dict[str, Any], outcome: Outcome) -> None:
+    outcome.warnings += [line for line in manifest.get("warnings", ()) if line not in outcome.warnings]
     for entry in manifest["skipped_meshes"]:
         noted = {"scene": manifest["scene"], **entry}
         if noted not in outcome.skipped:

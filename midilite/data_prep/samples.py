@@ -27,8 +27,9 @@ from ..render.camera import Camera, orbit_camera
 from ..render.render_mesh import RenderMesh, to_render_mesh
 from ..render.renderer import Rendered, render, render_batch
 from .arrange import arrange, yaw_rotation
+from .finding import SceneSource
 from .options import PrepareSettings
-from .sources import Instance, SceneSource, load_instances, match_labels
+from .sources import Instance, load_instances, match_labels
 
 EXTENT = 0.95
 _VIEW_TRIES = 8  # cameras tried until every instance shows
@@ -89,7 +90,9 @@ def build_samples(
     Raises:
         ValueError: the scene as a whole can't be prepared (no usable mesh, labels that don't match, ...).
     """
-    instances, broken = load_instances(source, input_dir, settings.up_axis)
+    loaded = load_instances(source, input_dir, settings.up_axis)
+    instances, broken = loaded.instances, loaded.broken
+    notes = {"warnings": loaded.notes} if loaded.notes else {}
     reasons = "; ".join(entry["reason"] for entry in broken)
     if broken and (source.rgb or source.seg or source.mapping):
         raise ValueError(f"a mesh cannot be used, but the picture or mapping.json needs every one: {reasons}")
@@ -101,7 +104,8 @@ def build_samples(
             "is no scene: pass it as --input_dir itself"
         )
     if source.rgb or source.seg:
-        yield sample_name(source.name, 0), *_given_sample(source, Path(input_dir), instances, settings)
+        files, manifest = _given_sample(source, Path(input_dir), instances, settings)
+        yield sample_name(source.name, 0), files, {**manifest, **notes}
         return
     mapping = Path(input_dir) / source.mapping if source.mapping else None
     shapes = [Shape.of(instance) for instance in match_labels(None, instances, mapping).values()]
@@ -112,7 +116,7 @@ def build_samples(
         except ValueError as error:
             yield name, str(error)
         else:
-            yield name, files, {**manifest, "skipped_meshes": broken}
+            yield name, files, {**manifest, "skipped_meshes": broken, **notes}
 
 
 def _given_sample(
@@ -150,7 +154,7 @@ class _View:
     elevation: float
     placements: list[dict[str, Any] | None]
     share: float  # of the picture that the least visible instance covers,
-    hidden: str  # its name,
+    hidden: int  # its place in shapes,
     uncovered: float  # and the least share of an instance that no other one covers
 
 
@@ -158,14 +162,14 @@ def _rendered_sample(
     source: SceneSource, shapes: list[Shape], view: int, settings: PrepareSettings
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Try arrangements (of composed scenes) and cameras until every instance shows; then draw and sample."""
-    best, hidden = -1.0, ""
+    worst: tuple[float, str] = (-1.0, "")
     for attempt in range(_ARRANGEMENT_TRIES if source.kind == "composed" else 1):
         chosen = _best_view(_views(source, shapes, view, attempt, settings), settings.min_visible)
-        share, name = chosen.share, chosen.hidden
+        share, hidden = chosen.share, chosen.hidden
         if share >= settings.min_visible:
             shown, camera = _draw(chosen.shapes, chosen.elevation, settings.fov, settings.image_size)
             ids = shown.ids.numpy().astype(np.uint8)
-            share, name = _least_visible(ids, chosen.shapes)
+            share, hidden = _least_visible(ids, chosen.shapes)
             if share > 0:
                 files = _files(shown.color.numpy(), ids, _surfaces(source, view, chosen.shapes, settings))
                 manifest = _manifest(source, view, chosen.shapes, ids, chosen.frame, settings)
@@ -173,12 +177,32 @@ def _rendered_sample(
                     entry["placement"] = placement
                 where = {"eye": camera.eye, "target": camera.target, "elevation": chosen.elevation, "fov": settings.fov}
                 return files, {**manifest, "image": "rendered", "camera": where}
-        best, hidden = max((best, hidden), (share, name))
+        if share > worst[0]:
+            worst = share, _why_unseen(chosen, hidden, share, settings)
     no_scene = "; if its files are separate objects and no scene, pass the folder itself as --input_dir"
-    raise ValueError(
-        f"'{hidden}' covers {best:.3%} of the picture in the best of the views tried, less than min_visible "
-        f"{settings.min_visible:.3%}: it is hidden or tiny; lower --min_visible, widen the ranges or change the scene"
-        f"{no_scene if source.kind == 'scene' else ''}"
+    raise ValueError(f"{worst[1]}{no_scene if source.kind == 'scene' and len(shapes) > 1 else ''}")
+
+
+def _why_unseen(view: _View, index: int, share: float, settings: PrepareSettings) -> str:
+    """Why an instance shows too little: others hide it, or it is small beside the scene; it alone tells which."""
+    shape = view.shapes[index]
+    size, whole = (float(np.ptp(_bounds(shapes), axis=0).max()) for shapes in ([shape], view.shapes))
+    points = np.concatenate([s.vertices for s in view.shapes])
+    camera = orbit_camera(0.0, view.elevation, points, fov_deg=settings.fov, size=_PROBE_SIZE)
+    own = float(render([shape.in_place()], camera, supersample=1).ids.count_nonzero()) / _PROBE_SIZE**2
+    found = (
+        f"'{shape.instance.name}' covers {share:.3%} of the picture in the best of the views tried, less than "
+        f"min_visible {settings.min_visible:.3%}"
+    )
+    lower = "lower --min_visible, " if share > 0 else ""
+    if own > share and own >= settings.min_visible:
+        hidden = f"other objects hide it (alone it would cover {own:.3%})"
+        return f"{found}: {hidden}; {lower}widen the ranges or change the scene"
+    if len(view.shapes) == 1:
+        return f"{found}: it is too thin to be seen; {lower}widen the ranges, enlarge --image_size or change the mesh"
+    return (
+        f"{found}: it is tiny, its longest side {size / whole:.3%} of the scene's (a file in another unit, or one that "
+        f"lies far off?); {lower}enlarge --image_size or change the scene"
     )
 
 
@@ -251,11 +275,11 @@ def _draw(
     return render([shape.in_place() for shape in shapes], camera, supersample=supersample), camera
 
 
-def _least_visible(ids: np.ndarray, shapes: list[Shape]) -> tuple[float, str]:
-    """The instance with the fewest pixels: its share of the picture, and its name."""
+def _least_visible(ids: np.ndarray, shapes: list[Shape]) -> tuple[float, int]:
+    """The instance with the fewest pixels: its share of the picture, and its place in `shapes`."""
     pixels = np.bincount(ids.ravel(), minlength=len(shapes) + 1)[1:]
     worst = int(pixels.argmin())
-    return float(pixels[worst] / ids.size), shapes[worst].instance.name
+    return float(pixels[worst] / ids.size), worst
 
 
 def _surfaces(source: SceneSource, view: int, shapes: list[Shape], settings: PrepareSettings) -> np.ndarray:

@@ -1,15 +1,8 @@
-"""What lies in a folder of raw meshes: which files make a scene, which are its instances, which label is which mesh.
+"""The instances of a scene: its mesh files loaded, and which label of its picture is which mesh.
 
-The input folder may hold, side by side and in upper or lower case:
-
-- loose mesh files: each is one object, whatever nodes it is built of (a wardrobe's doors are not instances);
-- subfolders with mesh files: each folder is one scene. Several files are its instances, in natural order of their names
-  (2 before 10). A single file with several nodes is a whole scene, and its nodes are the instances, in the same order.
-
-`split_nodes` moves that border: "always" splits loose files as well, "never" keeps every file one instance.
-
-A scene folder may also hold the picture that belongs to it: `rgb.png` (or `scene_rgb.png`; jpg and webp are read, too)
-and `seg.png`. The i-th label, ascending, is then the i-th instance, unless `mapping.json` says which is which:
+A scene folder (`finding.py` says what is one) may hold the picture that belongs to it: `rgb.png` (or `scene_rgb.png`;
+jpg and webp are read, too) and `seg.png`. The i-th label, ascending, is then the i-th instance, unless `mapping.json`
+says which is which:
 
     {"1": "sofa.glb", "7": "table.glb", "#ff8000": "lamp", "9": null}
 
@@ -20,7 +13,6 @@ silently. Without a picture the mapping only sets the order of the instances.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,33 +20,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..common.files import read_json
-from ..mesh.geometry import face_normals_and_areas
-from ..mesh.reading import MESH_SUFFIXES, load_mesh, load_parts
-from .options import SPLIT_NODES
+from ..mesh.geometry import face_normals_and_areas, join_meshes
+from ..mesh.reading import load_parts
+from .finding import SceneSource, natural
 
 if TYPE_CHECKING:
     import trimesh
 
-_PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _SELF_CONTAINED_UP = (".glb", ".gltf")  # glTF defines y as up; the other formats leave it to the user
-
-
-@dataclass(frozen=True)
-class SceneSource:
-    """One scene as found on disk; paths are relative to the input folder and use forward slashes."""
-
-    name: str
-    kind: str  # "object" (a loose file), "scene" (a folder) or "composed" (a random arrangement)
-    files: tuple[str, ...]
-    split: bool = False  # the nodes of the only file are the instances
-    rgb: str | None = None
-    seg: str | None = None
-    mapping: str | None = None
-
-    @property
-    def origin(self) -> str:
-        """What to call its files in a message: the file, the folder, or the objects of an arrangement."""
-        return f"{self.name}/" if self.kind == "scene" else " + ".join(self.files)
 
 
 @dataclass(frozen=True)
@@ -66,61 +39,42 @@ class Instance:
     mesh: trimesh.Trimesh
 
 
-def find_scenes(input_dir: str | Path, split_nodes: str = "auto") -> tuple[list[SceneSource], list[str]]:
-    """List the scenes of a folder, and what was left aside with the reason (subfolders without a mesh).
+@dataclass(frozen=True)
+class Loaded:
+    """A scene's instances in order, and what there is to say about its files.
 
-    Names are unique even on file systems that ignore case: `chair.obj` beside `chair.glb` becomes `chair_obj`.
-
-    Raises:
-        ValueError: no such folder, or nothing in it that could be prepared.
+    `broken` holds {"source", "reason"} of each mesh that can't be used; `notes` says what a file that was read lacks.
     """
-    root = Path(input_dir)
-    if split_nodes not in SPLIT_NODES:
-        raise ValueError(f"split_nodes is {split_nodes!r}; it must be one of {', '.join(SPLIT_NODES)}")
-    if not root.is_dir():
-        raise ValueError(f"{root}: no such folder; --input_dir must hold mesh files or one subfolder per scene")
-    entries = sorted((e for e in root.iterdir() if not _is_hidden(e)), key=lambda e: _natural(e.name))
-    scenes, left_aside = [], []
-    taken: set[str] = set()
-    for folder in (e for e in entries if e.is_dir()):
-        scene = _folder_scene(folder, split_nodes)
-        if scene is None:
-            left_aside.append(f"{folder.name}/: no mesh file in it")
-        else:
-            scenes.append(scene)
-            taken.add(scene.name.lower())
-    for file in (e for e in entries if _is_mesh(e)):
-        scenes.append(SceneSource(_free_name(file, taken), "object", (file.name,), split=split_nodes == "always"))
-    if not scenes:
-        raise ValueError(f"{root}: no mesh files and no scene folders in it (read are: {', '.join(MESH_SUFFIXES)})")
-    return scenes, left_aside
+
+    instances: list[Instance]
+    broken: list[dict[str, str]]
+    notes: list[str]
 
 
-def load_instances(
-    source: SceneSource, input_dir: str | Path, up_axis: str = "y"
-) -> tuple[list[Instance], list[dict[str, str]]]:
-    """Load a scene's meshes in the order of its instances.
+def load_instances(source: SceneSource, input_dir: str | Path, up_axis: str = "y") -> Loaded:
+    """Load a scene's meshes in the order of its instances; no file raises, each that can't be used is in `broken`.
 
     Args:
         up_axis: "y" or "z", for formats that do not define it (all but glTF); z is turned to y.
-
-    Returns:
-        The instances, and for each mesh that could not be used {"source": ..., "reason": ...}.
-
-    Raises:
-        ValueError: mapping.json does not fit the meshes.
     """
     root = Path(input_dir)
-    instances: list[Instance] = []
-    broken: list[dict[str, str]] = []
+    loaded = Loaded([], [], [])
     for file in source.files:
+        notes: list[str] = []
         try:
-            instances += _load_file(root / file, file, source.split)
+            loaded.instances.extend(_load_file(root / file, file, source.split, notes))
+            loaded.notes.extend(note for note in (_inside(n, root) for n in notes) if note not in loaded.notes)
         except ValueError as error:
-            broken.append({"source": file, "reason": str(error).replace(f"{root}/", "")})
+            loaded.broken.append({"source": file, "reason": _inside(str(error), root)})
+    loaded.broken.extend({"source": file, "reason": reason} for file, reason in source.unread)
     if up_axis == "z":
-        instances = [_z_up_to_y_up(instance) for instance in instances]
-    return instances, broken
+        loaded.instances[:] = [_z_up_to_y_up(instance) for instance in loaded.instances]
+    return loaded
+
+
+def _inside(text: str, root: Path) -> str:
+    """Reports name files relative to the input folder, so that they are the same wherever it lies."""
+    return text.replace(f"{root}/", "")
 
 
 def match_labels(
@@ -182,32 +136,29 @@ def _named(name: str, instances: list[Instance], path: Path) -> Instance:
     return found[0]
 
 
-def _folder_scene(folder: Path, split_nodes: str) -> SceneSource | None:
-    files = sorted((f for f in folder.iterdir() if not _is_hidden(f) and f.is_file()), key=lambda f: _natural(f.name))
-    meshes = tuple(f"{folder.name}/{f.name}" for f in files if _is_mesh(f))
-    if not meshes:
-        return None
-    others = {f.name.lower(): f"{folder.name}/{f.name}" for f in files}
-    pictures = [others.get(f"{stem}{suffix}") for stem in ("scene_rgb", "rgb") for suffix in _PICTURE_SUFFIXES]
-    return SceneSource(
-        name=folder.name,
-        kind="scene",
-        files=meshes,
-        split=split_nodes != "never" and (len(meshes) == 1 or split_nodes == "always"),
-        rgb=next((picture for picture in pictures if picture), None),
-        seg=others.get("seg.png"),
-        mapping=others.get("mapping.json"),
-    )
-
-
-def _load_file(path: Path, relative: str, split: bool) -> list[Instance]:
-    parts = sorted(load_parts(path), key=lambda part: _natural(part.metadata["name"])) if split else [load_mesh(path)]
+def _load_file(path: Path, relative: str, split: bool, notes: list[str]) -> list[Instance]:
+    parts = load_parts(path, notes)
+    if split:
+        parts = sorted(parts, key=lambda part: natural(part.metadata["name"]))
+    else:
+        parts = [join_meshes(parts, path.stem)]
     for part in parts:
         if not face_normals_and_areas(part.vertices, part.faces)[1].any():
-            raise ValueError(f"{path}: none of the faces of '{part.metadata['name']}' has an area")
+            raise ValueError(f"{path}: {_without_area(part)}")
     if len(parts) == 1:
         return [Instance(path.stem, relative, parts[0])]
     return [Instance(part.metadata["name"], f"{relative}#{part.metadata['name']}", part) for part in parts]
+
+
+def _without_area(part: trimesh.Trimesh) -> str:
+    """Why no face has an area: that is a fault of the numbers, and which one decides what to do about it."""
+    vertices, name = np.asarray(part.vertices), part.metadata["name"]
+    sides = np.ptp(vertices, axis=0)
+    if not sides.any():
+        return f"all {len(vertices)} vertices of '{name}' lie at one point, {vertices[0].tolist()}"
+    if sides.max() < 1e-100:
+        return f"'{name}' is {sides.max():.3g} long, too small to have areas; scale it up"
+    return f"none of the {len(part.faces)} faces of '{name}' has an area: their corners lie on a line or coincide"
 
 
 def _z_up_to_y_up(instance: Instance) -> Instance:
@@ -215,30 +166,6 @@ def _z_up_to_y_up(instance: Instance) -> Instance:
         return instance
     turn = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
     return Instance(instance.name, instance.source, instance.mesh.copy().apply_transform(turn))
-
-
-def _free_name(file: Path, taken: set[str]) -> str:
-    """The file's stem, made unique by its suffix and then by a number; remembers what it gives out."""
-    plain, longer = file.stem, f"{file.stem}_{file.suffix[1:].lower()}"
-    candidates = [plain, longer] + [f"{longer}_{number}" for number in range(2, len(taken) + 3)]
-    name = next(candidate for candidate in candidates if candidate.lower() not in taken)
-    taken.add(name.lower())
-    return name
-
-
-def _is_mesh(path: Path) -> bool:
-    return path.is_file() and path.suffix.lower() in MESH_SUFFIXES
-
-
-def _is_hidden(path: Path) -> bool:
-    """Dot files, and the folder that macOS adds to archives."""
-    return path.name.startswith(".") or path.name == "__MACOSX"
-
-
-def _natural(name: str) -> tuple:
-    """Sort key that counts: part_2 comes before part_10. The plain name settles ties such as upper and lower case."""
-    pieces = re.split(r"(\d+)", name.lower())
-    return tuple(int(p) if i % 2 else p for i, p in enumerate(pieces)), name
 
 
 def _list(values) -> str:

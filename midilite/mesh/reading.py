@@ -28,11 +28,12 @@ if TYPE_CHECKING:
 MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
 
 
-def load_parts(path: str | Path) -> list[trimesh.Trimesh]:
+def load_parts(path: str | Path, notes: list[str] | None = None) -> list[trimesh.Trimesh]:
     """Read a mesh file as one mesh per scene-graph node (OBJ: per `o` object), transforms applied, colours kept.
 
     Args:
         path: a file whose suffix, in upper or lower case, is one of `MESH_SUFFIXES`.
+        notes: receives a sentence, beginning with the path, for each thing that a file that is read lacks (a texture).
 
     Returns:
         Parts in file order, each with a unique `metadata["name"]`; vertices in the frame of the file's scene.

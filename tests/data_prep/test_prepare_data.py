@@ -19,7 +19,7 @@ from PIL import Image
 from trimesh import creation
 
 from midilite.data_prep import arrange as compose
-from midilite.data_prep import samples, sources
+from midilite.data_prep import finding, samples
 
 ROOT = Path(__file__).parents[2]
 KENNEY = ROOT.parent / "shared" / "meshes" / "kenney" / "furniture"
@@ -504,7 +504,7 @@ def test_a_view_that_hides_an_instance_is_drawn_again(raw):
     (raw / "room").mkdir()
     box((3, 3, 0.2)).export(raw / "room" / "wall.obj")
     box((0.5, 0.5, 0.5), at=(0, -1, -1.5)).export(raw / "room" / "small.obj")
-    source = sources.find_scenes(raw)[0][0]
+    source = finding.find_scenes(raw).scenes[0]
     settings = samples.PrepareSettings(num_samples=10, image_size=64)
     views = list(samples.build_samples(source, raw, list(range(6)), settings))
     assert all(len(view) == 3 and min(i["pixels"] for i in view[2]["instances"]) >= 0.002 * 64 * 64 for view in views)

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from midilite.data.sample_folder import write_sample
+from midilite.data_prep.finding import SceneSource, find_scenes
 from midilite.data_prep.prepare import list_arrangements
 from midilite.data_prep.samples import PrepareSettings, build_samples
-from midilite.data_prep.sources import SceneSource, find_scenes
 from midilite.mesh.reading import load_mesh
 
 from ..bench import Bench, Case
@@ -59,7 +59,7 @@ def prepare_scene(bench: Bench, row: Row) -> None:
         with tempfile.TemporaryDirectory() as place:
             root = Path(place)
             make_shapes(root)
-            files = [scene.files[0] for scene in find_scenes(root)[0] if scene.kind == "object"]
+            files = [scene.files[0] for scene in find_scenes(root).scenes if scene.kind == "object"]
             settings = PrepareSettings(compose=4, num_scenes=count + 1, min_visible=0.0)
             sources = list_arrangements(files, settings, exactly=4)
             first, *times = [prepare_one(source, root, root / "out", settings) for source in sources]
