@@ -41,14 +41,21 @@ def check_limits(path: Path) -> None:
 def gltf_json(path: Path) -> dict[str, Any]:
     """The JSON of a `.glb` or `.gltf` file. Raises ValueError naming the file for none, or one of too many values."""
     data = path.read_bytes()
+    kind = path.suffix.lower()[1:]
     if data[:4] == b"glTF":  # 12 bytes of header, then the JSON chunk: its length, its type, its text
-        data = data[20 : 20 + int.from_bytes(data[12:16], "little")]
+        length, size = int.from_bytes(data[12:16], "little"), len(data)
+        data = data[20 : 20 + length]
+        if len(data) < length:
+            raise ValueError(f"{path}: cannot be read as {kind} (it has {size:,} bytes, and its JSON alone {length:,})")
     if sum(data.count(mark) for mark in b"[{,") > _MOST_VALUES:
         raise ValueError(f"{path}: its JSON has more than {_MOST_VALUES:,} values")
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: cannot be read as {path.suffix.lower()[1:]} (its JSON: {error})") from error
+        found = (
+            f"its JSON: {error}" if b"{" in data[:64] else f"it begins with {data[:16]!r}, as neither GLB nor JSON do"
+        )
+        raise ValueError(f"{path}: cannot be read as {kind} ({found})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: its JSON holds a {type(content).__name__}, expected an object")
     return content
@@ -60,28 +67,63 @@ def _check_gltf(path: Path) -> None:
     for name, found in (("nodes", nodes), ("meshes", meshes)):
         if len(found) > MOST_NODES:
             raise ValueError(f"{path}: has {len(found):,} {name}, more than the {MOST_NODES:,} that are read")
-    zeros = sum(_number(a.get("count")) * 64 for a in accessors if "bufferView" not in a)
+    zeros = sum(_count(index, accessors) * 64 for index, a in enumerate(accessors) if "bufferView" not in a)
     if zeros > _MOST_ZEROS:
         raise ValueError(f"{path}: its accessors without data would take up to {zeros:,} bytes")
-    faces = [sum(_faces(part, accessors) for part in _objects(mesh, "primitives")) for mesh in meshes]
-    placed = [_number(node.get("mesh"), -1) for node in nodes]
-    total = sum(faces[index] for index in placed if 0 <= index < len(faces))
-    if total > MOST_FACES:
-        raise ValueError(f"{path}: its nodes place {total:,} faces, more than the {MOST_FACES:,} that are read")
+    times = [_times_placed(node, len(meshes), accessors) for node in nodes]
+    parts = [_objects(mesh, "primitives") for mesh in meshes]
+    for what, most, each in (
+        ("meshes", MOST_NODES, [1 for _ in meshes]),
+        ("primitives", 16 * MOST_NODES, [len(of) for of in parts]),
+        ("faces", MOST_FACES, [sum(_faces(part, accessors) for part in of) for of in parts]),
+        ("vertices", 3 * MOST_FACES, [sum(_vertices(part, accessors) for part in of) for of in parts]),
+    ):
+        total = sum(each[node["mesh"]] * often for node, often in zip(nodes, times, strict=True) if often)
+        if total > most:
+            raise ValueError(f"{path}: its nodes place {total:,} {what}, more than the {most:,} that are read")
+    joints = max((len(_list(skin, "joints")) for skin in _objects(content, "skins")), default=0)
+    if joints > MOST_NODES:
+        raise ValueError(f"{path}: has a skin of {joints:,} joints, more than the {MOST_NODES:,} that are read")
+
+
+def _times_placed(node: dict[str, Any], meshes: int, accessors: list[dict[str, Any]]) -> int:
+    """How often a node places a mesh: never, once, or as often as it has instances."""
+    if not 0 <= _number(node.get("mesh"), -1) < meshes:
+        return 0
+    instancing = _object(_object(node, "extensions"), "EXT_mesh_gpu_instancing")
+    return max([1, *(_count(index, accessors) for index in _object(instancing, "attributes").values())])
 
 
 def _faces(primitive: dict[str, Any], accessors: list[dict[str, Any]]) -> int:
     """About how many faces a primitive has."""
-    attributes = primitive.get("attributes")
-    position = attributes.get("POSITION") if isinstance(attributes, dict) else None
-    index = _number(primitive.get("indices", position), -1)
-    corners = _number(accessors[index].get("count")) if 0 <= index < len(accessors) else 0
+    corners = _count(primitive.get("indices", _object(primitive, "attributes").get("POSITION")), accessors)
     return corners if primitive.get("mode") in (5, 6) else corners // 3
 
 
+def _vertices(primitive: dict[str, Any], accessors: list[dict[str, Any]]) -> int:
+    """How many vertices a primitive has, counted as often as they are gone over: for each morph target and joint."""
+    attributes = _object(primitive, "attributes")
+    often = 1 + len(_list(primitive, "targets")) + sum(name.startswith("JOINTS") for name in attributes)
+    return often * _count(attributes.get("POSITION"), accessors)
+
+
+def _count(index: Any, accessors: list[dict[str, Any]]) -> int:
+    index = _number(index, -1)
+    return max(0, _number(accessors[index].get("count"))) if 0 <= index < len(accessors) else 0
+
+
+def _object(holder: dict[str, Any], key: str) -> dict[str, Any]:
+    value = holder.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _list(holder: dict[str, Any], key: str) -> list[Any]:
+    value = holder.get(key)
+    return value if isinstance(value, list) else []
+
+
 def _objects(holder: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    values = holder.get(key)
-    return [value if isinstance(value, dict) else {} for value in values] if isinstance(values, list) else []
+    return [value if isinstance(value, dict) else {} for value in _list(holder, key)]
 
 
 def _number(value: Any, otherwise: int = 0) -> int:

@@ -1,7 +1,7 @@
 """Mesh files read: one mesh per scene-graph node, checked, named, in the frame of the file's scene.
 
-trimesh reads the file formats and the scene graph, and is imported only inside the functions that need it. What this
-file adds:
+trimesh reads all formats but glTF (`gltf/`), and is imported only inside the functions that need it. What this file
+adds:
 
 - parts: one mesh per scene-graph node that carries geometry, with the node's transform applied and a unique name in
   `mesh.metadata["name"]`. A glTF node whose mesh has several primitives (one per material) is still one part;
@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .geometry import join_meshes
-from .limits import check_corners, check_limits, gltf_json, resolver
+from .gltf.scene import read_gltf
+from .limits import check_corners, check_limits, resolver
 
 if TYPE_CHECKING:
     import trimesh
 
-MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
+_GLTF = (".glb", ".gltf")
+MESH_SUFFIXES = (*_GLTF, ".obj", ".ply", ".stl", ".off")
 
 
 def load_parts(path: str | Path, notes: list[str] | None = None) -> list[trimesh.Trimesh]:
@@ -43,17 +45,40 @@ def load_parts(path: str | Path, notes: list[str] | None = None) -> list[trimesh
     """
     path = Path(path)
     try:
-        parts = _read_parts(path)
+        _check_file(path)
+        parts = _read_gltf(path, notes) if path.suffix.lower() in _GLTF else _read_parts(path)
         check_corners(path, sum(len(part.faces) for part in parts))
         return parts
     except ValueError as error:
         raise error if str(path) in str(error) else ValueError(f"{path}: cannot be read ({error})") from error
 
 
+def _check_file(path: Path) -> None:
+    suffix = path.suffix
+    if suffix.lower() not in MESH_SUFFIXES:
+        raise ValueError(f"{path}: {suffix or 'no suffix'} is not a mesh format read here {MESH_SUFFIXES}")
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: the file is empty")
+    check_limits(path)
+
+
+def _read_gltf(path: Path, notes: list[str] | None) -> list[trimesh.Trimesh]:
+    groups: dict[str, list[trimesh.Trimesh]] = {}
+    found: list[str] = []
+    for placed in read_gltf(path, found):
+        mesh = _placed(placed.mesh, placed.matrix, path, placed.name)
+        groups.setdefault(path.stem if placed.name == path.name else placed.name, []).append(mesh)
+    if notes is not None:
+        notes += [f"{path}: {note}" for note in dict.fromkeys(found)]
+    return [join_meshes(pieces, name) for name, pieces in groups.items()]
+
+
 def _read_parts(path: Path) -> list[trimesh.Trimesh]:
     scene = _read_scene(path)
     groups: dict[str, list[trimesh.Trimesh]] = {}
-    for node in _nodes_in_order(scene, path):
+    for node in scene.graph.nodes_geometry[::-1]:  # trimesh takes OBJ chunks from the end
         matrix, geometry_name = scene.graph[node]
         geometry = scene.geometry[geometry_name]
         if len(getattr(geometry, "faces", ())):  # paths and point clouds have no faces
@@ -87,15 +112,8 @@ def _read_scene(path: Path) -> trimesh.Scene:
     from ..common.pictures import few_formats
 
     suffix = path.suffix.lower()
-    if suffix not in MESH_SUFFIXES:
-        raise ValueError(f"{path}: {path.suffix or 'no suffix'} is not a mesh format read here {MESH_SUFFIXES}")
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path}: the file is empty")
     # process=False: trimesh's processing would silently drop the NaN vertices that we have to report
     options = {"split_objects": True} if suffix == ".obj" else {}
-    check_limits(path)
     try:
         with few_formats():
             return trimesh.load_scene(str(path), process=False, resolver=resolver(path), **options)
@@ -103,31 +121,8 @@ def _read_scene(path: Path) -> trimesh.Scene:
         raise ValueError(f"{path}: cannot be read as {suffix[1:]} ({type(error).__name__}: {error})") from error
 
 
-def _nodes_in_order(scene: trimesh.Scene, path: Path) -> list[str]:
-    """Nodes with geometry in the order of the file, because labels of a mask are matched to parts by order."""
-    nodes = list(scene.graph.nodes_geometry)[::-1]  # trimesh takes OBJ chunks and glTF nodes from the end
-    if path.suffix.lower() not in (".glb", ".gltf"):
-        return nodes
-    rank = {name: i for i, name in enumerate(_gltf_node_names(path))}
-    parents = scene.graph.transforms.parents
-    return sorted(nodes, key=lambda node: rank.get(node, rank.get(parents.get(node), len(rank))))
-
-
-def _gltf_node_names(path: Path) -> list[str]:
-    """The names of a glTF file's nodes in file order, made unique as trimesh's reader does."""
-    from trimesh.util import unique_name
-
-    names: dict[str, None] = {}
-    counts: dict[str, int] = {}
-    for i, node in enumerate(gltf_json(path).get("nodes", [])):
-        names[unique_name(node.get("name", str(i)), names, counts=counts)] = None
-    return list(names)
-
-
 def _part_name(scene: trimesh.Scene, node: str, geometry: trimesh.Trimesh, path: Path) -> str:
-    """The node that the user made: trimesh adds child nodes for glTF primitives and splits OBJ objects by material."""
-    if geometry.metadata.get("from_gltf_primitive"):
-        return scene.graph.transforms.parents.get(node, node)
+    """The object that the user made: trimesh splits OBJ objects by material."""
     if path.suffix.lower() == ".obj":
         material = getattr(getattr(geometry.visual, "material", None), "name", None) or ""
         name = node.removesuffix(f"_{material}") if material else node

@@ -1,0 +1,157 @@
+"""The base colour of a glTF file's materials: factor, texture, and which coordinates the texture is read at.
+
+Formats: glTF 2.0, sections 3.8 and 3.9; KHR_texture_transform; KHR_materials_pbrSpecularGlossiness, whose diffuse
+colour counts where the material says no base colour beside it. A texture that cannot be read is left out with a note;
+the factor stays. All else of a material (roughness, normals, emission) changes nothing that is made of a mesh here.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...common.pictures import FORMATS, few_formats
+from .extensions import HARMLESS_MATERIALS, PICTURES, SPECULAR_GLOSSINESS, TEXTURE_TRANSFORM, extensions
+from .file import GltfFile, integer, mapping, scalar, vector
+
+if TYPE_CHECKING:
+    import trimesh
+    from PIL import Image
+
+_SIGNATURES = {b"\xabKTX 20": "KTX2", b"\xabKTX 11": "KTX", b"DDS ": "DDS", b"sB": "Basis"}
+
+
+@dataclass(frozen=True)
+class Look:
+    """A material, the set of texture coordinates that its texture takes, and their affine map [2, 3] (None: as is)."""
+
+    material: trimesh.visual.material.PBRMaterial
+    coordinates: int = 0
+    transform: np.ndarray | None = None
+
+
+class Materials:
+    """The looks of a file's materials, each made once.
+
+    Args:
+        notes: receives a line for each texture that is left out.
+    """
+
+    def __init__(self, file: GltfFile, notes: list[str]):
+        self._file, self._notes = file, notes
+        self._looks: dict[int, Look] = {}
+        self._pictures: dict[int, Image.Image | str] = {}  # a picture, or why there is none
+
+    def look(self, index: Any, whose: str) -> Look:
+        """The look of material `index`. Raises ValueError where there is no such material, or it is not well formed."""
+        entry = self._file.item("materials", index, whose)
+        if index not in self._looks:
+            self._looks[index] = self._made(entry, f"material {index} ('{entry.get('name', '')}')")
+        return self._looks[index]
+
+    def _made(self, entry: dict[str, Any], what: str) -> Look:
+        from trimesh.visual.material import PBRMaterial
+
+        factor, texture = self._base_color(entry, what)
+        factor = None if factor is None else np.clip(vector(factor, (3, 4), f"the base colour of {what}"), 0.0, 1.0)
+        picture, coordinates, transform = None, 0, None
+        if texture is not None:
+            texture = mapping(texture, f"the texture of {what}")
+            picture = self._picture(texture.get("index"), what)
+            coordinates, transform = _coordinates(texture, f"the texture of {what}")
+        name = entry.get("name")
+        material = PBRMaterial(
+            name=name if isinstance(name, str) else None, baseColorFactor=factor, baseColorTexture=picture
+        )
+        return Look(material, coordinates, transform)
+
+    def _base_color(self, entry: dict[str, Any], what: str) -> tuple[Any, Any]:
+        """Factor and texture as the file says them, None for what it does not say."""
+        base = mapping(entry.get("pbrMetallicRoughness", {}), what)
+        if base.keys() & {"baseColorFactor", "baseColorTexture"}:
+            return base.get("baseColorFactor"), base.get("baseColorTexture")
+        others = extensions(entry)
+        if SPECULAR_GLOSSINESS in others:
+            diffuse = others[SPECULAR_GLOSSINESS]
+            return diffuse.get("diffuseFactor"), diffuse.get("diffuseTexture")
+        if unknown := sorted(others.keys() - HARMLESS_MATERIALS):
+            self._notes.append(f"{what} has no base colour, and {', '.join(unknown)} is not read: it is white")
+        return None, None
+
+    # ------------------------------------------------------------------------------------------------------- pictures
+
+    def _picture(self, texture: Any, what: str) -> Image.Image | None:
+        """The first picture of a texture that can be read: those of extensions come before the one for all others."""
+        try:
+            entry = self._file.item("textures", texture, what)
+            offered = extensions(entry)
+            images = [offered[name].get("source") for name in PICTURES if name in offered]
+            images += [entry["source"]] if "source" in entry else []
+            others = ", ".join(offered) or "no extension"
+            reasons = [] if images else [f"texture {texture} names no image ({others})"]
+        except ValueError as error:
+            images, reasons = [], [str(error)]
+        for image in images:
+            found = self._opened(image, what)
+            if not isinstance(found, str):
+                return found
+            reasons.append(found)
+        self._notes.append(f"{what} loses its texture, for {' and '.join(reasons)}")
+        return None
+
+    def _opened(self, index: Any, what: str) -> Image.Image | str:
+        """A picture with its pixels, or a sentence that says why there is none."""
+        try:
+            entry = self._file.item("images", index, what)
+        except ValueError as error:
+            return str(error)
+        if index not in self._pictures:
+            self._pictures[index] = self._unpacked(index, entry)
+        return self._pictures[index]
+
+    def _unpacked(self, index: int, entry: dict[str, Any]) -> Image.Image | str:
+        from PIL import Image, UnidentifiedImageError
+
+        name = f"image {index}"
+        try:
+            if "bufferView" in entry:
+                data = self._file.view(entry["bufferView"], name).tobytes()
+            else:
+                uri = entry.get("uri")
+                name += f" ('{uri}')" if isinstance(uri, str) and not uri.startswith("data:") else ""
+                data = self._file.resource(uri, f"image {index}")
+        except ValueError as error:
+            return str(error)
+        kind = next((kind for start, kind in _SIGNATURES.items() if data.startswith(start)), None)
+        if data[4:8] == b"ftyp":
+            kind = "AVIF" if data[8:11] == b"avi" else "HEIF"
+        try:
+            with few_formats():
+                picture = Image.open(io.BytesIO(data))
+                picture.load()
+                return picture
+        except UnidentifiedImageError:
+            found = f"is {kind}" if kind else "is damaged or of another format"
+            return f"{name} {found}, and read are {', '.join(FORMATS)}"
+        except Exception as error:  # a damaged file makes Pillow's plugins raise almost anything
+            return f"{name} cannot be read ({error})"
+
+
+def _coordinates(texture: dict[str, Any], what: str) -> tuple[int, np.ndarray | None]:
+    """Which set of coordinates a texture takes, and KHR_texture_transform's map of them.
+
+    The map is offset + rotation * scale; a positive angle turns coordinates counter-clockwise as one sees the picture,
+    in which v points down.
+    """
+    coordinates = integer(texture, "texCoord", what, 0)
+    moved = extensions(texture).get(TEXTURE_TRANSFORM)
+    if moved is None:
+        return coordinates, None
+    offset = vector(moved.get("offset", [0, 0]), (2,), f"the offset of {what}")
+    scale = vector(moved.get("scale", [1, 1]), (2,), f"the scale of {what}")
+    angle = scalar(moved.get("rotation", 0), f"the rotation of {what}")
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    return integer(moved, "texCoord", what, coordinates), np.column_stack([turn * scale, offset])
