@@ -10,11 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..common import shared_options as shared
 from ..common.options import Options, option
 from ..common.terminal import tell
 from ..lora.config import FORMATS
+
+if TYPE_CHECKING:
+    from ..lora.files import AdapterFile
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"  # of a PEFT folder
 
@@ -154,13 +158,21 @@ def run(name: str, options: Options) -> None:
      "sweep": _sweep}[name](options)  # fmt: skip
 
 
+def _read(file: str | Path, lora_alpha: float | None) -> AdapterFile:
+    """An adapter whose modules exist; raises ValueError as loading it would."""
+    from ..lora.files import check_modules, read_adapter
+
+    adapter = read_adapter(file, lora_alpha)
+    check_modules(adapter, file)
+    return adapter
+
+
 def _inspect(options: InspectOptions) -> None:
     from ..common.files import write_png
-    from ..lora.files import read_adapter
     from .adapter import norm_chart, report
 
     path = Path(options.file)
-    adapter = read_adapter(path, options.lora_alpha)
+    adapter = _read(path, options.lora_alpha)
     tell(report(adapter, path))
     chart = Path(options.chart or f"{path}.norms.png")
     write_png(chart, norm_chart(adapter, path.name))
@@ -170,9 +182,9 @@ def _inspect(options: InspectOptions) -> None:
 def _rewrite(options: ConvertOptions) -> None:
     """Convert, or resize."""
     from ..lora.arithmetic import resize
-    from ..lora.files import read_adapter, write_adapter
+    from ..lora.files import write_adapter
 
-    adapter = read_adapter(options.file, options.lora_alpha)
+    adapter = _read(options.file, options.lora_alpha)
     for note in adapter.notes:
         tell(f"note: {note}")
     if isinstance(options, ResizeOptions):
@@ -188,10 +200,10 @@ def _rewrite(options: ConvertOptions) -> None:
 def _average(options: AverageOptions) -> None:
     """Average adapters, and resize the result when asked to."""
     from ..lora.arithmetic import average, resize
-    from ..lora.files import read_adapter, write_adapter
+    from ..lora.files import write_adapter
 
     *files, out = options.files
-    adapter = average([read_adapter(file, options.lora_alpha) for file in files], options.weights)
+    adapter = average([_read(file, options.lora_alpha) for file in files], options.weights)
     if options.rank:
         result = resize(adapter, options.rank)
         tell(f"rank {options.rank}: relative error {result.error:.3g}")

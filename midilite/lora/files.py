@@ -36,8 +36,9 @@ from ..common.version import __version__
 from ..model.fingerprint import base_fingerprint, same_base
 from ..model.layers import Linear
 from .config import FORMATS
+from .names import IMAGE_ENCODERS, strange_modules, without_wrappers
 from .peft_config import OUR_NETWORK, alpha_of, check_alpha, config_from_peft, exact_config, parse_json, shorten
-from .tensors import IMAGE_ENCODERS, SUFFIXES, Parsed, parse, ranks_of, read_tensors
+from .tensors import SUFFIXES, Parsed, parse, ranks_of, read_tensors
 from .writers import (
     DIFFUSERS_ENTRY,
     OWN_ENTRY,
@@ -53,6 +54,7 @@ from .writers import (
 PEFT_FILES = (PEFT_WEIGHTS, "adapter_model.bin")
 STATE_DICT_FILE = "lora_weights.pth"
 
+_STATES_OF_TRAINING = ("optimizer", "scheduler", "scaler", "rng_state", "random_states", "training_args")
 _NOT_FACTS = ("format", OWN_ENTRY, DIFFUSERS_ENTRY)
 
 
@@ -85,7 +87,7 @@ def read_adapter(
     """Read an adapter of any format.
 
     Args:
-        path: a PEFT folder, a folder with one adapter file, or a file.
+        path: a PEFT folder, a folder with one adapter file or with one PEFT folder in it, or a file.
         lora_alpha: the alpha of a file that does not hold it.
         modules: names of the model's linears, to resolve kohya's underscores; default: the rule of these DiTs.
 
@@ -93,20 +95,23 @@ def read_adapter(
         ValueError: there is no adapter, a file is damaged, its names, shapes, types or values are wrong (all are
             listed), its settings are unsupported, or `lora_alpha` contradicts the file. Nothing pickled is executed.
     """
-    weights, config_file = _locate(Path(path))
+    weights, config_file = _locate(_subfolder(Path(path)))
     tensors, header = read_tensors(weights)
     parsed = parse(tensors, str(weights), modules)
     own = _own_entry(header, weights)
     settings, where = _settings(header, own, weights, config_file)
-    notes: list[str] = []
+    notes = [f"read from {weights}"] if Path(path) not in (weights, weights.parent, config_file) else []
+    notes += parsed.notes
     if settings is not None:
+        settings = _like_its_tensors(settings, parsed)
         config = config_from_peft(settings, parsed.ranks, where)
         _check_alphas(parsed, config, where)
         if config.use_dora != parsed.use_dora:
             found = "has" if parsed.use_dora else "has no"
             raise ValueError(f"{where}: use_dora is {config.use_dora}, but {weights.name} {found} magnitudes (DoRA)")
     else:
-        config, notes = _guess(parsed, lora_alpha, weights)
+        config, assumed = _guess(parsed, lora_alpha, weights)
+        notes += assumed
     if lora_alpha is not None and any(alpha_of(config, path) != lora_alpha for path in parsed.ranks):
         more = " and others per module" if config.alpha_pattern else ""
         hint = "leave it out, or change the strength by the scale"
@@ -120,6 +125,41 @@ def read_adapter(
     elif layout == "diffusers" and own and DIFFUSERS_ENTRY not in header:
         layout = "state_dict"  # ours, with prefixes because it spans networks
     return AdapterFile(config, parsed.state, layout, metadata, notes)
+
+
+def check_modules(adapter: AdapterFile, path: str | Path) -> None:
+    """What `apply_adapter` says about names, for commands that have no model.
+
+    Raises:
+        ValueError: listing the modules that no network of these models has, with what is near.
+    """
+    problems = strange_modules(ranks_of(adapter.state))
+    if problems:
+        raise ValueError(f"{path}: this adapter does not fit any model of these kinds:{shorten(problems)}")
+
+
+def _subfolder(path: Path) -> Path:
+    """The folder itself, or the only one inside it that holds an adapter when it has none (a checkpoint of PEFT's).
+
+    Raises ValueError when there are several.
+    """
+    if not path.is_dir() or (path / PEFT_CONFIG).is_file() or _candidates(path):
+        return path
+    inside = sorted(entry for entry in path.iterdir() if entry.is_dir() and (entry / PEFT_CONFIG).is_file())
+    if len(inside) > 1:
+        raise ValueError(f"{path}: name one of its folders: {', '.join(entry.name for entry in inside)}")
+    return inside[0] if inside else path
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """Files of a folder that may be adapters: weights, but not those of an optimiser or a random generator."""
+    return sorted(
+        entry
+        for entry in folder.iterdir()
+        if entry.suffix in (".safetensors", ".pth")
+        and entry.is_file()
+        and not entry.name.startswith(_STATES_OF_TRAINING)
+    )
 
 
 def _locate(path: Path) -> tuple[Path, Path | None]:
@@ -141,7 +181,7 @@ def _locate(path: Path) -> tuple[Path, Path | None]:
     if weights:
         hint = f"name {weights[0].name} itself to read it without, and give lora_alpha"
         raise ValueError(f"{path}: has no {PEFT_CONFIG}, so it is not complete; {hint}")
-    files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".pth") and p.is_file())
+    files = _candidates(path)
     if len(files) != 1:
         names = ", ".join(p.name for p in files)
         raise ValueError(f"{path}: " + (f"name one of its files: {names}" if files else "holds no adapter"))
@@ -176,6 +216,23 @@ def _settings(
     settings = parse_json(header[DIFFUSERS_ENTRY], where)
     prefixed = {k.removeprefix("transformer."): v for k, v in settings.items() if k.startswith("transformer.")}
     return prefixed or settings, where
+
+
+def _like_its_tensors(settings: dict[str, Any], parsed: Parsed) -> dict[str, Any]:
+    """Settings whose names lost what the tensors' names lost, and that don't speak of biases that were dropped."""
+    if parsed.biases:
+        settings = {**settings, "bias": "none", "lora_bias": False}
+
+    def plain(name: Any) -> Any:
+        return without_wrappers(name).removeprefix(parsed.prefix) if isinstance(name, str) else name
+
+    targets = settings.get("target_modules")
+    changed: dict[str, Any] = {"target_modules": [plain(name) for name in targets]} if isinstance(targets, list) else {}
+    if parsed.prefix:
+        for key in ("rank_pattern", "alpha_pattern"):
+            if isinstance(settings.get(key), dict):
+                changed[key] = {plain(name): value for name, value in settings[key].items()}
+    return {**settings, **changed}
 
 
 def _check_alphas(parsed: Parsed, config: lora.LoRAConfig, where: str) -> None:

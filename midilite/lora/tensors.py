@@ -6,8 +6,8 @@
 | diffusers | the same with `transformer.` or no prefix; older: `<module>.lora.down.weight`, `.up.` | the same |
 | kohya | `lora_unet_<module with _ for .>.lora_down.weight`, `.lora_up.weight`, `.alpha` | `.dora_scale` [out, 1] |
 
-A live PEFT model adds `.default` after A, B and the magnitudes. Down is A [rank, in], up is B [out, rank]. kohya's
-underscores can't be undone by rule (`attn2_2_to_out_0`), so they are looked up among the modules that exist.
+A live PEFT model adds the adapter's name after A, B and the magnitudes. Down is A [rank, in], up is B [out, rank].
+Which module a key means is in `names.py`.
 
 Modules are the transformer's, unless their name begins with the folder of an image encoder (`image_encoder_2.`); files
 that hold both begin the transformer's with `transformer.`.
@@ -18,9 +18,8 @@ collected and raised as one list; there is no partial result.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,43 +28,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..model.weights import open_safetensors
+from .names import EXPECTED, read_names
 from .peft_config import check_alpha, shorten
 from .torch_files import read_torch_file
 
-PREFIXES = ("base_model.model.", "module.", "transformer.", "diffusion_model.")
-KOHYA_PREFIX = "lora_unet_"
-
-IMAGE_ENCODERS = ("image_encoder_1.", "image_encoder_2.", "image_encoder_dinov2.")
 SUFFIXES = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
-
-_KOHYA_KEY = re.compile(r"lora_(?:unet|transformer)_(\w+)\.(lora_down\.weight|lora_up\.weight|alpha|dora_scale)")
-_DOTTED_KEYS = (
-    re.compile(r"(.+)\.lora_([AB])(?:\.\w+)?\.weight"),
-    re.compile(r"(.+)\.(?:lora_|lora\.|lora_linear_layer\.)(down|up)\.weight"),
-    re.compile(r"(.+)\.(alpha|dora_scale)"),
-    re.compile(r"(.+)\.(lora_magnitude_vector)(?:\.\w+){0,2}"),
-)
-_PARTS = {"A": "A", "B": "B", "down": "A", "up": "B", "alpha": "alpha"}
-_PARTS |= {"lora_magnitude_vector": "magnitude", "dora_scale": "magnitude"}
-
-# What a key that is none of the above belongs to, for the message.
-_FOREIGN = {
-    "lora_embedding_": "an adapter on an embedding",
-    "lora_B.bias": "LoRA with biases",
-    "lora_mid": "a Tucker-factorised adapter",
-    "lokr_": "LoKr",
-    "hada_": "LoHa",
-    "oft_": "OFT",
-    "lora_te": "a text encoder, which these models do not have",
-    "text_encoder": "a text encoder, which these models do not have",
-}
-_OTHER_NETWORKS = ("lora_te", "text_encoder")
-
-_BLOCK_LINEARS = (
-    *(f"{a}.{p}" for a in ("attn1", "attn2", "attn2_2") for p in ("to_q", "to_k", "to_v", "to_out.0")),
-    *("ff.net.0.proj", "ff.net.2", "skip_linear"),
-)
-_OUTER_LINEARS = ("proj_in", "proj_out", "time_proj.linear_1", "time_proj.linear_2")
 
 
 @dataclass(frozen=True)
@@ -76,11 +43,17 @@ class Parsed:
         state: fp32 CPU tensors, A, B (and magnitudes [out]) of every module, in the file's order of modules.
         alphas: {module: alpha} where the file holds them as tensors (kohya).
         layout: "kohya", "diffusers" (prefix `transformer.` or old names) or "state_dict".
+        notes: what was left out or assumed.
+        prefix: the unknown prefix that was dropped from all names, which settings may have too.
+        biases: whether there were biases, all zero, which settings then speak of.
     """
 
     state: dict[str, Tensor]
     alphas: dict[str, float]
     layout: str
+    notes: list[str] = field(default_factory=list)
+    prefix: str = ""
+    biases: bool = False
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -128,55 +101,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path}: is truncated or damaged ({error})") from error
 
 
-# --- names ------------------------------------------------------------------------------------------------------------
-
-
-def kohya_name(module: str) -> str:
-    """`blocks.0.attn1.to_out.0` -> `blocks_0_attn1_to_out_0`."""
-    return module.replace(".", "_")
-
-
-def _kohya_table(modules: Iterable[str] | None) -> dict[str, str | None]:
-    """{kohya name: module}, None for a name that two modules share."""
-    table: dict[str, str | None] = {}
-    for module in modules if modules is not None else _OUTER_LINEARS:
-        table[kohya_name(module)] = None if kohya_name(module) in table else module
-    return table
-
-
-def _module_of_kohya(name: str, table: Mapping[str, str | None], by_rule: bool) -> str | None:
-    """The module of a kohya name, from the known modules or, without any, from the DiT's own naming rule."""
-    block = re.fullmatch(r"blocks_(\d+)_(\w+)", name)
-    if by_rule and block:
-        linear = next((linear for linear in _BLOCK_LINEARS if kohya_name(linear) == block[2]), None)
-        return linear and f"blocks.{block[1]}.{linear}"
-    return table.get(name)
-
-
-def _strip(key: str) -> str:
-    """A key without the prefixes of wrappers (a encoder's stays), and with old diffusers names made regular."""
-    key, encoder = key.replace("_orig_mod.", ""), ""
-    prefix = next((prefix for prefix in (*PREFIXES, *IMAGE_ENCODERS) if key.startswith(prefix)), None)
-    while prefix is not None:
-        encoder = encoder or prefix if prefix in IMAGE_ENCODERS else encoder
-        key = key[len(prefix) :]
-        prefix = next((prefix for prefix in PREFIXES if key.startswith(prefix)), None)
-    key = encoder + key
-    key = re.sub(r"\.processor\.(to_\w+?)_lora\.", r".\1.lora.", key)
-    return key.replace(".to_out.lora.", ".to_out.0.lora.")
-
-
-def _dotted(key: str) -> tuple[str, str] | None:
-    """(module, part) of a key with a dotted module name."""
-    for pattern in _DOTTED_KEYS:
-        if (match := pattern.fullmatch(_strip(key))) and len(match[1]) < 200:
-            return match[1], _PARTS[match[2]]
-    return None
-
-
-def _foreign(key: str) -> str:
-    kind = next((kind for mark, kind in _FOREIGN.items() if mark in key), None)
-    return f"unsupported {key}: belongs to {kind}" if kind else f"unexpected {key}: no name of an adapter weight"
+# --- what they say ----------------------------------------------------------------------------------------------------
 
 
 def parse(tensors: Mapping[str, Tensor], where: str, modules: Iterable[str] | None = None) -> Parsed:
@@ -191,14 +116,18 @@ def parse(tensors: Mapping[str, Tensor], where: str, modules: Iterable[str] | No
         ValueError: with every problem listed: keys of no known layout, names of no module, two keys of one meaning, A
             without B, shapes that don't fit together, types that are no floating point, values that aren't finite.
     """
-    found, problems = _by_module(tensors, modules)
+    names = read_names(tensors, modules)
+    found, problems = names.parts, list(names.problems)
+    notes = [f"the prefix {names.prefix!r} of all names is dropped"] if names.prefix else []
+    notes += _dropped_biases(names.biases, tensors, problems)
     for module, keys in found.items():
         problems += _pair_problems(module, {part: (key, tensors[key]) for part, key in keys.items()})
     problems += _magnitude_problems(found)
     if not tensors:
         problems.append("it holds no tensors")
     if problems:
-        raise ValueError(f"{where}: is not a whole adapter:{shorten(problems)}")
+        expected = f"\n  {EXPECTED}" if names.problems else ""
+        raise ValueError(f"{where}: is not a whole adapter:{shorten(problems)}{expected}")
     state = {
         f"{module}.{suffix}": _plain(tensors[keys[part]], part)
         for module, keys in found.items()
@@ -206,10 +135,16 @@ def parse(tensors: Mapping[str, Tensor], where: str, modules: Iterable[str] | No
         if part in keys
     }
     alphas = {module: float(tensors[keys["alpha"]].item()) for module, keys in found.items() if "alpha" in keys}
-    if any(_KOHYA_KEY.fullmatch(key) for key in tensors):
-        return Parsed(state, alphas, "kohya")
     regular = all(".lora_" in key and not key.startswith("transformer.") for key in tensors)
-    return Parsed(state, alphas, "state_dict" if regular else "diffusers")
+    layout = "kohya" if names.flat else "state_dict" if regular else "diffusers"
+    return Parsed(state, alphas, layout, notes, names.prefix, bool(names.biases))
+
+
+def _dropped_biases(keys: Sequence[str], tensors: Mapping[str, Tensor], problems: list[str]) -> list[str]:
+    """A note about biases that are zero and so change nothing; all others join the problems."""
+    trained = [key for key in keys if not tensors[key].dtype.is_floating_point or tensors[key].float().any()]
+    problems += [f"unsupported {key}: belongs to LoRA with biases" for key in trained]
+    return [] if trained or not keys else [f"{len(keys)} biases, all of them zero, are dropped"]
 
 
 def _plain(tensor: Tensor, part: str) -> Tensor:
@@ -223,26 +158,6 @@ def _magnitude_problems(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if not found or len(lacking) == len(found):
         return []
     return [f"missing {module}.{SUFFIXES['magnitude']}: other modules have theirs (DoRA)" for module in lacking]
-
-
-def _by_module(tensors: Iterable[str], modules: Iterable[str] | None) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """{module: {part: key}} of a file's keys, and a line for each key that has no place there."""
-    table, found, problems = _kohya_table(modules), {}, []
-    for key in tensors:
-        kohya = _KOHYA_KEY.fullmatch(key)
-        if kohya:
-            module = _module_of_kohya(kohya[1], table, modules is None)
-            named = module and (module, _PARTS[kohya[2].removeprefix("lora_").removesuffix(".weight")])
-        else:
-            named = None if key.startswith(_OTHER_NETWORKS) else _dotted(key)
-        if not named:
-            problems.append(f"unknown module {key}: not the name of exactly one" if kohya else _foreign(key))
-            continue
-        parts = found.setdefault(named[0], {})
-        if named[1] in parts:
-            problems.append(f"duplicate: {parts[named[1]]} and {key} are both the {named[1]} of {named[0]}")
-        parts[named[1]] = key
-    return found, problems
 
 
 def state_problems(state: Mapping[str, Tensor]) -> list[str]:

@@ -72,6 +72,7 @@ def read_torch_file(path: Path, file: BinaryIO) -> tuple[dict[str, Tensor], dict
         raise ValueError(f"{path}: can't be read as a torch file ({str(error)[:200]})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {_kind(content)}, expected a dict of tensors")
+    content = _unwrapped(content)
     strange = [f"{str(k)[:60]!r} is a {_kind(v)}" for k, v in content.items() if not _is_plain(k, v)]
     if strange:
         raise ValueError(f"{path}: expected a dict of tensors by name, but:{shorten(strange)}")
@@ -86,6 +87,22 @@ def read_torch_file(path: Path, file: BinaryIO) -> tuple[dict[str, Tensor], dict
     facts = getattr(content, "_metadata", None)  # torch keeps versions of modules there, we keep text
     facts = facts if isinstance(facts, dict) else {}
     return tensors, {key: text for key, text in facts.items() if isinstance(key, str) and isinstance(text, str)}
+
+
+def _unwrapped(content: dict) -> dict:
+    """The adapter in a training checkpoint: its only entry that is a dict of named tensors, some of an adapter.
+
+    What stands beside it (a step, an optimiser's state) is no part of an adapter. Unwrapped once: what is nested deeper
+    was written by nobody.
+    """
+    inside = [
+        value
+        for value in content.values()
+        if isinstance(value, dict)
+        and all(_is_plain(name, tensor) for name, tensor in value.items())
+        and any("lora" in name for name in value)
+    ]
+    return inside[0] if len(inside) == 1 and not any(isinstance(v, _Tensor) for v in content.values()) else content
 
 
 def _kind(value: Any) -> str:

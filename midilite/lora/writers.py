@@ -24,8 +24,9 @@ from torch import Tensor
 from ..common.files import write_bytes
 from ..model.weights import write_safetensors
 from .config import LoRAConfig
+from .names import IMAGE_ENCODERS, KOHYA_PREFIX, kohya_name
 from .peft_config import OUR_NETWORK, alpha_of, check_alpha, config_to_peft, shorten
-from .tensors import IMAGE_ENCODERS, KOHYA_PREFIX, kohya_name, ranks_of, state_problems
+from .tensors import ranks_of, state_problems
 
 _ABSOLUTE = re.compile(r"/|~|file:|\\\\|[A-Za-z]:[/\\]")
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -229,7 +229,7 @@ HOSTILE = {
     "a meta tensor": (lambda m: saved({A: torch.empty(10**6, 10**6, device="meta")}), "expected a dict of tensors"),
     "a complex tensor": (lambda m: saved({**STATE, A: STATE[A] + 0j}), f"wrong type {A}: torch.complex64"),
     "a list": (lambda m: saved([STATE[A]]), "holds a list, expected a dict of tensors"),
-    "a training checkpoint": (lambda m: saved({"model": STATE, "step": 3}), "'model' is a dict\n  'step' is a int"),
+    "two adapters in one file": (lambda m: saved({"a": STATE, "b": STATE}), "'a' is a dict\n  'b' is a dict"),
     "an empty zip": (lambda m: zipped({}), "not a zip archive"),
     "another zip": (lambda m: zipped({"readme.txt": b"hello"}), "can't be read as a torch file"),
     "a pickle with a zip behind": (lambda m: pickle.dumps(Hostile(m)) + saved(STATE), "not a zip archive"),
