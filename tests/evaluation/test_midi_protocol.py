@@ -196,7 +196,9 @@ def test_a_scene_has_the_numbers_of_the_reference(tau: float) -> None:
     found = scene_metrics(predicted, truth, tau)["midi"]
     expected = reference_metrics(predicted, truth, tau)
     assert set(found) == set(expected) == set(KEYS)
-    assert found == pytest.approx(expected, abs=2e-3)  # one point more or less near of 400; fp32 against fp64
+    for key, value in expected.items():
+        # fp32 against fp64 through 50 steps of an ICP, and on another processor: some of 400 points lie on the border
+        assert found[key] == pytest.approx(value, abs=1e-2 if key.endswith("fscore") else 2e-3), key
     assert all(0 < value < 2 for value in found.values())
 
 
