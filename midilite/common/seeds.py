@@ -11,14 +11,34 @@ torch is imported where it is used: data preparation needs only numpy.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+import secrets
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from .terminal import say
 
 if TYPE_CHECKING:
     import torch
 
 Key = int | str
+
+
+def check_seed(seed: Any) -> int:
+    """A seed as a plain whole number, so that 7 and numpy's 7 are one; None draws one and says which.
+
+    Raises:
+        ValueError: it is no whole number from 0 (7.0, True and "7" are none), or a generator.
+    """
+    if seed is None:
+        seed = secrets.randbelow(2**31)
+        say(f"seed: {seed}, drawn because none was given")
+    if isinstance(seed, np.random.Generator) or type(seed).__name__ == "Generator":
+        raise ValueError("the seed is a generator, expected a whole number: noise is drawn on the CPU from a number, "
+                         "so that every device starts from the same")  # fmt: skip
+    if isinstance(seed, (bool, np.bool_)) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f"the seed is {str(seed)[:40]} ({type(seed).__name__}), expected a whole number from 0")
+    return int(seed)
 
 
 def derive_seed(*keys: Key) -> int:

@@ -12,7 +12,6 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +23,10 @@ from torch import Tensor
 
 from .. import lora
 from ..common.distributed import World
+from ..common.seeds import check_seed
 from ..flow.schedule import RectifiedFlowScheduler
 from ..lora.files import apply_adapter, network_group, read_adapter
+from ..mesh.isosurface import check_smoothing
 from ..mesh.scene import build_scene
 from ..mesh.scene import instance_color as instance_color
 from ..model.config import Sampling
@@ -43,63 +44,12 @@ from ..runtime.placement import choose_device, choose_dtype, load_base, move
 from .decoding import NoSurfaceWarning as NoSurfaceWarning
 from .decoding import decode_meshes
 from .parallel import shared_velocity
-from .sampling import initial_noise, sample
+from .result import ImageConditions as ImageConditions
+from .result import Result as Result
+from .sampling import check_num_tokens, initial_noise, sample
 
 if TYPE_CHECKING:
     import trimesh
-
-
-@dataclass(frozen=True)
-class ImageConditions:
-    """What the networks are told about an image.
-
-    Attributes:
-        clip: [n, 1, E] projected CLIP embedding of each instance image; None for TripoSG.
-        dinov2: [n, S, E] all DINOv2 tokens of each instance.
-        labels: the mask's label of each instance.
-        image: the RGB image that was encoded (padded when that was asked for).
-        mask: its label map, int32 [H, W]; None for TripoSG without a mask.
-    """
-
-    clip: Tensor | None
-    dinov2: Tensor
-    labels: list[int]
-    image: Image.Image
-    mask: np.ndarray | None
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The conditions in the transformer's order."""
-        return (self.dinov2,) if self.clip is None else (self.clip, self.dinov2)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What the pipeline returns.
-
-    Attributes:
-        scene: one named, coloured geometry per instance that has a surface.
-        latents: [n, T, C] fp32 on the CPU, every instance.
-        meshes: one trimesh per instance, None where there is no surface.
-        labels: the mask's label of each instance.
-        conditions: what was encoded.
-    """
-
-    scene: trimesh.Scene
-    latents: Tensor
-    meshes: list[trimesh.Trimesh | None]
-    labels: list[int]
-    conditions: ImageConditions
-
-    def __repr__(self) -> str:
-        """What came out of each instance, in a line each."""
-        lines = [f"Result: {len(self.scene.geometry)} of {len(self.labels)} instances have a surface"]
-        for label, mesh in zip(self.labels, self.meshes, strict=True):
-            if mesh is None:
-                lines.append(f"  instance_{label}: no surface")
-                continue
-            size = " x ".join(f"{side:.2f}" for side in mesh.extents)
-            lines.append(f"  instance_{label}: {len(mesh.vertices):,} vertices, {len(mesh.faces):,} faces, size {size}")
-        return "\n".join(lines)
 
 
 def load_pipeline(
@@ -237,8 +187,9 @@ class Pipeline:
         Adapters come along and stay fp32.
 
         Raises:
-            ValueError: a part is offloaded or in eight bits, so that its weights have their place.
+            ValueError: there is no such device, or a part is offloaded or in eight bits: its weights have their place.
         """
+        device = None if device is None else choose_device(device)
         parts = {"transformer": self.transformer, "vae": self.vae, **self.image_encoders}
         for name, network in parts.items():
             if network.placement != Placement():
@@ -270,7 +221,7 @@ class Pipeline:
         mask: ImageSource | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
-        seed: int = 42,
+        seed: int | None = 42,
         num_tokens: int | None = None,
         grid_depth: int | None = None,
         smoothing: str = "none",
@@ -285,8 +236,8 @@ class Pipeline:
             mask: instance mask of the same size; needed for MIDI, optional for TripoSG (then all else becomes white).
             num_inference_steps: Euler steps. Like guidance and depth, by default the model's own (`sampling`): 50, 7.0
                 and 8 for the published ones.
-            guidance_scale: classifier-free guidance; at most 1 switches it off and halves the work.
-            seed: of the initial noise.
+            guidance_scale: classifier-free guidance; 0 to 1 switches it off and halves the work.
+            seed: of the initial noise; None draws one, says which and puts it into the result.
             num_tokens: latent tokens per instance; default the transformer's width for MIDI, 2048 for TripoSG.
             grid_depth: the surface is extracted on a grid of (2^grid_depth + 1)^3 nodes around the object.
             smoothing: "none", or "box3", the reference's 3x3x3 mean over the grid.
@@ -296,13 +247,20 @@ class Pipeline:
                 what `set_adapters` set.
 
         Raises:
-            ValueError: unusable image or mask, no adapter of a name, or no instance has a surface.
+            ValueError: a number that can't be used (before any work), unusable image or mask, no adapter of a name, or
+                no instance has a surface.
         """
+        steps = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+        self.sampling.changed(**steps, grid_depth=grid_depth)
+        seed = self._seed(seed)
+        check_num_tokens(self.default_num_tokens if num_tokens is None else num_tokens)
+        check_smoothing(smoothing)
         with lora.temporary_weights(self.networks, adapter_scale):
             conditions = self.encode_images(rgb, mask, padding)
-            latents = self.sample(conditions, num_inference_steps, guidance_scale, seed, num_tokens, on_step=on_step)
+            latents = self.sample(conditions, **steps, seed=seed, num_tokens=num_tokens, on_step=on_step)
         meshes = self.decode_meshes(latents, conditions.labels, grid_depth, smoothing)
-        return Result(build_scene(meshes, conditions.labels), latents.cpu(), meshes, conditions.labels, conditions)
+        scene = build_scene(meshes, conditions.labels)
+        return Result(scene, latents.cpu(), meshes, conditions.labels, conditions, seed)
 
     @_alone
     @torch.inference_mode()
@@ -337,7 +295,7 @@ class Pipeline:
         conditions: ImageConditions,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
-        seed: int = 42,
+        seed: int | None = 42,
         num_tokens: int | None = None,
         latents: Tensor | None = None,
         on_step: Callable[[int, int], None] | None = None,
@@ -348,12 +306,16 @@ class Pipeline:
             [n, T, C] in fp32 on the transformer's device.
         """
         count = conditions.dinov2.shape[0]
+        sampling = self.sampling.changed(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
         if latents is None:
             tokens = self.default_num_tokens if num_tokens is None else num_tokens
-            latents = initial_noise(count, tokens, self.transformer, seed)
-        sampling = self.sampling.changed(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
+            latents = initial_noise(count, tokens, self.transformer, self._seed(seed))
         velocity_of = partial(shared_velocity, world=self.world, low_memory=self.low_memory)
         return sample(self.transformer, self.scheduler, conditions.tensors(), latents, sampling, velocity_of, on_step)
+
+    def _seed(self, seed: int | None) -> int:
+        """A seed that is one, the same on all ranks."""
+        return self.world.broadcast(partial(check_seed, None)) if seed is None else check_seed(seed)
 
     @property
     def default_num_tokens(self) -> int:
@@ -394,8 +356,9 @@ class Pipeline:
             Notes about the file, such as an assumed alpha.
 
         Raises:
-            ValueError: a key does not land, or the name is taken.
+            ValueError: a key does not land, the name is taken, or the scale is no finite number.
         """
+        lora.check_weight(name, scale)
         adapter = read_adapter(path, lora_alpha, modules=lora.named_linears(self.transformer))
         networks = self.networks
         active = lora.active_weights(networks)

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..common.seeds import torch_generator
+from ..common.seeds import check_seed, torch_generator
 from ..flow.guidance import guide
 from ..flow.schedule import RectifiedFlowScheduler
 from ..flow.solvers import Velocity, euler
@@ -29,14 +30,20 @@ VelocityOf = Callable[[DiT, Sequence[Tensor], Tensor, Sampling], Velocity]
 _CAPTURED_TOKENS, _CAPTURED_STEPS = 8192, 8  # when a CUDA graph of a pass pays (see examples/benchmarks/README.md)
 
 
+def check_num_tokens(num_tokens: Any) -> None:
+    """Raise ValueError unless it is a whole number from 1 to 65,536."""
+    if not isinstance(num_tokens, int) or isinstance(num_tokens, bool) or not 1 <= num_tokens <= 2**16:
+        raise ValueError(f"num_tokens is {num_tokens!r}, expected a whole number from 1 to {2**16}")
+
+
 def initial_noise(count: int, num_tokens: int, transformer: DiT, seed: int, *keys: str | int) -> Tensor:
     """Unit Gaussian latents [count, T, C], drawn on the CPU from (seed, "latents", *keys).
 
     Raises:
-        ValueError: `num_tokens` is no whole number from 1 to 65,536.
+        ValueError: `num_tokens` is no whole number from 1 to 65,536, or the seed none from 0.
     """
-    if not isinstance(num_tokens, int) or isinstance(num_tokens, bool) or not 1 <= num_tokens <= 2**16:
-        raise ValueError(f"num_tokens is {num_tokens!r}, expected a whole number from 1 to {2**16}")
+    check_num_tokens(num_tokens)
+    seed = check_seed(seed)
     shape = (count, num_tokens, transformer.config.in_channels)
     return torch.randn(shape, generator=torch_generator(seed, "latents", *keys))
 

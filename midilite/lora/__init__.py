@@ -10,8 +10,8 @@ from typing import Any
 
 _FROM = {
     "config": "DEFAULT_TARGETS LoRAConfig exported_config match_targets matches",
-    "network": "active_weights adapter_names adapter_parameters adapter_state adapters_named freeze_base inject "
-    "load_adapter_state merge_adapters named_linears planned_parameters remove_adapters set_adapters slots "
+    "network": "active_weights adapter_names adapter_parameters adapter_state adapters_named check_weight freeze_base "
+    "inject load_adapter_state merge_adapters named_linears planned_parameters remove_adapters set_adapters slots "
     "temporary_weights",
 }
 _WHERE = {name: module for module, names in _FROM.items() for name in names.split()}

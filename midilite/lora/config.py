@@ -12,6 +12,7 @@ The same rule holds for targets, ranks per module and alphas per module. In a pa
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -79,7 +80,7 @@ class LoRAConfig:
 def check_number(value: Any, what: str, whole: bool = False) -> None:
     """Raise ValueError unless `value` is a number of sane size (`whole`: an integer)."""
     kind = "a whole number" if whole else "a finite number"
-    number = not isinstance(value, bool) and isinstance(value, int if whole else (int, float))
+    number = not isinstance(value, bool) and isinstance(value, numbers.Integral if whole else numbers.Real)  # numpy's
     if not number or not -1e9 <= value <= 1e9:  # false for NaN too
         raise ValueError(f"{what} is {str(value)[:60]}, expected {kind}")
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from ..model.layers import Linear, compare_tables
 from .config import DEFAULT_TARGETS as DEFAULT_TARGETS
 from .config import LoRAConfig as LoRAConfig
+from .config import check_number
 from .config import exported_config as exported_config
 from .config import match_targets as match_targets
 from .config import matches as matches
@@ -147,10 +149,20 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor], name: str 
             parameter.copy_(state[key])
 
 
+def check_weight(name: str, weight: Any) -> None:
+    """Raise ValueError unless `weight` can be an adapter's: a finite number. 0 is the base, below 0 the opposite."""
+    check_number(weight, f"the weight of adapter {name!r}")
+
+
 def set_adapters(model: nn.Module, weights: Mapping[str, float]) -> None:
-    """Make exactly these adapters active, each with its weight. Raises ValueError for a name that isn't there."""
-    for name in weights:
+    """Make exactly these adapters active, each with its weight.
+
+    Raises:
+        ValueError: for a name that isn't there, or a weight that is no finite number.
+    """
+    for name, weight in weights.items():
         adapters_named(model, name)
+        check_weight(name, weight)
     for slot in slots(model):
         slot.weights = {name: float(weight) for name, weight in weights.items() if name in slot.adapters}
 
@@ -165,8 +177,10 @@ def temporary_weights(model: nn.Module, scale: float | Mapping[str, float]) -> I
     """Within this context, weights are multiplied by a number or replaced by a table (as `set_adapters` does).
 
     Raises:
-        ValueError: the table has a name that isn't there.
+        ValueError: the table has a name that isn't there, or a weight is no finite number.
     """
+    if not isinstance(scale, Mapping):
+        check_number(scale, "the factor on the adapters' weights")
     before = [(slot, slot.weights) for slot in slots(model)]
     if isinstance(scale, Mapping):
         set_adapters(model, scale)

@@ -59,6 +59,12 @@ class NoSurfaceError(ValueError):
     """The function is positive everywhere, so there is no surface."""
 
 
+def check_smoothing(smoothing: str) -> None:
+    """Raise ValueError unless it is one of `SMOOTHINGS`."""
+    if smoothing not in SMOOTHINGS:
+        raise ValueError(f"smoothing is {smoothing!r}, expected one of {', '.join(SMOOTHINGS)}")
+
+
 def extract_surface(
     sdf_fn: SDF,
     bounds: tuple[Bound, Bound] = (-1.005, 1.005),
@@ -98,10 +104,10 @@ def extract_surface(
         NoSurfaceError: all values are positive; the message has the smallest.
         ValueError: an argument is out of range, or `sdf_fn` returned the wrong shape or something not finite.
     """
-    if smoothing not in SMOOTHINGS or not 1 <= depth <= 10 or coarse_depth < 1 or chunk < 1:
+    check_smoothing(smoothing)
+    if not 1 <= depth <= 10 or coarse_depth < 1 or chunk < 1:
         raise ValueError(
-            f"smoothing must be one of {SMOOTHINGS}, depth 1..10, coarse_depth and chunk at least 1; "
-            f"found {smoothing!r}, {depth}, {coarse_depth}, {chunk}"
+            f"depth must be 1..10, coarse_depth and chunk at least 1; found {depth}, {coarse_depth}, {chunk}"
         )
     limits = torch.stack([torch.as_tensor(b, dtype=torch.float64).expand(3) for b in bounds])
     if not (limits[0] < limits[1]).all():

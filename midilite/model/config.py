@@ -272,8 +272,9 @@ class Sampling:
         check_fields(self)
 
     def changed(self, **given: float | None) -> Self:
-        """The same with everything that is given and not None."""
-        return dataclasses.replace(self, **{name: value for name, value in given.items() if value is not None})
+        """The same with everything that is given and not None; numpy's numbers count as Python's."""
+        plain = {n: v.item() if type(v).__module__ == "numpy" else v for n, v in given.items()}
+        return dataclasses.replace(self, **{name: value for name, value in plain.items() if value is not None})
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,68 @@
+"""What goes in and what comes out of a scene: the conditions of an image, and the meshes that were made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import trimesh
+
+
+@dataclass(frozen=True)
+class ImageConditions:
+    """What the networks are told about an image.
+
+    Attributes:
+        clip: [n, 1, E] projected CLIP embedding of each instance image; None for TripoSG.
+        dinov2: [n, S, E] all DINOv2 tokens of each instance.
+        labels: the mask's label of each instance.
+        image: the RGB image that was encoded (padded when that was asked for).
+        mask: its label map, int32 [H, W]; None for TripoSG without a mask.
+    """
+
+    clip: Tensor | None
+    dinov2: Tensor
+    labels: list[int]
+    image: Image.Image
+    mask: np.ndarray | None
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The conditions in the transformer's order."""
+        return (self.dinov2,) if self.clip is None else (self.clip, self.dinov2)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the pipeline returns.
+
+    Attributes:
+        scene: one named, coloured geometry per instance that has a surface.
+        latents: [n, T, C] fp32 on the CPU, every instance.
+        meshes: one trimesh per instance, None where there is no surface.
+        labels: the mask's label of each instance.
+        conditions: what was encoded.
+        seed: of the initial noise.
+    """
+
+    scene: trimesh.Scene
+    latents: Tensor
+    meshes: list[trimesh.Trimesh | None]
+    labels: list[int]
+    conditions: ImageConditions
+    seed: int = 42
+
+    def __repr__(self) -> str:
+        """What came out of each instance, in a line each."""
+        lines = [f"Result: {len(self.scene.geometry)} of {len(self.labels)} instances have a surface"]
+        for label, mesh in zip(self.labels, self.meshes, strict=True):
+            if mesh is None:
+                lines.append(f"  instance_{label}: no surface")
+                continue
+            size = " x ".join(f"{side:.2f}" for side in mesh.extents)
+            lines.append(f"  instance_{label}: {len(mesh.vertices):,} vertices, {len(mesh.faces):,} faces, size {size}")
+        return "\n".join(lines)
