@@ -31,11 +31,12 @@ TRAIN = (
 SCENE = """
 import midilite, torch
 pipe = midilite.load_pipeline("model", "cpu")
-result = pipe("rgb.png", "seg.png", num_inference_steps=6)
+result = pipe("rgb.png", "seg.png", num_inference_steps=6, guidance_scale=1.0)
 torch.save(result.latents, "latents.pt")
 result.scene.export("scene.glb")
+torch.save(pipe("rgb.png", "seg.png", num_inference_steps=6).latents, "guided.pt")
 pipe.load_adapter("plain/lora-final")
-torch.save(pipe("rgb.png", "seg.png", num_inference_steps=3).latents, "adapted.pt")
+torch.save(pipe("rgb.png", "seg.png", num_inference_steps=3, guidance_scale=1.0).latents, "adapted.pt")
 """
 
 
@@ -113,7 +114,7 @@ def files(folder: Path) -> Iterator[Path]:
     for kind in ("plain", "resumed", "two"):
         final = folder / kind / "lora-final"
         yield from sorted(p.relative_to(folder) for p in final.rglob("*") if p.is_file())
-    yield from map(Path, ("latents.pt", "adapted.pt", "scene.glb"))
+    yield from map(Path, ("latents.pt", "guided.pt", "adapted.pt", "scene.glb"))
 
 
 def main() -> int:

@@ -170,12 +170,13 @@ def evaluate_scene(
     import torch
 
     from .. import lora
+    from ..common.devices import precise_device
     from ..data.scenes import read_scene
     from ..inference.decoding import NoSurfaceWarning, decode_meshes
     from ..inference.sampling import initial_noise
 
     data = _measured_part(read_scene(scene), options)
-    truth = list(_thinned(data.surfaces, options, scene.name).to(pipe.device))
+    truth = list(_thinned(data.surfaces, options, scene.name).to(precise_device(pipe.device)))
     tokens = options.num_tokens or pipe.default_num_tokens
     noise = initial_noise(len(truth), tokens, pipe.transformer, options.seed, scene.name)
     results = {}

@@ -12,23 +12,26 @@ class NoDeviceError(ValueError):
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device that is asked for, else a CUDA GPU when there is one, else the CPU.
+    """The device that is asked for, else a CUDA GPU when there is one, else Apple's, else the CPU.
 
     Raises:
         NoDeviceError: torch knows no device of that name, or this machine or build of torch has none.
     """
     if device is None or device == "":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        apple = "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device("cuda" if torch.cuda.is_available() else apple)
     try:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise NoDeviceError(f"device is {str(device)[:40]!r}, expected cpu, cuda or cuda:N") from error
+        raise NoDeviceError(f"device is {str(device)[:40]!r}, expected cpu, cuda, cuda:N or mps") from error
     if chosen.type == "cuda":
         _check_gpu(chosen)
     elif chosen.type not in ("cpu", "meta"):
         backend = getattr(torch, chosen.type, None)
         if not getattr(backend, "is_available", lambda: False)():
-            raise NoDeviceError(f"device is {chosen}, but there is none here; expected cpu, cuda or cuda:N")
+            raise NoDeviceError(
+                f"device is {chosen}, but there is none here; use cpu, or leave it out to take what is there"
+            )
     return chosen
 
 
@@ -39,3 +42,13 @@ def _check_gpu(device: torch.device) -> None:
     count = torch.cuda.device_count()
     if (device.index or 0) >= count:
         raise NoDeviceError(f"device is {device}, but there are {count} GPUs here, counted from cuda:0")
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """The most precise type that a device computes with: Apple's GPUs have no double precision."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def precise_device(device: torch.device) -> torch.device:
+    """Where double precision is computed for a device: there, or on the CPU where it has none."""
+    return torch.device("cpu") if device.type == "mps" else device

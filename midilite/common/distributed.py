@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .devices import choose_device
+from .devices import NoDeviceError, choose_device
 from .errors import CommandError
 from .transfer import receive, send
 
@@ -106,7 +106,7 @@ def start(device: str | None = None, timeout: timedelta = TIMEOUT) -> tuple[Worl
     """Join the process group that torchrun describes, if any, and choose this process's device.
 
     Args:
-        device: "cpu", "cuda" or "cuda:N"; default a GPU when there is one. Under torchrun each process takes the GPU
+        device: "cpu", "cuda", "cuda:N" or "mps"; default a GPU when there is one. Under torchrun each process takes the GPU
             of its local rank.
         timeout: how long a process waits for others before it gives up.
 
@@ -118,9 +118,18 @@ def start(device: str | None = None, timeout: timedelta = TIMEOUT) -> tuple[Worl
     if chosen.type == "cuda":  # by number: torch can't make "cuda" the current device
         chosen = choose_device(f"cuda:{world.local_rank if world.size > 1 else chosen.index or 0}")
         torch.cuda.set_device(chosen)
+    if world.size > 1 and chosen.type == "mps":
+        chosen = _several_on_apple(device)
     if world.size > 1 and not dist.is_initialized():
         _join(world, chosen, timeout)
     return world, chosen
+
+
+def _several_on_apple(device: str | None) -> torch.device:
+    """The CPU for processes that did not ask for the one GPU of an Apple machine; torch has no messages from there."""
+    if device is not None:
+        raise NoDeviceError("device is mps, but several processes can't share it; use cpu, or one process")
+    return torch.device("cpu")
 
 
 def _join(world: World, device: torch.device, timeout: timedelta) -> None:

@@ -12,7 +12,7 @@ from .options import option
 def _check_device(name: str, where: str) -> None:
     """Only the name; whether it is there is looked at before the work begins (`devices.choose_device`)."""
     if not re.fullmatch(r"cpu|(cuda|xpu|mps)(:\d{1,3})?", name):
-        raise ValueError(f"{where} is {name[:40]!r}, expected cpu, cuda or cuda:N")
+        raise ValueError(f"{where} is {name[:40]!r}, expected cpu, cuda, cuda:N or mps")
 
 
 def _check_block(name: str, where: str) -> None:
@@ -24,7 +24,7 @@ PRECISIONS = ("no", "bf16", "fp16")
 FRONT3D_LISTS = ("midi", "train", "test", "valid")
 
 pretrained_model = partial(option, "tiny", "checkpoint folder, name of a shipped model, or hub:OWNER/NAME", reads=True)
-device = partial(option, None, "cpu, cuda or cuda:N (default: a GPU when there is one)", check=_check_device)
+device = partial(option, None, "cpu, cuda, cuda:N or mps (default: a GPU when there is one)", check=_check_device)
 mi_attention_blocks = partial(
     option, None, "blocks with multi-instance attention, as 8 or blocks.8 (default: the model's)", check=_check_block
 )

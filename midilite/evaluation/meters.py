@@ -12,6 +12,7 @@ import sys
 import torch
 from torch import Tensor
 
+from ..common.devices import widest_float
 from ..common.distributed import sum_over_ranks
 from ..model.dit import DiT
 from ..training.flops import measure_roof, transformer_flops
@@ -41,14 +42,14 @@ class Meter:
         self._clear()
 
     def _clear(self) -> None:
-        self.sums = torch.zeros(BUCKETS, dtype=torch.float64, device=self.device)
+        self.sums = torch.zeros(BUCKETS, dtype=widest_float(self.device), device=self.device)
         self.counts = torch.zeros_like(self.sums)
         self.flops = 0.0
 
     def add(self, batch: SceneBatch, losses: Tensor) -> None:
         """Take note of a batch and of its unweighted losses [n] that are finite; the GPU is not waited for."""
         bucket = (batch.sigmas * BUCKETS).long().clamp(0, BUCKETS - 1)
-        losses = losses.detach().double()
+        losses = losses.detach().to(self.sums.dtype)
         chosen = (bucket == torch.arange(BUCKETS)[:, None]).to(self.device) & losses.isfinite()
         self.counts += chosen.sum(dim=1)
         self.sums += torch.where(chosen, losses, 0.0).sum(dim=1)
@@ -68,7 +69,7 @@ class Meter:
         self.seconds += metrics["step_seconds"]
         if not run.log_due:
             return {}
-        flops = torch.tensor([self.flops], dtype=torch.float64, device=self.device)
+        flops = torch.tensor([self.flops], dtype=self.sums.dtype, device=self.device)
         table = sum_over_ranks(torch.cat([self.sums, self.counts, flops]), run.world).tolist()
         sums, counts = table[:BUCKETS], table[BUCKETS : 2 * BUCKETS]
         values: dict[str, float | None] = {

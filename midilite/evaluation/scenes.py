@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .. import lora
+from ..common.devices import precise_device
 from ..common.distributed import World, sum_over_ranks
 from ..common.files import write_png
 from ..data.cache import FeatureSource
@@ -65,7 +66,7 @@ class Generated:
 
     def metrics(self, device: torch.device) -> dict[str, Any]:
         """`metrics.scene_metrics` where everything lies, without ICP."""
-        truth = list(self.truth.to(device))
+        truth = list(self.truth.to(precise_device(device)))
         return scene_metrics(self.meshes, truth, alignments=("none",), samples=min(_POINTS, self.truth.shape[1]))
 
     def subject(self, scene: Scene) -> Subject:
@@ -145,7 +146,7 @@ class Evaluation:
         del vae
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        table = sum_over_ranks(table.to(device), world).cpu()
+        table = sum_over_ranks(table.to(precise_device(device)), world).cpu()
         return table, self._gathered(sheets, world, device) if draw else torch.empty(0)
 
     def _base_and_truth(self, number: int, vae: VAE, device: torch.device, decode: bool) -> dict[str, Outcome]:

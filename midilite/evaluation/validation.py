@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import lora
+from ..common.devices import precise_device
 from ..common.distributed import World, sum_over_ranks
 from ..common.seeds import torch_generator
 from ..data.cache import FeatureSource
@@ -137,7 +138,7 @@ class Validation:
                 losses = self._scene_losses(self.scenes[number])
                 if counts:
                     table[number] = torch.cat([losses.sum(dim=1), losses.new_tensor([losses.shape[1]])])
-        total = sum_over_ranks(table.to(device), world).cpu().sum(dim=0)
+        total = sum_over_ranks(table.to(precise_device(device)), world).cpu().sum(dim=0)
         return (total[:-1] / total[-1]).tolist()
 
     def _scene_losses(self, scene: Scene) -> Tensor:
@@ -146,7 +147,7 @@ class Validation:
         together = self.options.enable_multi_instance_attention
         batches = [SceneBatch((validation_inputs(features, scene.name, s),)) for s in SIGMAS]
         losses = [instance_losses(self.transformer, b, together, self.num_train_timesteps) for b in batches]
-        return torch.stack(losses).double().cpu()
+        return torch.stack(losses).cpu().double()
 
 
 def validation_inputs(features: Features, name: str, sigma: float) -> SceneInputs:

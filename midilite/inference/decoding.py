@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from ..common.devices import precise_device
 from ..common.distributed import World
 from ..mesh.isosurface import NoSurfaceError, extract_surface
 from ..model.vae import VAE
@@ -53,8 +54,13 @@ def decode_shape(
         low_memory: ask for the field at fewer points at a time, which takes a fourth of the memory.
     """
     field, points = vae.field(latents), _FEW_POINTS if low_memory else _POINTS
+    grid = precise_device(latents.device)
+
+    def values(at: Tensor) -> Tensor:
+        return field(at.to(latents.device)).to(grid)
+
     try:
-        surface = extract_surface(field, depth=grid_depth, smoothing=smoothing, device=latents.device, chunk=points)
+        surface = extract_surface(values, depth=grid_depth, smoothing=smoothing, device=grid, chunk=points)
     except NoSurfaceError as error:
         return Shape(problem=str(error))
     return Shape(surface.vertices.cpu().numpy(), surface.faces.cpu().numpy())

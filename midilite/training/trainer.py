@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.devices import widest_float
 from ..common.distributed import World, sum_over_ranks
 from ..common.seeds import seed_hidden_generators
 from ..common.transfer import receive, send
@@ -196,13 +197,14 @@ class Trainer:
     def _losses_with_gradients(self, batches: Sequence[Batch], step: int) -> Tensor:
         """Forward and backward; the weighted and the plain loss of each pass, as shares of the step's, fp64 [n, 2]."""
         total = self._total(sum(batch.num_instances for batch in batches))
-        shares = [torch.zeros(0, 2, dtype=torch.float64, device=self.device)]  # a rank may have no scenes in a step
+        wide = widest_float(self.device)
+        shares = [torch.zeros(0, 2, dtype=wide, device=self.device)]  # a rank may have no scenes in a step
         for batch in batches:
             with reproducible(self.options.deterministic and self.device.type == "cuda"):
                 loss, losses = self.task.loss(batch, total)
                 self.batches.read_ahead(step + 1)  # now that the GPU has work: before, it would compete for the CPU
                 self.update.backward(loss)
-            shares.append(torch.stack([loss.detach().double(), losses.detach().double().sum() / total])[None])
+            shares.append(torch.stack([loss.detach().to(wide), losses.detach().to(wide).sum() / total])[None])
             del loss, losses  # nothing of a pass may live on while the next is recorded (runtime/cuda_graphs.py)
         if self.options.shard_base:
             self._keep_pace(step, len(batches))
