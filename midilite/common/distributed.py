@@ -106,8 +106,8 @@ def start(device: str | None = None, timeout: timedelta = TIMEOUT) -> tuple[Worl
     """Join the process group that torchrun describes, if any, and choose this process's device.
 
     Args:
-        device: "cpu", "cuda", "cuda:N" or "mps"; default a GPU when there is one. Under torchrun each process takes the GPU
-            of its local rank.
+        device: "cpu", "cuda", "cuda:N" or "mps"; default a GPU when there is one. Under torchrun each process takes
+            the GPU of its local rank.
         timeout: how long a process waits for others before it gives up.
 
     Raises:
