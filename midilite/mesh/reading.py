@@ -69,10 +69,11 @@ def _read_gltf(path: Path, notes: list[str] | None) -> list[trimesh.Trimesh]:
     found: list[str] = []
     for placed in read_gltf(path, found):
         mesh = _placed(placed.mesh, placed.matrix, path, placed.name)
-        groups.setdefault(path.stem if placed.name == path.name else placed.name, []).append(mesh)
+        groups.setdefault(placed.name, []).append(mesh)
     if notes is not None:
         notes += [f"{path}: {note}" for note in dict.fromkeys(found)]
-    return [join_meshes(pieces, name) for name, pieces in groups.items()]
+    own = path.stem if len(groups.get(path.name, ())) == 1 else path.name  # of a node that is called as the file is
+    return [join_meshes(pieces, own if name == path.name else name) for name, pieces in groups.items()]
 
 
 def _read_parts(path: Path) -> list[trimesh.Trimesh]:
