@@ -36,7 +36,7 @@ def join_meshes(meshes: Sequence[trimesh.Trimesh], name: str) -> trimesh.Trimesh
     import trimesh
 
     if len(meshes) == 1:
-        mesh = meshes[0].copy()
+        mesh = copy_mesh(meshes[0])
         mesh.metadata["name"] = name
         return mesh
     images = [texture_image(mesh) for mesh in meshes]
@@ -46,6 +46,14 @@ def join_meshes(meshes: Sequence[trimesh.Trimesh], name: str) -> trimesh.Trimesh
     vertices, faces = _append([p[0] for p in pieces], [p[1] for p in pieces])
     colors = np.concatenate([p[2] for p in pieces])
     return trimesh.Trimesh(vertices, faces, vertex_colors=colors, process=False, metadata={"name": name})
+
+
+def copy_mesh(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
+    """A copy that has vertex colours beside a texture, too: trimesh's own leaves them out."""
+    copied = mesh.copy()
+    if mesh.visual.kind == "texture" and "color" in mesh.visual.vertex_attributes:
+        copied.visual.vertex_attributes["color"] = np.array(mesh.visual.vertex_attributes["color"])
+    return copied
 
 
 def _append(vertices: list[np.ndarray], faces: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -97,13 +105,18 @@ def vertex_colors(mesh: trimesh.Trimesh) -> np.ndarray:
     if mesh.visual.kind == "vertex":
         return np.asarray(mesh.visual.vertex_colors, np.uint8)
     factor = np.broadcast_to(base_color(mesh), (len(mesh.vertices), 4))
+    stored = _stored_colors(mesh)
+    return factor.astype(np.uint8) if stored is None else np.rint(stored * factor / 255.0).astype(np.uint8)
+
+
+def _stored_colors(mesh: trimesh.Trimesh) -> np.ndarray | None:
+    """The vertex colours beside a material, RGBA [V, 4] of 0 to 255, if there are any."""
     stored = getattr(mesh.visual, "vertex_attributes", {}).get("color") if mesh.visual.kind == "texture" else None
     if stored is None or len(stored) != len(mesh.vertices):
-        return factor.astype(np.uint8)
+        return None
     stored = np.asarray(stored)
     scale = 255.0 if stored.dtype.kind == "f" else 255.0 / np.iinfo(stored.dtype).max
-    stored = np.pad(stored * scale, ((0, 0), (0, 4 - stored.shape[1])), constant_values=255.0)
-    return np.rint(stored * factor / 255.0).astype(np.uint8)
+    return np.pad(stored * scale, ((0, 0), (0, 4 - stored.shape[1])), constant_values=255.0)
 
 
 def _join_textured(meshes: Sequence[trimesh.Trimesh], images: list, name: str) -> trimesh.Trimesh:
@@ -121,6 +134,12 @@ def _join_textured(meshes: Sequence[trimesh.Trimesh], images: list, name: str) -
     vertices, faces = _append(corners, [np.arange(len(c)).reshape(-1, 3) for c in corners])
     material = trimesh.visual.material.PBRMaterial(baseColorTexture=atlas, metallicFactor=0.0, roughnessFactor=1.0)
     visual = trimesh.visual.TextureVisuals(uv=np.concatenate(uvs), material=material)
+    stored = [None if image is None else _stored_colors(mesh) for mesh, image in zip(meshes, images, strict=True)]
+    if any(colors is not None for colors in stored):  # those of a plain mesh are in its tile
+        whites = [np.full((len(mesh.vertices), 4), 255.0) for mesh in meshes]
+        colors = [white if own is None else own for own, white in zip(stored, whites, strict=True)]
+        colors = [own[np.asarray(mesh.faces).reshape(-1)] for own, mesh in zip(colors, meshes, strict=True)]
+        visual.vertex_attributes["color"] = np.rint(np.concatenate(colors)).astype(np.uint8)
     return trimesh.Trimesh(vertices, faces, visual=visual, process=False, metadata={"name": name})
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .geometry import join_meshes
+from .geometry import copy_mesh, join_meshes
 from .gltf.scene import read_gltf
 from .limits import check_corners, check_limits, resolver
 
@@ -133,7 +133,7 @@ def _part_name(scene: trimesh.Scene, node: str, geometry: trimesh.Trimesh, path:
 
 def _placed(geometry: trimesh.Trimesh, matrix: np.ndarray, path: Path, node: str) -> trimesh.Trimesh:
     """A checked copy in the scene's frame."""
-    mesh = geometry.copy()
+    mesh = copy_mesh(geometry)
     mesh.metadata["name"] = node
     faces = np.asarray(mesh.faces)
     if faces.min() < 0 or faces.max() >= len(mesh.vertices):

@@ -167,6 +167,11 @@ class Shapes:
                 colors = None
         if look is None:
             return None, colors
+        if colors is not None and (uv is None or look.material.baseColorTexture is None):
+            factor = look.material.baseColorFactor
+            shown = np.ones((count, 4))
+            shown[:, : colors.shape[1]] = colors / 255.0 if colors.dtype == np.uint8 else colors
+            return None, shown if factor is None else shown * (factor / 255.0)
         visual = TextureVisuals(uv=uv, material=look.material)
         if colors is not None:
             visual.vertex_attributes["color"] = colors

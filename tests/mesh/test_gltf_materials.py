@@ -1,0 +1,341 @@
+"""Base colours, textures, their coordinates and pictures in glTF files, as they show in a picture."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from gltf_maker import GltfMaker
+from PIL import Image
+from shown_colors import shown_color
+
+from midilite.mesh import geometry
+from midilite.mesh.reading import load_parts
+
+RED, GREEN, BLUE, YELLOW = [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]
+# 16 x 16 texels: upper left, upper right, lower left, lower right
+QUARTERS = np.array([[RED, GREEN], [BLUE, YELLOW]]).repeat(8, axis=0).repeat(8, axis=1)
+SQUARE = np.array([[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]], "<f4")
+FACES = np.array([[0, 1, 2], [0, 2, 3]], "<u2")
+
+
+def at(u: float, v: float) -> np.ndarray:
+    """Texture coordinates of the square that all lie at one place; v points down."""
+    return np.tile(np.array([u, v], "<f4"), (4, 1))
+
+
+def square(tmp_path, maker: GltfMaker, notes: list[str] | None = None, **primitive):
+    maker.add("nodes", mesh=maker.mesh(maker.primitive(SQUARE, FACES, **primitive)))
+    (part,) = load_parts(maker.write(tmp_path / "a.glb"), notes)
+    return part
+
+
+def color(
+    tmp_path, maker: GltfMaker, material: dict | None = None, notes: list[str] | None = None, **primitive
+) -> list:
+    """The colour in which the square shows."""
+    if material is not None:
+        primitive["material"] = maker.add("materials", **material)
+    return list(shown_color(square(tmp_path, maker, notes, **primitive), 0.0, 0.0))
+
+
+def textured(texture: int, **extra) -> dict:
+    return {"pbrMetallicRoughness": {"baseColorTexture": {"index": texture, **extra}}}
+
+
+# ------------------------------------------------------------------------------------------- which texel is looked at
+
+
+@pytest.mark.parametrize(
+    ("transform", "u", "v", "expected"),
+    [
+        ({}, 0.25, 0.25, RED),
+        ({"offset": [0.5, 0]}, 0.25, 0.25, GREEN),
+        ({"offset": [0, 0.5]}, 0.25, 0.25, BLUE),
+        ({"scale": [3, 1]}, 0.25, 0.25, GREEN),
+        ({"scale": [1, 3]}, 0.25, 0.25, BLUE),
+        ({"scale": [1, -1], "offset": [0, 1]}, 0.25, 0.25, BLUE),
+        # the specification's own example: the lower left quarter, turned; it never leaves that quarter
+        ({"offset": [0, 1], "rotation": np.pi / 2, "scale": [0.5, 0.5]}, 0.1, 0.1, BLUE),
+        ({"offset": [0, 1], "rotation": np.pi / 2, "scale": [0.5, 0.5]}, 0.9, 0.9, BLUE),
+        # a quarter turn: (u, v) -> (v, -u), so that (0.25, 0.75) comes to (0.75, -0.25) = (0.75, 0.75)
+        ({"rotation": np.pi / 2}, 0.25, 0.75, YELLOW),
+        ({"rotation": -np.pi / 2}, 0.25, 0.75, RED),
+        # scaled before it is turned: (0.25, 0.75) -> (0.75, 0.75) -> (0.75, -0.75) = (0.75, 0.25)
+        ({"rotation": np.pi / 2, "scale": [3, 1]}, 0.25, 0.75, GREEN),
+    ],
+)
+def test_texture_transforms(tmp_path, transform, u, v, expected):
+    maker = GltfMaker()
+    maker.content["extensionsRequired"] = ["KHR_texture_transform"]
+    extra = {"extensions": {"KHR_texture_transform": transform}} if transform else {}
+    assert color(tmp_path, maker, textured(maker.texture(QUARTERS), **extra), TEXCOORD_0=at(u, v)) == expected
+
+
+def test_a_texture_transform_in_numbers(tmp_path):
+    """offset (0.1, 0.2), a turn of 30 degrees, scale (2, 3), to 1e-6; trimesh's v points up."""
+    maker = GltfMaker()
+    given = np.array([[0, 0], [1, 0], [0, 1], [0.3, 0.7]], "<f4")
+    moved = {"KHR_texture_transform": {"offset": [0.1, 0.2], "rotation": np.pi / 6, "scale": [2, 3]}}
+    material = maker.add("materials", **textured(maker.texture(QUARTERS), extensions=moved))
+    part = square(tmp_path, maker, TEXCOORD_0=given, material=material)
+    c, s = np.sqrt(3) / 2, 0.5
+    u, v = 2 * given[:, 0].astype(float), 3 * given[:, 1].astype(float)
+    expected = np.stack([c * u + s * v + 0.1, 1 - (-s * u + c * v + 0.2)], axis=1)
+    np.testing.assert_allclose(part.visual.uv, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("extra", "expected"), [({}, RED), ({"texCoord": 0}, RED), ({"texCoord": 1}, YELLOW)])
+def test_the_second_set_of_coordinates(tmp_path, extra, expected):
+    maker = GltfMaker()
+    sets = {"TEXCOORD_0": at(0.25, 0.25), "TEXCOORD_1": at(0.75, 0.75)}
+    assert color(tmp_path, maker, textured(maker.texture(QUARTERS), **extra), **sets) == expected
+
+
+def test_a_transform_may_choose_the_set(tmp_path):
+    maker = GltfMaker()
+    sets = {"TEXCOORD_0": at(0.25, 0.25), "TEXCOORD_1": at(0.75, 0.75), "TEXCOORD_2": at(0.25, 0.75)}
+    moved = {"KHR_texture_transform": {"texCoord": 2}}
+    assert color(tmp_path, maker, textured(maker.texture(QUARTERS), texCoord=1, extensions=moved), **sets) == BLUE
+
+
+@pytest.mark.parametrize(
+    ("dtype", "full", "normalized", "scale"),
+    [("<u1", 255, True, 1), ("<u2", 65535, True, 1), ("<i2", 32767, True, 1), ("<u2", 4096, False, 1 / 4096)],
+)
+def test_integer_coordinates(tmp_path, dtype, full, normalized, scale):
+    """Quantized coordinates; those that are not normalised come with a transform that brings them back."""
+    maker = GltfMaker()
+    coordinates = maker.accessor(np.round(at(0.75, 0.25) * full), dtype, normalized=normalized)
+    moved = {"extensions": {"KHR_texture_transform": {"scale": [scale, scale]}}} if scale != 1 else {}
+    assert color(tmp_path, maker, textured(maker.texture(QUARTERS), **moved), TEXCOORD_0=coordinates) == GREEN
+
+
+def test_coordinates_that_are_not_there_cost_the_texture_with_a_line(tmp_path):
+    maker, notes = GltfMaker(), []
+    material = textured(maker.texture(QUARTERS), texCoord=3)
+    assert color(tmp_path, maker, material, notes, TEXCOORD_0=at(0.2, 0.2)) == [255, 255, 255]
+    assert notes == [f"{tmp_path / 'a.glb'}: mesh 0, primitive 0 loses its texture, for it has no TEXCOORD_3"]
+
+
+# ------------------------------------------------------------------------------------------------------------ colours
+
+SPECULAR = "KHR_materials_pbrSpecularGlossiness"
+
+
+def test_base_colour_beside_specular_glossiness(tmp_path):
+    material = {
+        "pbrMetallicRoughness": {"baseColorFactor": [0, 1, 0, 1]},
+        "extensions": {SPECULAR: {"diffuseFactor": [1, 0, 0, 1], "specularFactor": [0, 0, 0]}},
+    }
+    maker = GltfMaker()
+    maker.content["extensionsRequired"] = [SPECULAR]
+    assert color(tmp_path, maker, material) == GREEN
+
+
+@pytest.mark.parametrize("beside", [{}, {"pbrMetallicRoughness": {}}, {"pbrMetallicRoughness": {"metallicFactor": 0}}])
+def test_diffuse_colour_where_it_stands_alone(tmp_path, beside):
+    material = {**beside, "extensions": {SPECULAR: {"diffuseFactor": [0.2, 0.4, 1, 1], "glossinessFactor": 0.9}}}
+    assert color(tmp_path, GltfMaker(), material) == [51, 102, 255]
+
+
+def test_diffuse_texture_with_its_factor_and_transform(tmp_path):
+    maker = GltfMaker()
+    texture = {"index": maker.texture(QUARTERS), "extensions": {"KHR_texture_transform": {"offset": [0.5, 0.5]}}}
+    material = {"extensions": {SPECULAR: {"diffuseTexture": texture, "diffuseFactor": [0.2, 1, 1, 1]}}}
+    assert color(tmp_path, maker, material, TEXCOORD_0=at(0.25, 0.25)) == [51, 255, 0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    "unlit clearcoat sheen transmission volume ior specular iridescence anisotropy emissive_strength dispersion "
+    "diffuse_transmission variants".split(),
+)
+def test_materials_with_more_than_a_base_colour_keep_it(tmp_path, name):
+    maker = GltfMaker()
+    maker.content.update(extensionsRequired=[f"KHR_materials_{name}"], extensionsUsed=[f"KHR_materials_{name}"])
+    texture = maker.texture([[RED]])
+    material = {
+        "pbrMetallicRoughness": {"baseColorFactor": [0, 0, 1, 1], "metallicRoughnessTexture": {"index": texture}},
+        "extensions": {f"KHR_materials_{name}": {"thickness": 1}},
+        "emissiveTexture": {"index": texture}, "emissiveFactor": [1, 1, 1], "normalTexture": {"index": texture},
+        "occlusionTexture": {"index": 99}, "alphaMode": "ODD",
+    }  # fmt: skip
+    assert color(tmp_path, maker, material, extensions={"KHR_materials_variants": {"mappings": []}}) == BLUE
+
+
+@pytest.mark.parametrize("factor", [None, [0.2, 1, 1, 1]])
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([255, 0, 51], "<u1"), ([255, 0, 51, 255], "<u1"), ([65535, 0, 13107], "<u2"),
+        ([65535, 0, 13107, 65535], "<u2"), ([1, 0, 0.2], "<f4"), ([1, 0, 0.2, 1], "<f4"), ([7, -3, 0.2, 1], "<f4"),
+    ],
+)  # fmt: skip
+def test_vertex_colours_of_every_type(tmp_path, values, dtype, factor):
+    """Past bug: 16-bit colours without a material wrapped around; they are times the factor where there is one."""
+    maker = GltfMaker()
+    colors = maker.accessor([values] * 4, dtype, normalized=dtype != "<f4")
+    material = None if factor is None else {"pbrMetallicRoughness": {"baseColorFactor": factor}}
+    assert color(tmp_path, maker, material, COLOR_0=colors) == ([255, 0, 51] if factor is None else [51, 0, 51])
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_vertex_colours_times_a_texture(tmp_path, joined):
+    """Past bug: a copy of a mesh with a material lost its vertex colours. Joined with another texture or not."""
+    maker = GltfMaker()
+    tint = maker.accessor([[255, 51, 255, 255]] * 4, "<u1", normalized=True)
+    materials = [maker.add("materials", **textured(maker.texture([[YELLOW]]))) for _ in range(2)]
+    primitives = [maker.primitive(SQUARE, FACES, COLOR_0=tint, TEXCOORD_0=at(0.5, 0.5), material=materials[0])]
+    if joined:  # the others lie behind
+        away = SQUARE * np.float32(0.5) - np.float32([0, 0, 1])
+        primitives.append(maker.primitive(away, FACES, TEXCOORD_0=at(0.5, 0.5), material=materials[1]))
+        primitives.append(maker.primitive(away, FACES))
+    maker.add("nodes", mesh=maker.mesh(*primitives))
+    (part,) = load_parts(maker.write(tmp_path / "a.glb"))
+    assert shown_color(part, 0.0, 0.0) == (255, 51, 0)
+    if joined:
+        assert shown_color(part, 180.0, 0.0) == (255, 51, 0) and len(part.faces) == 6
+        assert {tuple(c) for c in geometry.vertex_colors(part).tolist()} == {(255, 51, 255, 255), (255, 255, 255, 255)}
+
+
+def test_a_material_that_says_its_colour_in_an_unknown_way_gets_a_line(tmp_path):
+    notes: list[str] = []
+    material = {"name": "skin", "extensions": {"KHR_techniques_webgl": {"values": {}}}}
+    assert color(tmp_path, GltfMaker(), material, notes) == [255, 255, 255]
+    assert notes[0].endswith(
+        "material 0 ('skin') has no base colour, and KHR_techniques_webgl is not read: it is white"
+    )
+
+
+def test_a_file_without_materials_is_grey(tmp_path):
+    assert color(tmp_path, GltfMaker()) == [178, 178, 178]
+
+
+# ----------------------------------------------------------------------------------------------------------- pictures
+
+
+def picture(shade: list[int], kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (2, 2), tuple(shade)).save(file, format=kind, **({"lossless": True} if kind == "WEBP" else {}))
+    return file.getvalue()
+
+
+KTX2 = b"\xabKTX 20\xbb\r\n\x1a\n" + b"\0" * 60
+AVIF = b"\0\0\0\x20ftypavif" + b"\0" * 40
+DAMAGED = picture(RED)[:-30]
+
+
+def with_sources(maker: GltfMaker, source: bytes | None, **offered: bytes) -> int:
+    """A texture whose pictures are `source` and, by extension, those offered."""
+
+    def image(data: bytes) -> int:
+        return maker.add("images", bufferView=maker.view(data))
+
+    extensions = {name: {"source": image(data)} for name, data in offered.items()}
+    maker.content["extensionsRequired"] = list(offered)
+    return maker.add("textures", extensions=extensions, **({} if source is None else {"source": image(source)}))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "source", "expected"),
+    [
+        ("EXT_texture_webp", picture(BLUE, "WEBP"), None, BLUE),
+        ("EXT_texture_webp", picture(BLUE, "WEBP"), picture(RED), BLUE),
+        ("EXT_texture_webp", b"no webp", picture(RED), RED),
+        ("EXT_texture_avif", AVIF, picture(RED), RED),
+        ("KHR_texture_basisu", KTX2, picture(RED), RED),
+        ("MSFT_texture_dds", b"DDS " + b"\0" * 124, picture(RED, "JPEG"), [254, 0, 0]),
+    ],
+)
+def test_the_first_picture_that_can_be_read_is_taken(tmp_path, name, data, source, expected):
+    maker, notes = GltfMaker(), []
+    texture = with_sources(maker, source, **{name: data})
+    assert color(tmp_path, maker, textured(texture), notes, TEXCOORD_0=at(0.5, 0.5)) == expected and not notes
+
+
+@pytest.mark.parametrize(
+    ("offered", "source", "reason"),
+    [
+        ({"KHR_texture_basisu": KTX2}, None, "for image 0 is KTX2, and read are PNG, JPEG, "),
+        ({}, KTX2, "for image 0 is KTX2, and read are PNG, JPEG, "),
+        ({"EXT_texture_avif": AVIF}, None, "for image 0 is AVIF, and read are"),
+        ({"EXT_texture_webp": b"no"}, b"nor", "for image 0 is damaged or of another format, and read are"),
+        ({}, DAMAGED, "for image 0 cannot be read ("),
+        ({}, None, "for texture 0 names no image (no extension)"),
+    ],
+)
+def test_pictures_that_cannot_be_read_cost_the_texture_with_a_line(tmp_path, offered, source, reason):
+    maker, notes = GltfMaker(), []
+    material = textured(with_sources(maker, source, **offered))
+    material["pbrMetallicRoughness"]["baseColorFactor"] = [0.2, 0.4, 0.6, 1]
+    assert color(tmp_path, maker, {"name": "wood", **material}, notes, TEXCOORD_0=at(0.5, 0.5)) == [51, 102, 153]
+    assert len(notes) == 1 and f"a.glb: material 0 ('wood') loses its texture, {reason}" in notes[0]
+
+
+def external(tmp_path, maker: GltfMaker, uri: str, notes: list[str] | None = None) -> list[int]:
+    texture = maker.add("textures", source=maker.add("images", uri=uri))
+    return color(tmp_path, maker, textured(texture), notes, TEXCOORD_0=at(0.5, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("uri", "file"),
+    [
+        ("my%20wood.png", "my wood.png"),
+        ("my wood.png", "my wood.png"),
+        ("h%C3%B6lz%23.png", "hölz#.png"),
+        ("100%25.png", "100%.png"),
+        ("a%20b.png", "a%20b.png"),
+        ("textures/a.png", "textures/a.png"),
+        ("textures\\a.png", "textures/a.png"),
+        ("./textures/a%20b.png", "textures/a b.png"),
+        ("C:/work/a.png", "a.png"),
+    ],
+)
+def test_names_of_pictures_beside_the_file(tmp_path, uri, file):
+    (tmp_path / "textures").mkdir()
+    (tmp_path / file).write_bytes(picture(BLUE))
+    notes: list[str] = []
+    assert external(tmp_path, GltfMaker(), uri, notes) == BLUE and not notes
+
+
+def test_a_picture_that_is_not_there_is_named(tmp_path):
+    notes: list[str] = []
+    assert external(tmp_path, GltfMaker(), "my%20wood.png", notes) == [255, 255, 255]
+    assert notes[0].endswith("loses its texture, for image 0 is in 'my wood.png', and there is no such file beside it")
+
+
+def test_pictures_outside_of_the_folder_are_not_read(tmp_path):
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    (tmp_path / "a.png").write_bytes(picture(BLUE))
+    for uri in ("../a.png", "%2e%2e/a.png", str(tmp_path / "a.png")):
+        notes: list[str] = []
+        assert external(inner, GltfMaker(), uri, notes) == [255, 255, 255] and len(notes) == 1
+
+
+@pytest.mark.parametrize("form", ["base64", "no padding", "percent", "plain"])
+def test_pictures_in_data_uris(tmp_path, form):
+    packed = base64.b64encode(picture(BLUE)).decode()
+    uri = {
+        "base64": f"data:image/png;base64,{packed}",
+        "no padding": f"data:;base64,{packed.rstrip('=')}",
+        "percent": f"data:image/png;base64,{packed.replace('=', '%3D').replace('+', '%2B')}",
+        "plain": "data:image/png," + "".join(f"%{byte:02x}" for byte in picture(BLUE)),
+    }[form]
+    assert external(tmp_path, GltfMaker(), uri) == BLUE
+
+
+def test_a_damaged_normal_map_costs_nothing(tmp_path):
+    """Past bug: trimesh opened every picture of a material, and copying a damaged one ended the scene."""
+    maker, notes = GltfMaker(), []
+    damaged = maker.add("textures", source=maker.add("images", bufferView=maker.view(DAMAGED)))
+    material = textured(maker.texture([[GREEN]])) | {"normalTexture": {"index": damaged}}
+    assert color(tmp_path, maker, material, notes, TEXCOORD_0=at(0.5, 0.5)) == GREEN and not notes
+
+
+def test_the_name_of_a_material_and_its_factor_survive(tmp_path):
+    part = square(tmp_path, maker := GltfMaker(), material=maker.add("materials", name="plain"))
+    assert part.visual.material.name == "plain" and geometry.base_color(part).tolist() == [255] * 4
