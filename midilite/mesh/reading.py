@@ -140,9 +140,12 @@ def _placed(geometry: trimesh.Trimesh, matrix: np.ndarray, path: Path, node: str
         found = f"index {faces.min() if faces.min() < 0 else faces.max()} of {len(mesh.vertices)} vertices"
         raise ValueError(f"{path}: a face of '{node}' refers to a vertex that is not there ({found})")
     bad = ~np.isfinite(np.asarray(mesh.vertices)).all(axis=1)
-    if bad.any() or not np.isfinite(matrix).all():
+    if bad.any():
         raise ValueError(f"{path}: '{node}' has {int(bad.sum())} vertices (of {len(bad)}) with NaN or infinity")
-    mesh.apply_transform(matrix)
+    with np.errstate(over="ignore", invalid="ignore"):
+        mesh.apply_transform(matrix)
+    if not np.isfinite(matrix).all() or not np.isfinite(np.asarray(mesh.vertices)).all():
+        raise ValueError(f"{path}: the transform of '{node}' leads to NaN or infinity")
     if path.suffix.lower() == ".stl":
         mesh.merge_vertices()  # STL repeats every corner
     mesh.remove_unreferenced_vertices()

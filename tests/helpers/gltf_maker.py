@@ -84,12 +84,7 @@ class GltfMaker:
         return self.content
 
     def glb(self) -> bytes:
-        text = json.dumps(self.finish()).encode()
-        text += b" " * (-len(text) % 4)
-        data = bytes(self.data) + b"\0" * (-len(self.data) % 4)
-        chunks = struct.pack("<I4s", len(text), b"JSON") + text
-        chunks += struct.pack("<I4s", len(data), b"BIN\0") + data if data else b""
-        return struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks
+        return pack(self.finish(), bytes(self.data))
 
     def write(self, path: Path) -> Path:
         """As GLB, or as JSON with its buffer beside it under the uri that `content["buffers"]` has."""
@@ -98,6 +93,16 @@ class GltfMaker:
         else:
             path.write_text(json.dumps(self.finish()))
         return path
+
+
+def pack(content: Any, data: bytes) -> bytes:
+    """JSON and a buffer as GLB."""
+    text = json.dumps(content).encode()
+    text += b" " * (-len(text) % 4)
+    data += b"\0" * (-len(data) % 4)
+    chunks = struct.pack("<I4s", len(text), b"JSON") + text
+    chunks += struct.pack("<I4s", len(data), b"BIN\0") + data if data else b""
+    return struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks
 
 
 def corners(mesh: Any) -> list[list[list[float]]]:

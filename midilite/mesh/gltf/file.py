@@ -80,8 +80,9 @@ class GltfFile:
         try:
             data = self._buffer(entry.get("buffer"), what)
         except ValueError as error:
-            decoder = compressed_by(entry)
-            raise ValueError(f"{what} is compressed by {decoder}") if decoder else error from error
+            if decoder := compressed_by(entry):
+                raise ValueError(f"{what} is compressed by {decoder}, which is not read; save it without") from error
+            raise
         if start + length > len(data):
             raise ValueError(
                 f"{what} ends at byte {start + length:,} of a buffer that has {len(data):,}: it is cut short"

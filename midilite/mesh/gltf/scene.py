@@ -41,7 +41,8 @@ def read_gltf(path: Path, notes: list[str]) -> list[Placed]:
         ValueError: the file is damaged, places no triangles, or needs something that is not read; names it, and what.
     """
     try:
-        placed = _placed(path, notes)
+        with np.errstate(over="ignore", invalid="ignore"):  # numbers that are not finite are looked for at the end
+            placed = _placed(path, notes)
     except Exception as error:  # beyond what is checked, numbers of a damaged file can make numpy raise almost anything
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         if str(path) in str(error):
@@ -155,7 +156,7 @@ class Nodes:
             if above is None:
                 chains[index], worlds[index] = [local], local
                 continue
-            chain = [m for m in (*chains[above], local) if np.abs(m - np.eye(4)).max() > 1e-8]
+            chain = [m for m in (*chains[above], local) if not np.abs(m - np.eye(4)).max() <= 1e-8]
             chains[index] = chain if len(chain) <= _DEEP else [worlds[above], local]
             worlds[index] = _product(chains[index])
         return worlds
