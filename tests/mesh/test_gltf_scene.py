@@ -199,7 +199,8 @@ def test_names_and_order_are_those_of_the_nodes(tmp_path):
         ([{"mesh": 0, "rotation": [0, 0, "x", 1]}], [0], "is no list of numbers"),
         ([{"mesh": 0, "translation": [10**400, 0, 0]}], [0], "not finite"),
         ([{"mesh": 0, "translation": [float("nan"), 0, 0]}], [0], "not finite"),
-        ([{"mesh": 0}], {"a": 1}, "the scene names"),
+        ([{"mesh": 0}], {"a": 1}, "the scene has the nodes {'a': 1}, expected a list"),
+        ([{"mesh": 0, "children": 0}], [0], "node 0 has the nodes 0, expected a list"),
     ],
 )
 def test_broken_hierarchies_are_named(tmp_path, nodes, scene, message):

@@ -107,7 +107,9 @@ class Nodes:
         return self._list_of_nodes(self.entries[index].get("children", []), f"node {index}")
 
     def _list_of_nodes(self, indices: Any, whose: str) -> list[int]:
-        for index in indices if isinstance(indices, list) else [indices]:
+        if not isinstance(indices, list):
+            raise ValueError(f"{whose} has the nodes {indices!r}, expected a list")
+        for index in indices:
             self._file.item("nodes", index, whose)
         return list(dict.fromkeys(indices))
 
