@@ -75,10 +75,10 @@ class GltfMaker:
 
     def finish(self) -> dict[str, Any]:
         """The JSON; nodes that are nobody's child are the scene unless there is one."""
-        nodes = self.content.get("nodes", [])
-        children = {child for node in nodes for child in node.get("children", [])}
-        roots = [index for index in range(len(nodes)) if index not in children]
-        self.content.setdefault("scenes", [{"nodes": roots}])
+        if "scenes" not in self.content:
+            nodes = self.content.get("nodes", [])
+            children = {child for node in nodes for child in node.get("children", [])}
+            self.content["scenes"] = [{"nodes": [index for index in range(len(nodes)) if index not in children]}]
         if self.data:
             self.content.setdefault("buffers", [{"byteLength": len(self.data)}])
         return self.content

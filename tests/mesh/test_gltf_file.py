@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import json
 import random
 import struct
@@ -223,7 +224,7 @@ def test_any_value_anywhere_is_read_or_refused_in_a_sentence(tmp_path, seed):
             if rng.random() < 0.2:
                 del holder[key]
             else:
-                holder[key] = rng.choice(values)
+                holder[key] = copy.deepcopy(rng.choice(values))
         started = time.process_time()
         path = tmp_path / f"{number}.glb"
         path.write_bytes(pack(content, bytes(maker.data)))
