@@ -45,6 +45,7 @@ class InferOptions(Options):
         "outputs/scene.glb", "scene file: .glb, .obj, .ply or .stl; a .png preview goes beside it", writes=True
     )
     preview: bool = option(True, "write the preview picture")
+    bake: bool = option(False, "GLB: all vertices in the scene's frame, instead of a pivot below each object")
     device: str | None = shared.device()
 
     lora_path: tuple[str, ...] | None = shared.lora_path(group="adapters")
@@ -130,7 +131,9 @@ def run(options: InferOptions) -> Result:
     if world.is_main:
         for problem in problems:
             say(f"warning: {problem}")
-        export_scene(result.scene, options.output)
+        export_scene(result.scene, options.output, options.bake)
+        if check_suffix(options.output) == ".stl":
+            say(f"{options.output} is z up, as printers want it; the other formats are y up")
         if options.preview:
             write_preview(result, options.preview_path)
         say(f"{options.output}: {len(result.scene.geometry)} objects, {time.monotonic() - started:.1f} s in all")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
+
+from ..mesh.scene import export_scene
 
 if TYPE_CHECKING:
     import trimesh
@@ -55,6 +58,10 @@ class Result:
     labels: list[int]
     conditions: ImageConditions
     seed: int = 42
+
+    def save(self, path: str | Path, bake: bool = False) -> None:
+        """Write the scene as .glb, .obj, .ply or .stl; see `mesh.scene.export_scene`, also for `bake` and errors."""
+        export_scene(self.scene, path, bake)
 
     def __repr__(self) -> str:
         """What came out of each instance, in a line each."""

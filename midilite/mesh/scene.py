@@ -1,7 +1,8 @@
 """Scenes of meshes, and a scene to a file: named, coloured geometries in GLB and OBJ, one mesh in PLY and STL.
 
-GLB carries a material per instance, which every viewer shows. OBJ carries a colour per vertex in the same file (a form
+GLB carries a material and a pivot per instance, see `glb.py`. OBJ carries a colour per vertex in the same file (a form
 that Blender and MeshLab read), so that there is no second file to lose; PLY and STL have no notion of several objects.
+All are y up but STL, which goes to printers, whose plate is flat in z.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..common.files import write_bytes
+from .glb import to_glb
 
 if TYPE_CHECKING:
     import trimesh
 
 SUFFIXES = (".glb", ".obj", ".ply", ".stl")
+_Z_UP = np.array([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])  # the front looks along -y
 
 
 def instance_color(index: int) -> tuple[int, int, int]:
@@ -51,22 +54,25 @@ def check_suffix(path: str | Path) -> str:
     return suffix
 
 
-def export_scene(scene: trimesh.Scene, path: str | Path) -> None:
+def export_scene(scene: trimesh.Scene, path: str | Path, bake: bool = False) -> None:
     """Write a scene in the format of the path's suffix, atomically.
 
     Args:
         scene: geometries with PBR materials, as `build_scene` makes them.
+        bake: GLB only: leave all vertices in the scene's frame instead of giving each object its own pivot.
 
     Raises:
         ValueError: a suffix that can't be written.
     """
     suffix = check_suffix(path)
     if suffix == ".glb":
-        data = scene.export(file_type="glb")
+        colors = {name: geometry_color(mesh) for name, mesh in scene.geometry.items()}
+        data = to_glb(scene.geometry, colors, bake=bake)
     elif suffix == ".obj":
         data = _obj(scene).encode()
     else:
-        data = _joined(scene).export(file_type=suffix[1:])
+        mesh = _joined(scene)
+        data = (mesh.apply_transform(_Z_UP) if suffix == ".stl" else mesh).export(file_type=suffix[1:])
     write_bytes(path, data)
 
 
