@@ -41,10 +41,18 @@ def check_seed(seed: Any) -> int:
     return int(seed)
 
 
+def name_bytes(text: str) -> bytes:
+    """UTF-8; names of files that are no UTF-8, or were read in another locale, give the bytes that they are on disk."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a pair of surrogates, which no file name can have
+        return text.encode("utf-8", "surrogatepass")
+
+
 def derive_seed(*keys: Key) -> int:
     """Hash integers and strings to a seed in [0, 2**63). The order and the types of the keys count."""
     text = "\x1f".join(f"{type(key).__name__}:{key}" for key in keys)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+    return int.from_bytes(hashlib.blake2b(name_bytes(text), digest_size=8).digest(), "little") >> 1
 
 
 def torch_generator(*keys: Key, device: str | torch.device = "cpu") -> torch.Generator:

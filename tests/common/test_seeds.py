@@ -35,3 +35,11 @@ def test_an_epochs_order_is_asked_for_often_and_drawn_once(monkeypatch):
     assert len(draws) == 2 and sorted(sum(steps[: plan.steps_per_epoch], [])) == list(range(1000))
     steps[0].clear()  # a caller's list is its own
     assert plan.scenes(0) and steps[250] != plan.scenes(0)
+
+
+def test_names_of_files_give_one_seed_in_every_locale():
+    """Under LC_ALL=C Python shows each byte of a name as half a surrogate pair."""
+    name = "椅子"
+    assert derive_seed(1, name.encode().decode("ascii", "surrogateescape")) == derive_seed(1, name)
+    assert derive_seed(1, b"caf\xe9".decode("utf-8", "surrogateescape")) != derive_seed(1, "caf")
+    assert derive_seed("\ud800") != derive_seed("\ud801")
