@@ -1,14 +1,14 @@
 """What a mesh file may cost, looked at before the file is read.
 
 A few bytes can ask for much: an accessor of a billion zeros, one mesh placed by every node, a polygon of 300,000
-corners (a fan of slivers, each of which a renderer walks along), a buffer that is a FIFO. The readers would take it.
+corners (a fan of slivers, each of which a renderer walks along), a buffer that is a FIFO. glTF is looked at here; the
+other readers count what they have found before they make more of it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +29,8 @@ def check_limits(path: Path) -> None:
     """Raise ValueError, naming the file, for one that would take far too much memory or time."""
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"{path}: has {path.stat().st_size:,} bytes, more than the {MOST_BYTES:,} that are read")
-    suffix = path.suffix.lower()
-    if suffix in (".glb", ".gltf"):
+    if path.suffix.lower() in (".glb", ".gltf"):
         _check_gltf(path)
-    elif suffix == ".obj":
-        _check_obj(path)
-    elif suffix in (".ply", ".off"):
-        _check_polygons(path)
 
 
 def gltf_json(path: Path) -> dict[str, Any]:
@@ -130,62 +125,9 @@ def _number(value: Any, otherwise: int = 0) -> int:
     return value if type(value) is int else otherwise
 
 
-def _check_obj(path: Path) -> None:
-    objects, materials = 0, set()
-    for line in _lines(path):
-        if line.startswith(b"o "):
-            objects += 1
-        elif line.startswith(b"usemtl"):
-            materials.add(line)
-        elif line.startswith(b"f"):
-            _check_line(path, line)
-        if max(objects, len(materials)) > MOST_NODES:
-            kind = "objects" if objects > MOST_NODES else "materials"
-            raise ValueError(f"{path}: has more than the {MOST_NODES:,} {kind} that are read")
-
-
-def _check_polygons(path: Path) -> None:
-    with open(path, "rb") as file:
-        head = file.read(4096).split(b"end_header")[0]
-    if path.suffix.lower() == ".ply" and b"format ascii" not in head:
-        return  # of one length, see `check_corners`
-    for line in _lines(path):
-        if not line.startswith((b"comment", b"#")):
-            _check_line(path, line)
-
-
-def _check_line(path: Path, line: bytes) -> None:
-    """A corner takes two characters or more, so that only long lines need a look."""
-    if len(line) > 2 * MOST_CORNERS and (corners := len(line.split())) > MOST_CORNERS:
-        raise ValueError(_too_many_corners(path, corners - 1))
-
-
-def _too_many_corners(path: Path, corners: int) -> str:
-    return f"{path}: has a face of {corners:,} corners, more than the {MOST_CORNERS:,} that are read; triangulate it"
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    """The lines of a text file; those that end in a backslash go on in the next one."""
-    with open(path, "rb") as file:
-        before = b""
-        for line in file:
-            if line.rstrip(b"\r\n").endswith(b"\\"):
-                before += line.rstrip(b"\r\n")[:-1] + b" "
-                continue
-            yield before + line
-            before = b""
-        yield before
-
-
-def check_corners(path: Path, faces: int) -> None:
-    """Raise ValueError for a binary PLY that became so many triangles, if its polygons (all alike) are too large."""
-    if path.suffix.lower() != ".ply":
-        return
-    with open(path, "rb") as file:
-        head = file.read(2**16).split(b"end_header")[0].split()
-    declared = [head[i + 2] for i in range(len(head) - 2) if head[i : i + 2] == [b"element", b"face"]]
-    if declared and declared[0].isdigit() and 0 < int(declared[0]) * MOST_CORNERS < faces + 2 * int(declared[0]):
-        raise ValueError(_too_many_corners(path, faces // int(declared[0]) + 2))
+def too_many_corners(corners: int) -> str:
+    """What to say about a polygon of more than `MOST_CORNERS`."""
+    return f"has a face of {corners:,} corners, more than the {MOST_CORNERS:,} that are read; triangulate it"
 
 
 def resolver(path: Path) -> FilePathResolver:

@@ -1,7 +1,7 @@
 """Mesh files read: one mesh per scene-graph node, checked, named, in the frame of the file's scene.
 
-trimesh reads all formats but glTF (`gltf/`), and is imported only inside the functions that need it. What this file
-adds:
+Each format has a reader of its own here (`gltf/`, `obj.py`, `ply.py`, `off.py`, `stl.py`), which says what is wrong
+with trimesh's; trimesh holds the meshes, and is imported only inside the functions that need it. What this file adds:
 
 - parts: one mesh per scene-graph node that carries geometry, with the node's transform applied and a unique name in
   `mesh.metadata["name"]`. A glTF node whose mesh has several primitives (one per material) is still one part;
@@ -19,15 +19,30 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..common.pictures import few_formats
 from .geometry import copy_mesh, join_meshes
 from .gltf.scene import read_gltf
-from .limits import check_corners, check_limits, resolver
+from .limits import check_limits
+from .obj import read_obj
+from .off import read_off
+from .ply import read_ply
+from .stl import read_stl
 
 if TYPE_CHECKING:
     import trimesh
 
 _GLTF = (".glb", ".gltf")
-MESH_SUFFIXES = (*_GLTF, ".obj", ".ply", ".stl", ".off")
+_READERS = {".obj": read_obj, ".ply": read_ply, ".stl": read_stl, ".off": read_off}
+MESH_SUFFIXES = (*_GLTF, *_READERS)
+_OTHER_CONTENT = (  # how files begin that have a mesh's name only
+    (b"\x1f\x8b", "a gzip archive; unpack it"),
+    (b"PK\x03\x04", "a ZIP archive; unpack it"),
+    (b"version https://git-lfs", "a pointer of Git LFS and not the file itself; run 'git lfs pull'"),
+    (b"<!doctype html", "a web page, not what was to be downloaded"),
+    (b"<html", "a web page, not what was to be downloaded"),
+    (b"kaydara fbx", "FBX"),
+    (b"<?xml", "XML (Collada, X3D or a web page)"),
+)
 
 
 def load_parts(path: str | Path, notes: list[str] | None = None) -> list[trimesh.Trimesh]:
@@ -46,9 +61,7 @@ def load_parts(path: str | Path, notes: list[str] | None = None) -> list[trimesh
     path = Path(path)
     try:
         _check_file(path)
-        parts = _read_gltf(path, notes) if path.suffix.lower() in _GLTF else _read_parts(path)
-        check_corners(path, sum(len(part.faces) for part in parts))
-        return parts
+        return _read_gltf(path, notes) if path.suffix.lower() in _GLTF else _read_plain(path, notes)
     except ValueError as error:
         raise error if str(path) in str(error) else ValueError(f"{path}: cannot be read ({error})") from error
 
@@ -61,6 +74,11 @@ def _check_file(path: Path) -> None:
         raise ValueError(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty")
+    with open(path, "rb") as file:
+        begin = file.read(64).lstrip().lower()
+    for mark, what in _OTHER_CONTENT:
+        if begin.startswith(mark):
+            raise ValueError(f"{path}: cannot be read as {suffix.lower()[1:]} (it is {what})")
     check_limits(path)
 
 
@@ -76,16 +94,19 @@ def _read_gltf(path: Path, notes: list[str] | None) -> list[trimesh.Trimesh]:
     return [join_meshes(pieces, own if name == path.name else name) for name, pieces in groups.items()]
 
 
-def _read_parts(path: Path) -> list[trimesh.Trimesh]:
-    scene = _read_scene(path)
+def _read_plain(path: Path, notes: list[str] | None) -> list[trimesh.Trimesh]:
+    suffix = path.suffix.lower()
+    found: list[str] = []
+    try:
+        with few_formats():
+            pieces = _READERS[suffix](path, found)
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot be read as {suffix[1:]} ({error})") from error
     groups: dict[str, list[trimesh.Trimesh]] = {}
-    for node in scene.graph.nodes_geometry[::-1]:  # trimesh takes OBJ chunks from the end
-        matrix, geometry_name = scene.graph[node]
-        geometry = scene.geometry[geometry_name]
-        if len(getattr(geometry, "faces", ())):  # paths and point clouds have no faces
-            groups.setdefault(_part_name(scene, node, geometry, path), []).append(_placed(geometry, matrix, path, node))
-    if not groups:
-        raise ValueError(f"{path}: has no faces (nothing but points or lines, or no geometry at all)")
+    for name, mesh in pieces:
+        groups.setdefault(name, []).append(_placed(mesh, np.eye(4), path, name))
+    if notes is not None:
+        notes += [f"{path}: {note}" for note in dict.fromkeys(found)]
     return [join_meshes(pieces, name) for name, pieces in groups.items()]
 
 
@@ -105,30 +126,6 @@ def scene_parts(scene: trimesh.Scene) -> list[trimesh.Trimesh]:
         for node in scene.graph.nodes_geometry
         if len(getattr(scene.geometry[scene.graph[node][1]], "faces", ()))
     ]
-
-
-def _read_scene(path: Path) -> trimesh.Scene:
-    import trimesh
-
-    from ..common.pictures import few_formats
-
-    suffix = path.suffix.lower()
-    # process=False: trimesh's processing would silently drop the NaN vertices that we have to report
-    options = {"split_objects": True} if suffix == ".obj" else {}
-    try:
-        with few_formats():
-            return trimesh.load_scene(str(path), process=False, resolver=resolver(path), **options)
-    except Exception as error:  # the readers raise anything from IndexError to NotImplementedError on a damaged file
-        raise ValueError(f"{path}: cannot be read as {suffix[1:]} ({type(error).__name__}: {error})") from error
-
-
-def _part_name(scene: trimesh.Scene, node: str, geometry: trimesh.Trimesh, path: Path) -> str:
-    """The object that the user made: trimesh splits OBJ objects by material."""
-    if path.suffix.lower() == ".obj":
-        material = getattr(getattr(geometry.visual, "material", None), "name", None) or ""
-        name = node.removesuffix(f"_{material}") if material else node
-        return path.stem if name in (material, path.name) else name
-    return path.stem if node == path.name else node
 
 
 def _placed(geometry: trimesh.Trimesh, matrix: np.ndarray, path: Path, node: str) -> trimesh.Trimesh:

@@ -234,3 +234,18 @@ def test_why_no_face_has_an_area(tmp_path, corners, reason):
     (tmp_path / "raw" / "a.obj").write_text(f"{corners}f 1 2 3\n")
     box(tmp_path / "raw" / "b.glb")
     assert reason in reasons(prepared(tmp_path / "raw", tmp_path / "out")[1])["a.obj"]
+
+
+def test_a_texture_that_is_not_found_is_said_once_in_the_log_and_in_the_report(tmp_path, capsys):
+    """By every run, also when the samples are kept; it is no failure."""
+    for name in ("h_missing", "a_plain"):
+        shutil.copytree(CASES / "mtl_map_options" / "in" / name, tmp_path / "raw" / name)
+    why = "names textures or materials that can't be had: 'gone.png' (not found); it is drawn without them"
+    note = f"h_missing/b.obj: {why}"
+    for _ in range(2):
+        code, report = prepared(tmp_path / "raw", tmp_path / "out", num_views=2)
+        said = capsys.readouterr().out
+        assert code == 0 and said.count("gone.png") == 1 and f"note: {note}" in said
+        assert report["warnings"] == [note]
+    shutil.rmtree(tmp_path / "raw" / "h_missing")
+    assert "warnings" not in prepared(tmp_path / "raw", tmp_path / "other")[1]
