@@ -155,8 +155,8 @@ def test_a_cut_file_is_called_cut(tmp_path, keep, reason):
 
 
 def test_what_is_no_gltf_at_all_is_quoted(tmp_path):
-    (tmp_path / "a.glb").write_text("version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(ValueError, match=r"it begins with b'version https://', as neither GLB nor JSON do"):
+    (tmp_path / "a.glb").write_text("not what a GLB begins with\n")
+    with pytest.raises(ValueError, match=r"it begins with b'not what a GLB b', as neither GLB nor JSON do"):
         load_mesh(tmp_path / "a.glb")
 
 
