@@ -9,7 +9,8 @@ with trimesh's; trimesh holds the meshes, and is imported only inside the functi
 
 Frame: right-handed, y up as in glTF, the front of an object looks along +z. Files of other conventions are not rotated,
 because OBJ, PLY, STL and OFF do not say which way is up. Colours are taken as stored (as trimesh does): a glTF factor
-counts as display RGB and is not converted from linear light. Left out: animation, skins, lines and point clouds.
+counts as display RGB and is not converted from linear light. A file stands as it does without animation, and lines and
+points are left out.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from PIL import Image
 from shown_colors import shown_color
 
 from midilite.mesh import geometry
+from midilite.mesh.gltf.wrapping import repeatable
 from midilite.mesh.reading import load_parts
 
 RED, GREEN, BLUE, YELLOW = [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]
@@ -111,6 +112,58 @@ def test_integer_coordinates(tmp_path, dtype, full, normalized, scale):
     coordinates = maker.accessor(np.round(at(0.75, 0.25) * full), dtype, normalized=normalized)
     moved = {"extensions": {"KHR_texture_transform": {"scale": [scale, scale]}}} if scale != 1 else {}
     assert color(tmp_path, maker, textured(maker.texture(QUARTERS), **moved), TEXCOORD_0=coordinates) == GREEN
+
+
+CLAMP, MIRROR = 33071, 33648
+
+
+@pytest.mark.parametrize(
+    ("wrap", "u", "v", "expected"),
+    [
+        ({}, 1.25, 0.25, RED),
+        ({"wrapS": CLAMP}, 1.25, 0.25, GREEN),
+        ({"wrapS": CLAMP}, -0.4, 0.25, RED),
+        ({"wrapS": CLAMP}, -1e6, 0.75, BLUE),
+        ({"wrapT": CLAMP}, 0.25, 1.25, BLUE),
+        ({"wrapT": CLAMP}, 1.25, -2.2, RED),
+        ({"wrapS": MIRROR}, 1.25, 0.25, GREEN),
+        ({"wrapS": MIRROR}, -0.25, 0.25, RED),
+        ({"wrapT": MIRROR}, 0.25, 1.25, BLUE),
+        ({"wrapS": MIRROR, "wrapT": CLAMP}, 1.25, 5.0, YELLOW),
+    ],
+)
+def test_samplers_that_do_not_repeat(tmp_path, wrap, u, v, expected):
+    maker = GltfMaker()
+    texture = maker.texture(QUARTERS, sampler=maker.add("samplers", **wrap))
+    assert color(tmp_path, maker, textured(texture), TEXCOORD_0=at(u, v)) == expected
+
+
+@pytest.mark.parametrize("wrap_v", [10497, CLAMP, MIRROR])
+@pytest.mark.parametrize("wrap_u", [10497, CLAMP, MIRROR])
+def test_a_picture_that_is_made_repeatable_shows_the_same(wrap_u, wrap_v):
+    """Nearest texels at random places, against each mode's definition."""
+    rng = np.random.default_rng(0)
+    texels = rng.integers(0, 255, (6, 4, 3), dtype=np.uint8)
+    uv = rng.uniform(-2.5, 3.5, (500, 2))
+    uv[0], uv[1] = -2.5, 3.5
+
+    def nearest(pixels, where, wraps):
+        found = []
+        for axis, wrap in enumerate(wraps):
+            size = pixels.shape[1 - axis]
+            texel = np.floor(where[:, axis] * size).astype(int)
+            turned = np.where(texel // size % 2 == 1, size - 1 - texel % size, texel % size)
+            found.append({CLAMP: texel.clip(0, size - 1), MIRROR: turned}.get(wrap, texel % size))
+        return pixels[found[1], found[0]]
+
+    picture, moved = repeatable(Image.fromarray(texels), uv, (wrap_u, wrap_v))
+    again = nearest(np.asarray(picture), moved, (10497, 10497))
+    np.testing.assert_array_equal(again, nearest(texels, uv, (wrap_u, wrap_v)))
+
+
+def test_a_clamped_picture_that_is_not_left_stays_as_it_is(tmp_path):
+    picture, uv = Image.new("RGB", (4, 4)), np.array([[0.0, 1.0], [1.0005, -0.0005]])
+    assert repeatable(picture, uv, (CLAMP, MIRROR)) == (picture, uv)
 
 
 def test_coordinates_that_are_not_there_cost_the_texture_with_a_line(tmp_path):

@@ -16,6 +16,7 @@ import numpy as np
 from ...common.pictures import FORMATS, few_formats
 from .extensions import HARMLESS_MATERIALS, PICTURES, SPECULAR_GLOSSINESS, TEXTURE_TRANSFORM, extensions
 from .file import GltfFile, integer, mapping, scalar, vector
+from .wrapping import REPEAT
 
 if TYPE_CHECKING:
     import trimesh
@@ -26,11 +27,14 @@ _SIGNATURES = {b"\xabKTX 20": "KTX2", b"\xabKTX 11": "KTX", b"DDS ": "DDS", b"sB
 
 @dataclass(frozen=True)
 class Look:
-    """A material, the set of texture coordinates that its texture takes, and their affine map [2, 3] (None: as is)."""
+    """A material, and how its texture is read: at which set of coordinates, their affine map [2, 3] (None: as they
+    are), and the sampler's wrap modes along u and v.
+    """
 
     material: trimesh.visual.material.PBRMaterial
     coordinates: int = 0
     transform: np.ndarray | None = None
+    wraps: tuple[int, int] = (REPEAT, REPEAT)
 
 
 class Materials:
@@ -57,16 +61,17 @@ class Materials:
 
         factor, texture = self._base_color(entry, what)
         factor = None if factor is None else np.clip(vector(factor, (3, 4), f"the base colour of {what}"), 0.0, 1.0)
-        picture, coordinates, transform = None, 0, None
+        picture, coordinates, transform, wraps = None, 0, None, (REPEAT, REPEAT)
         if texture is not None:
             texture = mapping(texture, f"the texture of {what}")
             picture = self._picture(texture.get("index"), what)
             coordinates, transform = _coordinates(texture, f"the texture of {what}")
+            wraps = wraps if picture is None else self._wraps(texture["index"], what)
         name = entry.get("name")
         material = PBRMaterial(
             name=name if isinstance(name, str) else None, baseColorFactor=factor, baseColorTexture=picture
         )
-        return Look(material, coordinates, transform)
+        return Look(material, coordinates, transform, wraps)
 
     def _base_color(self, entry: dict[str, Any], what: str) -> tuple[Any, Any]:
         """Factor and texture as the file says them, None for what it does not say."""
@@ -80,6 +85,13 @@ class Materials:
         if unknown := sorted(others.keys() - HARMLESS_MATERIALS):
             self._notes.append(f"{what} has no base colour, and {', '.join(unknown)} is not read: it is white")
         return None, None
+
+    def _wraps(self, texture: int, what: str) -> tuple[int, int]:
+        entry = self._file.item("textures", texture, what)
+        if "sampler" not in entry:
+            return REPEAT, REPEAT
+        sampler = self._file.item("samplers", entry["sampler"], what)
+        return integer(sampler, "wrapS", what, REPEAT), integer(sampler, "wrapT", what, REPEAT)
 
     # ------------------------------------------------------------------------------------------------------- pictures
 

@@ -45,7 +45,7 @@ def read_gltf(path: Path, notes: list[str]) -> list[Placed]:
             placed = _placed(path, notes)
     except Exception as error:  # beyond what is checked, numbers of a damaged file can make numpy raise almost anything
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        if str(path) in str(error):
+        if not kind and str(path) in str(error):
             raise
         raise ValueError(f"{path}: cannot be read as {path.suffix[1:].lower()} ({kind}{error})") from error
     if isinstance(placed, str):
@@ -174,7 +174,9 @@ class Nodes:
         if not isinstance(attributes, dict) or not known.keys() & attributes.keys():
             return [(name, world)]
         columns = {
-            key: self._file.numbers(attributes[key], f"{key} of {whose}", (width,), normalise=True).astype(np.float64)
+            key: self._file.numbers(attributes[key], f"{key} of {whose}", (width,), key == "ROTATION").astype(
+                np.float64
+            )
             for key, width in known.items()
             if key in attributes
         }

@@ -6,7 +6,7 @@ stands without animation: default morph weights, joints at their nodes' transfor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from .extensions import DRACO, extensions
 from .file import GltfFile, mapping, scalar
 from .materials import Look, Materials
+from .wrapping import repeatable
 
 if TYPE_CHECKING:
     import trimesh
@@ -94,7 +95,7 @@ class Shapes:
             vertices, mirrored = self._skinned(vertices, attributes, joints, what)
             faces = np.where(mirrored[faces[:, :1]], faces[:, ::-1], faces)
         look = self._materials.look(entry["material"], what) if "material" in entry else None
-        uv = None if look is None else self._uv(look, attributes, targets, len(vertices), what)
+        look, uv = (None, None) if look is None else self._textured(look, attributes, targets, len(vertices), what)
         visual, colors = self._visual(look, uv, attributes, targets, len(vertices), what)
         mesh = trimesh.Trimesh(vertices, faces, process=False, visual=visual, vertex_colors=colors)
         return Piece(mesh, skinned)
@@ -132,8 +133,26 @@ class Shapes:
                 values = values + np.float64(weight) * change
         return values
 
+    def _textured(
+        self, look: Look, attributes: dict[str, Any], targets: list, count: int, what: str
+    ) -> tuple[Look, np.ndarray | None]:
+        """The look with a picture that may be repeated, and coordinates [V, 2] as trimesh has them: v points up."""
+        uv = self._uv(look, attributes, targets, count, what)
+        if uv is None:
+            return look, None
+        picture = look.material.baseColorTexture
+        if picture is not None:
+            repeated, uv = repeatable(picture, uv, look.wraps)
+            if repeated is not picture:
+                material = look.material.copy()
+                material.baseColorTexture = repeated
+                look = replace(look, material=material)
+        uv = uv.copy()
+        uv[:, 1] = 1.0 - uv[:, 1]
+        return look, uv
+
     def _uv(self, look: Look, attributes: dict[str, Any], targets: list, count: int, what: str) -> np.ndarray | None:
-        """[V, 2] as trimesh has them, whose v points up."""
+        """[V, 2] as the file has them, whose v points down."""
         name = f"TEXCOORD_{look.coordinates}"
         textured = look.material.baseColorTexture is not None
         if name not in attributes:
@@ -147,8 +166,6 @@ class Shapes:
             return None
         if look.transform is not None:
             uv = uv @ look.transform[:, :2].T + look.transform[:, 2]
-        uv = uv.copy()
-        uv[:, 1] = 1.0 - uv[:, 1]
         return uv
 
     def _visual(
