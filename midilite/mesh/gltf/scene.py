@@ -174,9 +174,7 @@ class Nodes:
         if not isinstance(attributes, dict) or not known.keys() & attributes.keys():
             return [(name, world)]
         columns = {
-            key: self._file.numbers(attributes[key], f"{key} of {whose}", (width,), key == "ROTATION").astype(
-                np.float64
-            )
+            key: self._file.numbers(attributes[key], f"{key} of {whose}", (width,), key == "ROTATION")
             for key, width in known.items()
             if key in attributes
         }
@@ -256,6 +254,7 @@ def _instance_matrices(columns: dict[str, np.ndarray], count: int, whose: str) -
     """[N, 4, 4] of translations [N, 3], quaternions [N, 4] (x, y, z, w) and scales [N, 3]."""
     if not all(np.isfinite(values).all() for values in columns.values()):
         raise ValueError(f"{whose} has instances with NaN or infinity")
+    columns = {key: values.astype(np.float64) for key, values in columns.items()}
     matrices = np.tile(np.eye(4), (count, 1, 1))
     if "ROTATION" in columns:
         length = np.linalg.norm(columns["ROTATION"], axis=1, keepdims=True)
