@@ -1,21 +1,15 @@
 """What a mesh file may cost, looked at before the file is read.
 
 A few bytes can ask for much: an accessor of a billion zeros, one mesh placed by every node, a polygon of 300,000
-corners (a fan of slivers, each of which a renderer walks along), a buffer that is a FIFO. glTF is looked at here; the
+corners (a fan of slivers, each of which a renderer walks along). glTF is looked at here; the
 other readers count what they have found before they make more of it.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from ..common.files import refuse_special
-
-if TYPE_CHECKING:
-    from trimesh.resolvers import FilePathResolver
+from typing import Any
 
 MOST_BYTES = 2**30  # of a file, and of each that it names
 MOST_NODES = 4096  # of a scene; also objects, or materials, of an OBJ: readers take a millisecond for each
@@ -128,20 +122,3 @@ def _number(value: Any, otherwise: int = 0) -> int:
 def too_many_corners(corners: int) -> str:
     """What to say about a polygon of more than `MOST_CORNERS`."""
     return f"has a face of {corners:,} corners, more than the {MOST_CORNERS:,} that are read; triangulate it"
-
-
-def resolver(path: Path) -> FilePathResolver:
-    """What reads the files that a mesh file names (buffers, materials, pictures): real files of a bounded size only."""
-    from trimesh.resolvers import FilePathResolver
-
-    class Resolver(FilePathResolver):
-        def get(self, name: str) -> bytes:
-            plain = name.strip()
-            for tried in {plain, plain.lstrip("/"), os.path.basename(plain)}:  # where trimesh looks
-                place = os.path.join(self.parent, tried)
-                refuse_special(place)
-                if os.path.isfile(place) and os.path.getsize(place) > MOST_BYTES:
-                    raise ValueError(f"{place}: has more than the {MOST_BYTES:,} bytes that are read")
-            return super().get(name)
-
-    return Resolver(str(path))

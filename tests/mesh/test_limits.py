@@ -131,7 +131,7 @@ def test_a_buffer_that_never_ends_is_not_read(tmp_path, kind, name):
     data = glb(lambda content: content.update(buffers=[{"byteLength": 840, "uri": "x.bin"}]), b"")
     size = struct.unpack("<I", data[12:16])[0]
     (tmp_path / name).write_bytes(data if name == "a.glb" else data[20 : 20 + size])
-    with pytest.raises(ValueError, match=f"is a {'FIFO' if kind == 'fifo' else 'device'}"):
+    with pytest.raises(ValueError, match="is a FIFO" if kind == "fifo" else "leads out of the folder"):
         load_mesh(tmp_path / name)
 
 

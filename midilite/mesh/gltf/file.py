@@ -14,7 +14,8 @@ from urllib.parse import unquote, unquote_to_bytes
 
 import numpy as np
 
-from ..limits import gltf_json, resolver
+from ..beside import Beside
+from ..limits import gltf_json
 from .extensions import compressed_by
 
 _TYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}  # component types
@@ -31,7 +32,7 @@ class GltfFile:
     def __init__(self, path: Path):
         self.content: dict[str, Any] = gltf_json(path)
         self._chunk = _binary_chunk(path.read_bytes())
-        self._resolver = resolver(path)
+        self._beside = Beside(path)
         self._buffers: dict[int, bytes] = {}
         _check_version(self.content)
 
@@ -64,13 +65,14 @@ class GltfFile:
                 return base64.b64decode(packed + b"=" * (-len(packed) % 4))
             except ValueError as error:
                 raise ValueError(f"{whose} is no base64 ({error})") from error
-        plain = unquote(uri)
-        for name in (uri, plain, plain.replace("\\", "/")):  # names with a real % in them exist, too
+        for name in dict.fromkeys((uri, unquote(uri))):  # names with a real % in them exist, too
             try:
-                return self._resolver.get(name)
-            except OSError:
-                continue
-        raise ValueError(f"{whose} is in '{plain}', and there is no such file beside it")
+                data = self._beside.read(name)
+            except (ValueError, OSError) as error:
+                raise ValueError(f"{whose} is in '{name}', which is not read: {error}") from error
+            if data is not None:
+                return data
+        raise ValueError(f"{whose} is in '{unquote(uri)}', and there is no such file beside it")
 
     def view(self, index: Any, whose: str) -> np.ndarray:
         """uint8 [N]: the bytes of a buffer view."""
