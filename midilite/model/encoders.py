@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .checkpointing import run_blocks
 from .config import CLIPVisionConfig, DINOv2Config
-from .layers import LayerNorm, Linear, Network, attention, split_stacked
+from .layers import LayerNorm, Linear, Network, attention, split_stacked, start_normal
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ class DINOv2Embeddings(nn.Module):
             {"projection": nn.Conv2d(config.num_channels, width, kernel_size=patch, stride=patch)}
         )
         self.position_embeddings = nn.Parameter(torch.empty(1, 1 + self.grid**2, width))
-        nn.init.normal_(self.position_embeddings, std=0.02)
+        start_normal(self.position_embeddings, std=0.02)
 
     def positions(self, rows: int, columns: int) -> Tensor:
         """Position embeddings [1, 1 + rows*columns, D] for a grid of patches, by bicubic interpolation in fp32.
@@ -231,9 +231,10 @@ class CLIPEmbeddings(nn.Module):
         self.image_size = config.image_size
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.patch_embedding = nn.Conv2d(config.num_channels, width, kernel_size=patch, stride=patch, bias=False)
-        self.position_embedding = nn.Embedding(1 + (config.image_size // patch) ** 2, width)
-        nn.init.normal_(self.class_embedding, std=width**-0.5)
-        nn.init.normal_(self.position_embedding.weight, std=0.02)
+        positions = nn.Parameter(torch.empty(1 + (config.image_size // patch) ** 2, width))
+        self.position_embedding = nn.ParameterDict({"weight": positions})
+        start_normal(self.class_embedding, std=width**-0.5)
+        start_normal(positions, std=0.02)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[B, C, S, S] -> [B, 1 + (S // patch)^2, D]."""
@@ -246,7 +247,7 @@ class CLIPEmbeddings(nn.Module):
             )
         patches = self.patch_embedding(pixels.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.class_embedding.expand(len(pixels), 1, -1), patches], dim=1)
-        return tokens + self.position_embedding.weight
+        return tokens + self.position_embedding["weight"]
 
 
 class CLIPVisionTransformer(nn.Module):

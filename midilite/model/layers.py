@@ -25,6 +25,15 @@ from torch import Tensor, nn
 from .deterministic_attention import applies, deterministic_attention
 
 
+def start_normal(parameter: nn.Parameter, std: float) -> None:
+    """Draw a parameter's first values from a normal distribution; one without values (on `meta`) is left alone.
+
+    torch would import its compiler for that, which takes two seconds of every command.
+    """
+    if not parameter.is_meta:
+        nn.init.normal_(parameter, std=std)
+
+
 class Linear(nn.Module):
     """y = x W^T + b, with W made of one or more named parts.
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..common.files import atomic_write, read_json, refuse_special, write_json
 from ..common.transfer import copy_all
@@ -155,7 +155,7 @@ def load_weights(
     adapt = adapt or {}
     table = check_weights(network, files, rename, adapt)
     expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    network.to(dtype).to_empty(device=device).eval().requires_grad_(False)
+    _allocate(network, device, dtype)
     state = network.state_dict()
     with contextlib.ExitStack() as stack:
         handles = {file: stack.enter_context(open_safetensors(file)) for file in files}
@@ -164,6 +164,24 @@ def load_weights(
             return lambda: _adapted(_read(handles[entry.file], entry), key, entry, expected[key], adapt)
 
         copy_all([(state[key], reader(key, entry)) for key, entry in table.items()], torch.device(device))
+
+
+def _allocate(network: nn.Module, device: str | torch.device, dtype: torch.dtype) -> None:
+    """Give a network on the meta device memory of its own, in eval mode and without gradients.
+
+    `Module.to_empty` would do, but imports torch's symbolic shapes for it, a third of a second of every command.
+    """
+    for module in network.modules():
+        for name, value in module.named_parameters(recurse=False):
+            module.register_parameter(name, nn.Parameter(_like(value, device, dtype), requires_grad=False))
+        for name, value in module.named_buffers(recurse=False):
+            setattr(module, name, _like(value, device, dtype))
+    network.eval()
+
+
+def _like(value: Tensor, device: str | torch.device, dtype: torch.dtype) -> Tensor:
+    kind = dtype if value.is_floating_point() else value.dtype
+    return torch.empty(value.shape, dtype=kind, device=device)
 
 
 def _adapted(

@@ -1,0 +1,41 @@
+"""What a command may import: torch's compiler takes two seconds, and a function that nobody suspects brings it in.
+
+Training is left out: torch's own optimisers import it.
+"""
+
+import subprocess
+import sys
+
+import pytest
+from sample_factory import scene_surfaces, write_sample
+
+from midilite.commands.infer import EXAMPLE
+
+NEVER = ("torch._dynamo", "torch._inductor", "sympy", "torch.distributed.fsdp", "pandas", "matplotlib")
+RUN = """
+import sys
+from midilite.commands.launch import run
+code = run(sys.argv[1], sys.argv[2:])
+print("exit code", code, "imported", [name for name in {never!r} if name in sys.modules])
+"""
+SMALL = ["--num_inference_steps", "1", "--num_tokens", "64", "--grid_depth", "3", "--device", "cpu"]
+
+
+def arguments(command, folder):
+    for seed, name in enumerate(("a", "b")):
+        write_sample(folder / "data" / name, scene_surfaces(2, seed=seed), [1, 2], seed)
+    data = ["--data_dir", str(folder / "data")]
+    if command == "evaluate":
+        return ["evaluate", *data, *SMALL, "--output", str(folder / "figures.json")]
+    if command == "check":
+        return ["prepare_data", "--check", str(folder / "data")]
+    pictures = ["--rgb_image", str(EXAMPLE / "rgb.png"), "--seg_image", str(EXAMPLE / "seg.png")]
+    return ["infer", *SMALL[2:], "--num_inference_steps", "2", *pictures, "--output", str(folder / "scene.glb")]
+
+
+@pytest.mark.parametrize("command", ["infer", "evaluate", "check"])
+def test_a_command_imports_no_compiler(tmp_path, command):
+    """A process of its own, which has imported nothing else; a whole run, because imports hide in functions."""
+    process = [sys.executable, "-c", RUN.format(never=NEVER), *arguments(command, tmp_path)]
+    done = subprocess.run(process, capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout.splitlines()[-1:] == ["exit code 0 imported []"], done.stdout + done.stderr[-2000:]
