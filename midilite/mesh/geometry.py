@@ -49,9 +49,17 @@ def join_meshes(meshes: Sequence[trimesh.Trimesh], name: str) -> trimesh.Trimesh
 
 
 def copy_mesh(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
-    """A copy that has vertex colours beside a texture, too: trimesh's own leaves them out."""
-    copied = mesh.copy()
-    if mesh.visual.kind == "texture" and "color" in mesh.visual.vertex_attributes:
+    """A copy that shares the material, and has vertex colours beside it.
+
+    trimesh's own copies every picture, of which a room full of chairs has one, and leaves such colours out.
+    """
+    if mesh.visual.kind != "texture":
+        return mesh.copy()
+    from trimesh.visual import TextureVisuals
+
+    copied, uv = mesh.copy(include_visual=False), mesh.visual.uv
+    copied.visual = TextureVisuals(uv=None if uv is None else np.array(uv), material=mesh.visual.material)
+    if "color" in mesh.visual.vertex_attributes:
         copied.visual.vertex_attributes["color"] = np.array(mesh.visual.vertex_attributes["color"])
     return copied
 

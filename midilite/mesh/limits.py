@@ -1,8 +1,8 @@
 """What a mesh file may cost, looked at before the file is read.
 
 A few bytes can ask for much: an accessor of a billion zeros, one mesh placed by every node, a polygon of 300,000
-corners (a fan of slivers, each of which a renderer walks along). glTF is looked at here; the
-other readers count what they have found before they make more of it.
+corners (a fan of slivers, each of which a renderer walks along). glTF is looked at here; the other readers count what
+they have found before they make more of it.
 """
 
 from __future__ import annotations

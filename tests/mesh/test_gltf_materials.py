@@ -12,6 +12,7 @@ from PIL import Image
 from shown_colors import shown_color
 
 from midilite.mesh import geometry
+from midilite.mesh.gltf import materials, shapes
 from midilite.mesh.gltf.wrapping import repeatable
 from midilite.mesh.reading import load_parts
 
@@ -159,6 +160,19 @@ def test_a_picture_that_is_made_repeatable_shows_the_same(wrap_u, wrap_v):
     picture, moved = repeatable(Image.fromarray(texels), uv, (wrap_u, wrap_v))
     again = nearest(np.asarray(picture), moved, (10497, 10497))
     np.testing.assert_array_equal(again, nearest(texels, uv, (wrap_u, wrap_v)))
+
+
+def test_pictures_that_grow_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(shapes, "_MOST_GROWN", 600)
+    maker, notes = GltfMaker(), []
+    texture = maker.texture(QUARTERS, sampler=maker.add("samplers", wrapS=CLAMP))
+    material = maker.add("materials", **textured(texture))
+    for _ in range(4):
+        primitive = maker.primitive(SQUARE, FACES, material=material, TEXCOORD_0=at(1.25, 0.25))
+        maker.add("nodes", mesh=maker.mesh(primitive))
+    parts = load_parts(maker.write(tmp_path / "a.glb"), notes)
+    assert [geometry.texture_image(part).width for part in parts] == [32, 32, 16, 16]
+    assert len(notes) == 1 and "after mesh 1, primitive 0, textures repeat" in notes[0]
 
 
 def test_a_clamped_picture_that_is_not_left_stays_as_it_is(tmp_path):
@@ -381,6 +395,31 @@ def test_pictures_in_data_uris(tmp_path, form):
         "plain": "data:image/png," + "".join(f"%{byte:02x}" for byte in picture(BLUE)),
     }[form]
     assert external(tmp_path, GltfMaker(), uri) == BLUE
+
+
+def test_pictures_that_are_too_many_together_become_small_and_then_fail(tmp_path, monkeypatch):
+    """Past bug: 30 kB of PNG became 256 MB for every texture of a file."""
+    monkeypatch.setattr(materials, "_FULL_PIXELS", 3000 * 8)
+    monkeypatch.setattr(materials, "_MOST_PIXELS", 3000 * 8 * 2)
+    maker, notes = GltfMaker(), []
+    for _ in range(3):
+        texture = maker.texture([[BLUE] * 3000] * 8)
+        material = maker.add("materials", **textured(texture))
+        primitive = maker.primitive(SQUARE, FACES, material=material, TEXCOORD_0=at(0.5, 0.5))
+        maker.add("nodes", mesh=maker.mesh(primitive))
+    pictures = [geometry.texture_image(part) for part in load_parts(maker.write(tmp_path / "a.glb"), notes)]
+    assert [p and p.size for p in pictures] == [(3000, 8), (1024, 3), None]
+    assert len(notes) == 1 and "image 2 is one too many: the file's pictures have over 48,000 pixels" in notes[0]
+
+
+def test_nodes_that_share_a_material_share_its_picture(tmp_path):
+    maker = GltfMaker()
+    material = maker.add("materials", **textured(maker.texture(QUARTERS)))
+    mesh = maker.mesh(maker.primitive(SQUARE, FACES, material=material, TEXCOORD_0=at(0.5, 0.5)))
+    for _ in range(3):
+        maker.add("nodes", mesh=mesh)
+    parts = load_parts(maker.write(tmp_path / "a.glb"))
+    assert len({id(geometry.texture_image(part)) for part in parts}) == 1
 
 
 def test_a_damaged_normal_map_costs_nothing(tmp_path):

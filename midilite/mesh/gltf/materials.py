@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     import trimesh
     from PIL import Image
 
+_MOST_PIXELS = 2**32  # of all pictures of a file together: unpacking them takes half a minute
+_FULL_PIXELS = 2**29  # beyond, pictures are made as small as they are in an atlas
+_SMALL = 1024
+
 _SIGNATURES = {b"\xabKTX 20": "KTX2", b"\xabKTX 11": "KTX", b"DDS ": "DDS", b"sB": "Basis"}
 
 
@@ -48,6 +52,7 @@ class Materials:
         self._file, self._notes = file, notes
         self._looks: dict[int, Look] = {}
         self._pictures: dict[int, Image.Image | str] = {}  # a picture, or why there is none
+        self._pixels = 0  # of all pictures that were opened
 
     def look(self, index: Any, whose: str) -> Look:
         """The look of material `index`. Raises ValueError where there is no such material, or it is not well formed."""
@@ -143,7 +148,12 @@ class Materials:
         try:
             with few_formats():
                 picture = Image.open(io.BytesIO(data))
+                self._pixels += picture.width * picture.height
+                if self._pixels > _MOST_PIXELS:
+                    return f"{name} is one too many: the file's pictures have over {_MOST_PIXELS:,} pixels together"
                 picture.load()
+                if self._pixels > _FULL_PIXELS:
+                    picture.thumbnail((_SMALL, _SMALL))
                 return picture
         except UnidentifiedImageError:
             found = f"is {kind}" if kind else "is damaged or of another format"

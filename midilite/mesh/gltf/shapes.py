@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import trimesh
 
 _MODES = ("POINTS", "LINES", "LINE_LOOP", "LINE_STRIP", "TRIANGLES", "TRIANGLE_STRIP", "TRIANGLE_FAN")
+_MOST_GROWN = 2**28  # pixels of all pictures that are made repeatable
 _AT_ONCE = 2**16  # vertices that are skinned together: each has a matrix
 
 
@@ -42,6 +43,7 @@ class Shapes:
         self._file, self._notes = file, notes
         self._materials = Materials(file, notes)
         self._rigid: dict[tuple, list[Piece]] = {}
+        self._grown = 0  # pixels of pictures that were made repeatable
         self.other_modes: set[str] = set()  # of primitives that have no faces
 
     def pieces(self, index: Any, weights: Any, joints: np.ndarray | None, whose: str) -> list[Piece]:
@@ -141,9 +143,14 @@ class Shapes:
         if uv is None:
             return look, None
         picture = look.material.baseColorTexture
-        if picture is not None:
+        if picture is not None and self._grown < _MOST_GROWN:
             repeated, uv = repeatable(picture, uv, look.wraps)
             if repeated is not picture:
+                self._grown += repeated.width * repeated.height
+                if self._grown >= _MOST_GROWN:
+                    self._notes.append(
+                        f"after {what}, textures repeat that are to be clamped or mirrored: too many are"
+                    )
                 material = look.material.copy()
                 material.baseColorTexture = repeated
                 look = replace(look, material=material)
