@@ -44,5 +44,6 @@ setup(
         ],
         "tensorboard": ["tensorboard>=2.16"],
         "hub": ["huggingface_hub>=0.30"],
+        "heic": ["pillow-heif>=0.16"],
     },
 )

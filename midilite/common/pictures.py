@@ -3,46 +3,167 @@
 Pillow chooses a reader by a file's content, whatever its name says, and one of its readers (EPS) starts another
 program, Ghostscript, to run what is in the file. So the formats that are wanted are named, and the size, which stands
 at a file's beginning, is looked at before pixels are unpacked.
+
+Of 16 bits in each of several channels Pillow keeps the high byte. `read_pixels` reads such files twice, the second time
+with the bytes of each number exchanged, which gives the low ones. HEIC is read where `pillow-heif` is installed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .files import refuse_special
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn: 256 MiB in three colours
+ORIENTATION = 0x0112  # the EXIF tag: 1 is upright, 2 to 4 keep width and height, 5 to 8 exchange them
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+_DARK = 16  # no value of a picture's 8 bits reaches this: what was read are 12 bits in 16 or fewer
 
 _open = Image.open
 
 
 def read_picture(path: str | os.PathLike[str]) -> Image.Image:
-    """Read a picture file completely, upright as its EXIF tag says.
+    """Read a picture file completely, upright as its EXIF tag says; 16 bits in several channels become 8.
 
     Raises:
         ValueError: the file is missing, no file (but a FIFO or a device), no picture of a format that is read, damaged,
             or of more than `MAX_PIXELS`; the message names it.
     """
+    with _reading(path) as image:
+        return _loaded(image)
+
+
+def read_pixels(path: str | os.PathLike[str], exact: bool = False) -> Image.Image | np.ndarray:
+    """As `read_picture`, but uint16 [H, W, 3 or 4] where a file has 16 bits in each of several channels.
+
+    Args:
+        exact: for masks: what can't be read in all its bits is refused.
+
+    Raises:
+        ValueError: as `read_picture`; or 16 bits in several channels of a kind whose low bytes can't be had, and
+            `exact` is set or the high ones are nearly all black.
+    """
+    with _reading(path) as image:
+        deep, exchanged = is_deep(image), _exchanged(image)
+        high = _loaded(image)
+    if not deep:
+        return high
+    if exchanged is not None:
+        with _reading(path) as image:
+            image.tile = exchanged
+            low = _loaded(image)
+        return np.asarray(high).astype(np.uint16) << 8 | np.asarray(low)
+    if exact:
+        raise ValueError(f"{path}: {EIGHT_OF_SIXTEEN}; save it as 16-bit grey, or with 8 bits in each channel")
+    if np.asarray(high)[..., : 1 if high.mode == "LA" else 3].max() < _DARK:
+        raise ValueError(f"{path}: {EIGHT_OF_SIXTEEN}, and those are black; save it with 8 bits in each channel")
+    return high
+
+
+EIGHT_OF_SIXTEEN = "it has 16 bits in each channel, of which only the upper 8 are read in this kind of file"
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether an image that is open and not loaded has 16 bits in each of several channels."""
+    if image.mode not in ("RGB", "RGBA", "LA", "RGBX", "RGBa"):
+        return False
+    arguments = [entry[3] for entry in getattr(image, "tile", ())]
+    return any(
+        ";16" in str(each[0] if isinstance(each, tuple) and each else each)
+        or (image.format == "PPM" and isinstance(each, tuple) and isinstance(each[-1], int) and each[-1] > 255)
+        for each in arguments
+    )
+
+
+def _exchanged(image: Image.Image) -> list[Any] | None:
+    """The way to read an image's low bytes: as if each number began with them. None where Pillow has no such way."""
+    if image.format not in ("PNG", "TIFF") or image.mode not in ("RGB", "RGBA"):
+        return None
+    native = {"little": "L", "big": "B"}[sys.byteorder]
+    exchanged = []
+    for kind, box, offset, arguments in image.tile:
+        first, rest = (arguments[0], arguments[1:]) if isinstance(arguments, tuple) else (arguments, None)
+        mode, _, order = first.rpartition(";16")
+        if not mode or order not in ("L", "B", "N"):
+            return None
+        order = {"L": "B", "B": "L"}[native if order == "N" else order]
+        name = f"{mode};16{order}"
+        exchanged.append((kind, box, offset, name if rest is None else (name, *rest)))
+    return [type(old)(*new) if hasattr(old, "_fields") else new for old, new in zip(image.tile, exchanged, strict=True)]
+
+
+def orientation(source: str | os.PathLike[str] | Image.Image) -> int:
+    """The EXIF tag of a picture file or of an image, 1 to 8; 1 where there is none.
+
+    Raises:
+        ValueError: as `read_picture`.
+    """
+    if isinstance(source, Image.Image):
+        return _orientation(source)
+    with _reading(source) as image:
+        return _orientation(image)
+
+
+def _orientation(image: Image.Image) -> int:
+    found = image.getexif().get(ORIENTATION, 1)
+    return found if found in range(1, 9) else 1
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    """The whole image, upright. Its format stays known."""
+    kind = image.format
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    upright.format = kind
+    return upright
+
+
+@contextlib.contextmanager
+def _reading(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    """The image of a file, open and not loaded; whatever goes wrong with it is a ValueError."""
     refuse_special(path)
+    name = os.fsdecode(path)
     try:
-        with _open(path, formats=FORMATS) as image:
-            check_size(*image.size, f"{path}: the picture")
-            image.load()
-            return ImageOps.exif_transpose(image)
+        with _open_heif(path) if _is_heif(path) else _open(path, formats=FORMATS) as image:
+            check_size(*image.size, f"{name}: the picture")
+            yield image
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such image file") from error
+        raise ValueError(f"{name}: no such image file") from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path}: cannot be read as an image (none of {', '.join(FORMATS)}, or damaged)") from error
-    except TooLargeError:
+        raise ValueError(f"{name}: cannot be read as an image (none of {', '.join(FORMATS)}, or damaged)") from error
+    except (TooLargeError, _NoHeifError):
         raise
     except Exception as error:  # a damaged file makes Pillow's plugins raise almost anything
-        raise ValueError(f"{path}: cannot be read as an image ({error})") from error
+        raise ValueError(f"{name}: cannot be read as an image ({error})") from error
+
+
+class _NoHeifError(ValueError):
+    """The package that reads HEIC is missing."""
+
+
+def _is_heif(path: str | os.PathLike[str]) -> bool:
+    with open(path, "rb") as file:
+        start = file.read(12)
+    return start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS
+
+
+def _open_heif(path: str | os.PathLike[str]) -> Image.Image:
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise _NoHeifError(
+            f"{os.fsdecode(path)}: is a HEIC picture; install pillow-heif to have it read, or save it as JPEG or PNG"
+        ) from error
+    pillow_heif.register_heif_opener()
+    return _open(path, formats=("HEIF",))
 
 
 class TooLargeError(ValueError):

@@ -9,7 +9,7 @@ tests compare with): convert, resize, centre crop, rescale, normalise.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -19,7 +19,10 @@ from torch import Tensor
 
 from ..common.pictures import check_size
 from .config import PreprocessorConfig
-from .images import ImageSource, Instance, load_rgb, open_image
+from .images import Instance, fit_to_square
+from .pictures import WHITE, ImageSource, load_rgb, open_image
+
+_LARGE = 2**21  # pixels: smaller pictures are resized as wholes, as they always were
 
 
 class Preprocessor:
@@ -41,7 +44,29 @@ class Preprocessor:
         if config.do_resize:
             height, width = self._resized(image.height, image.width)
             image = image.resize((width, height), resample=Image.Resampling(config.resample))
-        pixels = np.asarray(image)
+        return self._finished(np.asarray(image))
+
+    def instance(self, instance: Instance) -> Tensor:
+        """The pixels of the instance's whole picture, float32 [3, H', W'], from its own rectangle.
+
+        Of a large picture only the rows that are not all white are made narrow, and then all of it is made low. Pillow
+        does both in one, in the order that costs less: where it takes the other, roundings in between differ.
+        """
+        width, height = instance.whole_size
+        resample = Image.Resampling(self.config.resample)
+        if width * height <= _LARGE or not self.config.do_resize or resample == Image.Resampling.NEAREST:
+            return self(instance.whole().rgb)
+        new_height, new_width = self._resized(height, width)
+        left, top = instance.corner
+        strip = Image.new("RGB", (width, instance.rgb.height), WHITE)
+        strip.paste(instance.rgb, (left, 0))
+        narrow = Image.new("RGB", (new_width, height), WHITE)
+        narrow.paste(strip.resize((new_width, strip.height), resample), (0, top))
+        return self._finished(np.asarray(narrow.resize((new_width, new_height), resample)))
+
+    def _finished(self, pixels: np.ndarray) -> Tensor:
+        """Resized pixels uint8 [H, W, 3] -> float32 [3, H', W']."""
+        config = self.config
         if config.do_center_crop:
             pixels = _centre_crop(pixels, config.crop_size)
         if config.do_rescale:  # in fp64 and then rounded once, as transformers does
@@ -51,8 +76,11 @@ class Preprocessor:
             pixels = (pixels - np.float32(config.image_mean)) / np.float32(config.image_std)
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
-    def mask(self, mask: np.ndarray) -> Tensor:
-        """A mask (uint8 [H, W], 0 or 255) at the size of the image's pixels: float32 [1, H', W'] in 0..1.
+    def mask(self, mask: np.ndarray | Instance) -> Tensor:
+        """A mask at the size of the image's pixels: float32 [1, H', W'] in 0..1.
+
+        Args:
+            mask: uint8 [H, W], 0 or 255; or the instance that has it.
 
         As in the reference, the whole mask is squeezed to that size, also where the image is cropped to it: there a
         mask does not lie on its object, and that is what published models were trained with. With the config's
@@ -62,15 +90,26 @@ class Preprocessor:
         samples pixel centres, half a step further).
         """
         config = self.config
-        resized = self._resized(*mask.shape) if config.do_resize else mask.shape
+        part, (left, top), (width, height) = mask, (0, 0), (0, 0)
+        if isinstance(mask, Instance):
+            part, (left, top), (width, height) = mask.mask, mask.corner, mask.whole_size
+        else:
+            height, width = mask.shape
+        resized = self._resized(height, width) if config.do_resize else (height, width)
         if config.do_center_crop and not config.aligned_mask:
             resized = config.crop_size
-        if tuple(resized) != mask.shape:
-            mask = F.interpolate(torch.from_numpy(mask.copy())[None, None], size=tuple(resized), mode="nearest")
-            mask = mask[0, 0].numpy()
+        rows, columns = _nearest(height, resized[0]) - top, _nearest(width, resized[1]) - left
+        inside = [(places >= 0) & (places < side) for places, side in zip((rows, columns), part.shape, strict=True)]
+        small = np.zeros(tuple(resized), np.uint8)
+        small[np.ix_(*inside)] = part[np.ix_(rows[inside[0]], columns[inside[1]])]
         if config.do_center_crop and config.aligned_mask:
-            mask = _centre_crop(mask, config.crop_size)
-        return torch.from_numpy(np.ascontiguousarray(mask)).float()[None] / 255
+            small = _centre_crop(small, config.crop_size)
+        return torch.from_numpy(np.ascontiguousarray(small)).float()[None] / 255
+
+    @property
+    def seen(self) -> tuple[int, int] | None:
+        """(height, width) that it resizes a square picture to; None when it does not resize."""
+        return self._resized(512, 512) if self.config.do_resize else None
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) after the resize step; the long edge is rounded down."""
@@ -80,6 +119,12 @@ class Preprocessor:
         resized = (int(edge * height / width), edge) if width <= height else (edge, int(edge * width / height))
         check_size(*resized[::-1], f"the picture of {width} x {height}, resized to {edge} pixels on its shorter side,")
         return resized
+
+
+def _nearest(old: int, new: int) -> np.ndarray:
+    """Which of `old` places each of `new` ones takes, by torch's rule."""
+    places = torch.arange(old, dtype=torch.float32)[None, None]
+    return F.interpolate(places, size=new, mode="nearest")[0, 0].numpy().astype(np.int64)
 
 
 def _centre_crop(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -109,7 +154,7 @@ def dinov2_pixels(instance: Instance, scene: ImageSource | Tensor, preprocessor:
         float32 [7, H, W].
     """
     scene_pixels = scene if isinstance(scene, Tensor) else preprocessor(scene)
-    return torch.cat([preprocessor(instance.rgb), scene_pixels, preprocessor.mask(instance.mask)])
+    return torch.cat([preprocessor.instance(instance), scene_pixels, preprocessor.mask(instance)])
 
 
 def condition_pixels(
@@ -120,6 +165,36 @@ def condition_pixels(
     The instances are gone through once, one at a time.
     """
     scene_pixels = dinov2(scene)
-    pairs = [(clip(instance.rgb), dinov2_pixels(instance, scene_pixels, dinov2)) for instance in instances]
+    pairs = [(clip.instance(instance), dinov2_pixels(instance, scene_pixels, dinov2)) for instance in instances]
     for_clip, for_dinov2 = zip(*pairs, strict=True)
     return torch.stack(for_clip), torch.stack(for_dinov2)
+
+
+PICTURE_FITS = ("pad", "reference")
+
+
+def fits_by_padding(preprocessors: Sequence[Preprocessor | None], fit: str | None) -> bool:
+    """Whether pictures that are not square are padded to one before anything else.
+
+    The encoders read squares. A preprocessor that only resizes would squash such a picture: objects, and so the scene,
+    come out too narrow. One that crops keeps shapes, and loses what lies outside.
+
+    Args:
+        preprocessors: all of a model.
+        fit: "pad"; "reference" leaves it to the preprocessors, as the reference does; None pads unless one of them
+            crops. Of the published models CLIP's does (and MIDI's other squashes): they get the pictures that the
+            reference gives them.
+
+    Raises:
+        ValueError: there is no such way.
+    """
+    if fit not in (None, *PICTURE_FITS):
+        raise ValueError(f"picture_fit is {str(fit)[:40]!r}, expected {' or '.join(PICTURE_FITS)}, or None")
+    return fit == "pad" or (fit is None and not any(p.config.do_center_crop for p in preprocessors if p is not None))
+
+
+def fitted_picture(
+    image: Image.Image, labels: np.ndarray | None, preprocessors: Sequence[Preprocessor | None], fit: str | None = None
+) -> tuple[Image.Image, np.ndarray | None]:
+    """A picture and its label map as the encoders' preprocessors take them; see `fits_by_padding`."""
+    return fit_to_square(image, labels) if fits_by_padding(preprocessors, fit) else (image, labels)
