@@ -216,11 +216,12 @@ def encode_scene(pipe: Pipeline, data: SceneData) -> ImageConditions:
     """Conditions of all instances of a scene, in its order."""
     import torch
 
-    count = len(data.surfaces)
+    count, labels = len(data.surfaces), data.labels
+    known = {"mask_background": 0, "min_object_pixels": 0}  # all of them are objects of the data set
     try:
         if pipe.clip is not None:
-            return pipe.encode_images(data.image, data.labels)
-        alone = [pipe.encode_images(data.image, (data.labels == i + 1).astype(data.labels.dtype)) for i in range(count)]
+            return pipe.encode_images(data.image, data.labels, **known)
+        alone = [pipe.encode_images(data.image, (labels == i + 1).astype(labels.dtype), **known) for i in range(count)]
     except ValueError as error:
         raise ValueError(f"{data.name}: {error}") from error
     tokens = torch.cat([conditions.dinov2 for conditions in alone])

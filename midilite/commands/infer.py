@@ -65,6 +65,9 @@ class InferOptions(Options):
         None, "surface grid of 2^depth cells per axis (default: the model's, 8)", least=3, most=10
     )
     smoothing: str = _scene("none", "mean over 3x3x3 grid nodes before the surface is taken", ("none", "box3"))
+    picture_fit: str | None = shared.picture_fit(group=SCENE)
+    mask_background: int | None = shared.mask_background(group=SCENE)
+    min_object_pixels: int = shared.min_object_pixels(group=SCENE)
     padding: bool = _scene(False, "paste the picture on a larger white square when objects reach near its border")
 
     mixed_precision: str | None = shared.run_precision(group=MEMORY)
@@ -142,29 +145,41 @@ def run(options: InferOptions) -> Result:
 
 
 def _read_pictures(options: InferOptions) -> tuple[Image.Image, np.ndarray | None]:
-    """The picture and the label map that there may be, padded when that is wanted, before a model is loaded.
+    """The picture and the label map that there may be, before a model is loaded; prints what was done to the mask.
 
     Raises:
-        ValueError: they can't be used.
+        ValueError: they can't be used, or not be padded as wanted.
     """
-    from ..model.images import load_mask, load_rgb, pad_for_border_objects
+    from ..common.distributed import described_world
+    from ..model.images import pad_for_border_objects
+    from ..model.masks import load_pair
+    from ..model.pictures import load_rgb
 
     rgb, seg = options.rgb_image, options.seg_image
     if rgb is None:
         rgb, seg = str(EXAMPLE / "rgb.png"), str(EXAMPLE / "seg.png")
-    image = load_rgb(rgb)
-    labels = None if seg is None else load_mask(seg, image.size)
-    return pad_for_border_objects(image, labels) if options.padding and labels is not None else (image, labels)
+    if seg is None:
+        return load_rgb(rgb), None
+    notes: list[str] = []
+    image, labels = load_pair(rgb, seg, options.mask_background, notes)
+    if options.padding:
+        pad_for_border_objects(image, labels)  # done when small objects are gone; it must be possible
+    if described_world().is_main:
+        for note in notes:
+            say(f"warning: {note}")
+    return image, labels
 
 
 def _generate(
     pipe: Pipeline, options: InferOptions, image: Image.Image, labels: np.ndarray | None
 ) -> tuple[Result, list[str]]:
-    """The scene, and the warnings about instances without a surface."""
-    from ..inference.pipeline import NoSurfaceWarning
+    """The scene, and the warnings about the mask and about instances without a surface."""
+    from ..inference.conditions import PictureFitWarning
+    from ..inference.pipeline import MaskWarning, NoSurfaceWarning
 
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", NoSurfaceWarning)
+        for kind in (NoSurfaceWarning, MaskWarning, PictureFitWarning):
+            warnings.simplefilter("always", kind)
         result = pipe(
             image,
             labels,
@@ -174,6 +189,10 @@ def _generate(
             num_tokens=options.num_tokens,
             grid_depth=options.grid_depth,
             smoothing=options.smoothing,
+            padding=options.padding,
+            picture_fit=options.picture_fit,
+            mask_background=0,  # `_read_pictures` has found it
+            min_object_pixels=options.min_object_pixels,
             on_step=_show_step if pipe.world.is_main else None,
         )
     return result, [str(warning.message) for warning in caught]

@@ -55,7 +55,14 @@ def open_features(
     where = options.cache_dir or Path(options.output_dir) / "cache"
     dtype = DTYPES[options.mixed_precision]
     return FeatureCache(
-        where if keeps else None, folder, num_tokens, options.seed, dtype, device, options.mask_variants
+        where if keeps else None,
+        folder,
+        num_tokens,
+        options.seed,
+        dtype,
+        device,
+        options.mask_variants,
+        options.picture_fit,
     )
 
 

@@ -100,6 +100,12 @@ def _exchanged(image: Image.Image) -> list[Any] | None:
     return [type(old)(*new) if hasattr(old, "_fields") else new for old, new in zip(image.tile, exchanged, strict=True)]
 
 
+def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(width, height) of a picture file as it stands there, not turned. Raises ValueError as `read_picture`."""
+    with _reading(path) as image:
+        return image.size
+
+
 def orientation(source: str | os.PathLike[str] | Image.Image) -> int:
     """The EXIF tag of a picture file or of an image, 1 to 8; 1 where there is none.
 

@@ -21,6 +21,8 @@ def _check_block(name: str, where: str) -> None:
 
 
 PRECISIONS = ("no", "bf16", "fp16")
+PICTURE_FITS = ("pad", "reference")  # how pictures that are not square become it, see model/preprocess.py
+MIN_OBJECT_PIXELS = 16  # of an object where an image encoder sees it: 4 x 4, a twelfth of a patch of DINOv2
 FRONT3D_LISTS = ("midi", "train", "test", "valid")
 
 pretrained_model = partial(option, "tiny", "checkpoint folder, name of a shipped model, or hub:OWNER/NAME", reads=True)
@@ -35,6 +37,22 @@ lora_scale = partial(option, (1.0,), "strength of each adapter, or one for all")
 lora_alpha = partial(option, None, "for adapter files that don't hold their alpha (default: their rank)", above=0)
 run_precision = partial(option, None, "no, bf16 or fp16 (default: bf16 on a GPU)", PRECISIONS)
 num_tokens = partial(option, None, "latent tokens per instance (default: the model's)", least=1, most=2**16)
+picture_fit = partial(
+    option,
+    None,
+    "how a picture that is not square comes to the model's square: pad with white, or reference, by the preprocessors "
+    "alone, which squash or crop it (default: pad, unless one of them crops, as the published models' does)",
+    PICTURE_FITS,
+)
+mask_background = partial(
+    option, None, "the mask's value of the background; all others are objects then (default: found out)", least=-1
+)
+min_object_pixels = partial(
+    option,
+    MIN_OBJECT_PIXELS,
+    "objects of fewer pixels, where the image encoder sees them, are left out; 0 keeps all",
+    least=0,
+)
 front3d_list = partial(
     option,
     None,

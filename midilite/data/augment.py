@@ -9,14 +9,14 @@ Left out: flips, crops and colour changes. A flipped picture shows the mirrored 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..model.images import Instance, dilate_mask
+from ..model.images import Instance, cut_out, dilate_mask
 
 
 def choose(count: int, generator: torch.Generator) -> int:
@@ -62,14 +62,18 @@ def vary_mask(mask: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def scene_instances(image: Image.Image, labels: np.ndarray, mask_pixels: int = 0) -> list[Instance]:
-    """Cut out instances 1..n of a label map [H, W], with masks varied by `mask_pixels`.
+    """All of `each_scene_instance`, each at the size of the whole picture."""
+    return [instance.whole() for instance in each_scene_instance(image, labels, mask_pixels)]
+
+
+def each_scene_instance(image: Image.Image, labels: np.ndarray, mask_pixels: int = 0) -> Iterator[Instance]:
+    """Cut out instances 1..n of a label map [H, W], with masks varied by `mask_pixels`, each as its own rectangle.
 
     Grown masks may overlap: each instance is cut out by itself, as a segmenter that is too generous would do.
     """
     pixels = np.asarray(image)
-    instances = []
     for label in range(1, int(labels.max()) + 1):
-        mask = vary_mask((labels == label).astype(np.uint8) * 255, mask_pixels)
-        alone = Image.fromarray(np.where(mask[..., None] > 0, pixels, np.uint8(255)))
-        instances.append(Instance(label, alone, mask))
-    return instances
+        inside = labels == label
+        if mask_pixels:
+            inside = vary_mask(inside.astype(np.uint8) * 255, mask_pixels) > 0
+        yield cut_out(pixels, inside, label)

@@ -111,6 +111,7 @@ class FeatureCache:
         dtype: type of the image encoders and of the stored tokens; the shape encoder works in fp32.
         device: where the encoders run. Features are returned on the CPU.
         mask_variants: mask sizes in pixels more (or less) than drawn; `load` takes their index.
+        picture_fit: how pictures that are not square come to the model's square, see `preprocess.fits_by_padding`.
 
     Raises:
         ValueError: no mask variant, or two equal ones.
@@ -125,13 +126,14 @@ class FeatureCache:
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
         mask_variants: Sequence[int] = (0,),
+        picture_fit: str | None = None,
     ) -> None:
         if not mask_variants or len(set(mask_variants)) != len(mask_variants):
             raise ValueError(
                 f"mask_variants is {list(mask_variants)}; expected different numbers of pixels, such as 0 2 -2"
             )
         self.folder = None if folder is None else Path(folder)
-        self.encoder = SceneEncoder(model, num_tokens, seed, dtype, device)
+        self.encoder = SceneEncoder(model, num_tokens, seed, dtype, device, picture_fit)
         self.mask_variants = tuple(mask_variants)
         self._hashes: dict[Path, str] = {}
         self._keys: dict[tuple[Scene, int, int], str] = {}
@@ -299,6 +301,7 @@ class FeatureCache:
             ],
             "mask_pixels": self.mask_variants[variant],
             **self.encoder.identity,
+            **self.encoder.fit_of(chosen.image),
         }
         return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=20).hexdigest()
 

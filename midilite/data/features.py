@@ -9,19 +9,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.pictures import picture_size
 from ..common.seeds import torch_generator
 from ..model.config import CLIPVisionConfig, DINOv2Config, VAEConfig
 from ..model.encoders import encode_pixels
 from ..model.folder import ModelFolder
 from ..model.layers import Network
-from ..model.preprocess import condition_pixels
+from ..model.preprocess import condition_pixels, fits_by_padding, fitted_picture
 from ..model.vae import VAE, random_subset
-from .augment import scene_instances
+from .augment import each_scene_instance
 from .scenes import SceneData
 
 _CHUNK = 8  # instances that go through an encoder together; a room can have dozens
@@ -92,18 +94,29 @@ class SceneEncoder:
     """The encoders of a checkpoint folder; arguments as in `cache.FeatureCache`."""
 
     def __init__(
-        self, model: ModelFolder, num_tokens: int, seed: int, dtype: torch.dtype, device: str | torch.device
+        self,
+        model: ModelFolder,
+        num_tokens: int,
+        seed: int,
+        dtype: torch.dtype,
+        device: str | torch.device,
+        picture_fit: str | None = None,
     ) -> None:
         if num_tokens < 1:
             raise ValueError(f"num_tokens is {num_tokens}, expected at least 1")
         self.model, self.num_tokens, self.seed = model, num_tokens, seed
         self.dtype, self.device = dtype, torch.device(device)
         self.clip_preprocessor, self.dinov2_preprocessor = model.load_preprocessors()
+        self._preprocessors = self.clip_preprocessor, self.dinov2_preprocessor
+        self.picture_fit = "pad" if fits_by_padding(self._preprocessors, picture_fit) else "reference"
         self._networks: dict[str, Network | None] = {}
 
     @cached_property
     def identity(self) -> dict:
-        """What features depend on besides the scene: settings, and the contents of the encoders' files."""
+        """What features depend on besides the scene: settings, and the contents of the encoders' files.
+
+        How pictures that are not square are fitted is theirs: see `fit_of`.
+        """
         layout = self.model.layout
         parts = ["vae", layout.dinov2, layout.dinov2_preprocessor, layout.clip, layout.clip_preprocessor]
         config = self.dinov2_preprocessor.config
@@ -115,6 +128,18 @@ class SceneEncoder:
             "seed": self.seed,
             "dtype": str(self.dtype),
         }
+
+    def fit_of(self, image: Path) -> dict[str, str]:
+        """What the fit of a picture adds to what its features depend on: nothing for a square, and for how it was done
+        before there was a choice.
+
+        Raises:
+            ValueError: the picture can't be read.
+        """
+        if self.picture_fit == "reference":
+            return {}
+        width, height = picture_size(image)
+        return {} if width == height else {"picture_fit": self.picture_fit}
 
     def feature_bytes(self, instances: int) -> int:
         """Size of the features of so many instances (of a square picture, where the preprocessor keeps the shape)."""
@@ -174,10 +199,11 @@ class SceneEncoder:
 
     def pixels(self, data: SceneData, mask_pixels: int = 0) -> tuple[Tensor, ...]:
         """What each image encoder sees, with masks varied: fp32 [n, C, H, W], in the order of the conditions."""
-        instances = scene_instances(data.image, data.labels, mask_pixels)
+        image, labels = fitted_picture(data.image, data.labels, self._preprocessors, self.picture_fit)
+        instances = each_scene_instance(image, labels, mask_pixels)
         if self.model.layout.clip is None:
-            return (torch.stack([self.dinov2_preprocessor(instance.rgb) for instance in instances]),)
-        return condition_pixels(instances, data.image, self.clip_preprocessor, self.dinov2_preprocessor)
+            return (torch.stack([self.dinov2_preprocessor.instance(instance) for instance in instances]),)
+        return condition_pixels(instances, image, self.clip_preprocessor, self.dinov2_preprocessor)
 
     def _conditions(self, pixels: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor]:
         clip = encode_pixels(self._network("clip"), pixels[0]).cpu() if len(pixels) == 2 else None

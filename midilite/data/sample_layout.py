@@ -23,7 +23,8 @@ from typing import Any
 from ..common.files import file_digest, refuse_special
 from ..common.npy import read_npy_header
 from ..common.terminal import printable
-from ..model.images import label_values, load_mask
+from ..model.label_maps import label_values
+from ..model.masks import load_mask, plain_labels
 from .sample_folder import MANIFEST, read_manifest
 
 IMAGE, INSTANCE_IMAGE, MASK, SURFACE = "scene_rgb.png", "rgb.png", "seg.png", "surface.npy"
@@ -40,12 +41,14 @@ class InstanceSource:
         label: its label there, as `images.load_mask` reads it.
         surface: the `.npy` file with its points.
         row: its row when that file is [K, N, C]; None when the file is its surface alone.
+        cleaned: the mask holds more values than there are surfaces, and is cleaned (`model/mask_cleaning.py`).
     """
 
     mask: Path
     label: int
     surface: Path
     row: int | None
+    cleaned: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,12 +145,33 @@ def _folder_scene(folder: Path, problems: list[Problem]) -> Scene | None:
         names = [f"{IMAGE} (or {INSTANCE_IMAGE})" if name == INSTANCE_IMAGE else name for name in missing]
         raise ValueError(f"{folder}: is incomplete, missing the file(s) {', '.join(names)}")
     manifest = read_manifest(folder)
-    labels = label_values(load_mask(folder / MASK)) if manifest is None else _manifest_labels(manifest, folder)
-    rows = _pair(labels, surface_rows(folder / SURFACE), folder)
+    count, cleaned = surface_rows(folder / SURFACE), False
+    if manifest is None:
+        labels, notes = _labels_for(folder / MASK, count or 1)
+        cleaned = bool(notes)
+        problems += [Problem("warning", folder.name, str(folder / MASK), note) for note in notes]
+    else:
+        labels = _manifest_labels(manifest, folder)
+    rows = _pair(labels, count, folder)
     instances = tuple(
-        InstanceSource(folder / MASK, label, folder / SURFACE, row) for label, row in zip(labels, rows, strict=True)
+        InstanceSource(folder / MASK, label, folder / SURFACE, row, cleaned)
+        for label, row in zip(labels, rows, strict=True)
     )
     return Scene(folder.name, instances, (View(folder / image),))
+
+
+def _labels_for(mask: Path, surfaces: int) -> tuple[list[int], list[str]]:
+    """The labels of a mask, and what was cleaned so that there are as many as surfaces.
+
+    The surfaces say how many objects there are: a mask with so many labels is taken as it is.
+    """
+    plain = plain_labels(mask)
+    labels = [] if plain is None else label_values(plain)
+    if len(labels) == surfaces:
+        return labels, []
+    notes: list[str] = []
+    cleaned = label_values(load_mask(mask, notes=notes))
+    return (cleaned, notes) if len(cleaned) == surfaces or not labels else (labels, [])
 
 
 def _manifest_labels(manifest: dict[str, Any], folder: Path) -> list[int]:

@@ -26,7 +26,9 @@ from torch import Tensor
 from ..common.npy import load_npy
 from ..common.seeds import numpy_generator
 from ..mesh.normals import estimate_normals
-from ..model.images import label_values, load_mask, load_rgb
+from ..model.label_maps import label_values
+from ..model.masks import load_mask
+from ..model.pictures import load_rgb
 from .front3d import find_rooms
 from .front3d_lists import is_front3d
 from .sample_layout import IMAGE, LAYOUTS, MASK, SURFACE, InstanceSource, Problem, Scene, View, find_samples, short_list
@@ -237,12 +239,13 @@ def _label_map(scene: Scene, view: View, size: tuple[int, int], notes: list[str]
 def _masks(scene: Scene, view: View, size: tuple[int, int], notes: list[str]) -> dict[Path, np.ndarray]:
     """The label maps of a view, by file. Labels that belong to no instance are an error, or noted for id maps."""
     wanted: dict[Path, set[int]] = {}
+    cleaned = {source.mask for source in scene.instances if source.cleaned}
     for source in scene.instances:
         wanted.setdefault(view.mask or source.mask, set()).add(source.label)
     masks = {}
     for path, labels in wanted.items():
-        limit = {} if view.mask is None else {"max_labels": None}
-        masks[path] = load_mask(path, size, **limit)
+        how = {"max_labels": None} if view.mask else {} if path in cleaned else {"background": 0}
+        masks[path] = load_mask(path, size, notes=notes, **how)
         extra = [label for label in label_values(masks[path]) if label not in labels]
         if extra and view.mask is None:
             raise ValueError(f"{path}: labels without surface: {short_list(extra)}")

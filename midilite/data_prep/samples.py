@@ -22,7 +22,10 @@ from PIL import Image
 
 from ..common.seeds import numpy_generator
 from ..mesh.geometry import sample_surface, scene_transform
-from ..model.images import MAX_LABELS, label_values, load_mask, load_rgb
+from ..model.config import MAX_LABELS
+from ..model.label_maps import label_values
+from ..model.masks import load_mask, load_matching_mask
+from ..model.pictures import load_rgb
 from ..render.camera import Camera, orbit_camera
 from ..render.render_mesh import RenderMesh, to_render_mesh
 from ..render.renderer import Rendered, render, render_batch
@@ -129,7 +132,11 @@ def _given_sample(
             f"{missing} is missing beside {present}; add it, or remove {present} to have the scene rendered"
         )
     rgb = load_rgb(root / source.rgb)
-    labels = load_mask(root / source.seg, size=rgb.size)
+    notes: list[str] = []
+    if source.mapping:  # names the labels, as they stand there
+        labels = load_mask(root / source.seg, size=rgb.size, background=0, notes=notes)
+    else:
+        labels = load_matching_mask(root / source.seg, len(instances), rgb.size, notes)
     pairs = match_labels(label_values(labels), instances, root / source.mapping if source.mapping else None)
     if not pairs:
         raise ValueError(f"{source.mapping}: leaves out every label")
@@ -142,7 +149,8 @@ def _given_sample(
     manifest = _manifest(source, 0, shapes, ids, frame, settings)
     for entry, label in zip(manifest["instances"], pairs, strict=True):
         entry["label_in_seg"] = label
-    return files, {**manifest, "image": "given", "skipped_meshes": []}
+    told = {"mask_notes": notes} if notes else {}
+    return files, {**manifest, "image": "given", "skipped_meshes": [], **told}
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,7 @@ from torch import Tensor
 from .. import lora
 from ..common.distributed import World
 from ..common.seeds import check_seed
+from ..common.shared_options import MIN_OBJECT_PIXELS
 from ..flow.schedule import RectifiedFlowScheduler
 from ..lora.files import apply_adapter, network_group, read_adapter
 from ..mesh.isosurface import check_smoothing
@@ -33,14 +34,19 @@ from ..model.config import Sampling
 from ..model.dit import DiT
 from ..model.encoders import CLIPVision, DINOv2, encode_pixels
 from ..model.folder import MODEL_LAYOUTS, ModelFolder, ModelLayout, default_num_tokens, save_model_folder
-from ..model.images import ImageSource, each_instance, label_values, load_mask, load_rgb, pad_for_border_objects
+from ..model.images import each_instance, label_values
 from ..model.layers import Placement
+from ..model.mask_sources import MaskSource
+from ..model.masks import MaskWarning as MaskWarning
+from ..model.pictures import ImageSource
 from ..model.preprocess import Preprocessor, condition_pixels
 from ..model.vae import VAE
 from ..runtime.compile import compile_blocks
 from ..runtime.exclusions import check_base
 from ..runtime.offload import offload_network, onload
 from ..runtime.placement import choose_device, choose_dtype, load_base, move
+from .conditions import ImageConditions as ImageConditions
+from .conditions import PictureSettings, read_pictures, trained_fit
 from .decoding import NoSurfaceWarning as NoSurfaceWarning
 from .decoding import decode_meshes
 from .parallel import shared_velocity
@@ -148,6 +154,7 @@ class Pipeline:
         self.layout, self.transformer, self.vae, self.scheduler = layout, transformer, vae, scheduler
         self.clip, self.dinov2 = clip, dinov2
         self.clip_preprocessor, self.dinov2_preprocessor = clip_preprocessor, dinov2_preprocessor
+        self._trained_fits: dict[str, str | None] = {}  # of adapters that were loaded
         self.low_memory = False  # see parallel.shared_velocity and decoding.decode_shape
 
     @_alone
@@ -218,7 +225,7 @@ class Pipeline:
     def __call__(
         self,
         rgb: ImageSource,
-        mask: ImageSource | None = None,
+        mask: MaskSource | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         seed: int | None = 42,
@@ -228,12 +235,17 @@ class Pipeline:
         padding: bool = False,
         on_step: Callable[[int, int], None] | None = None,
         adapter_scale: float | Mapping[str, float] = 1.0,
+        picture_fit: str | None = None,
+        mask_background: int | None = None,
+        min_object_pixels: int = MIN_OBJECT_PIXELS,
     ) -> Result:
         """Generate a scene.
 
         Args:
             rgb: image file, PIL image or array.
             mask: instance mask of the same size; needed for MIDI, optional for TripoSG (then all else becomes white).
+                A file, a PIL image, an array of labels, or masks of single objects: see `model.masks.load_mask`. What
+                was cleaned in it is said in MaskWarnings.
             num_inference_steps: Euler steps. Like guidance and depth, by default the model's own (`sampling`): 50, 7.0
                 and 8 for the published ones.
             guidance_scale: classifier-free guidance; 0 to 1 switches it off and halves the work.
@@ -245,6 +257,11 @@ class Pipeline:
             on_step: called with (steps done, steps) after every denoising step.
             adapter_scale: for this call, a factor on the weight of every active adapter, or {name: weight} instead of
                 what `set_adapters` set.
+            picture_fit: how a picture that is not square comes to the model's square: "pad" with white; "reference", by
+                the preprocessors alone (squashed or cropped); None pads unless one of them crops, as published models'.
+            mask_background: the mask's value of the background; all others are objects then, and the mask is not
+                cleaned. None finds out.
+            min_object_pixels: objects of fewer pixels, as the encoder sees them, are left out with a MaskWarning.
 
         Raises:
             ValueError: a number that can't be used (before any work), unusable image or mask, no adapter of a name, or
@@ -256,7 +273,7 @@ class Pipeline:
         check_num_tokens(self.default_num_tokens if num_tokens is None else num_tokens)
         check_smoothing(smoothing)
         with lora.temporary_weights(self.networks, adapter_scale):
-            conditions = self.encode_images(rgb, mask, padding)
+            conditions = self.encode_images(rgb, mask, padding, picture_fit, mask_background, min_object_pixels)
             latents = self.sample(conditions, **steps, seed=seed, num_tokens=num_tokens, on_step=on_step)
         meshes = self.decode_meshes(latents, conditions.labels, grid_depth, smoothing)
         scene = build_scene(meshes, conditions.labels)
@@ -265,13 +282,19 @@ class Pipeline:
     @_alone
     @torch.inference_mode()
     def encode_images(
-        self, rgb: ImageSource, mask: ImageSource | None = None, padding: bool = False
+        self,
+        rgb: ImageSource,
+        mask: MaskSource | None = None,
+        padding: bool = False,
+        picture_fit: str | None = None,
+        mask_background: int | None = None,
+        min_object_pixels: int = MIN_OBJECT_PIXELS,
     ) -> ImageConditions:
         """Encode an image (and mask) to conditions; see `__call__` for the arguments and errors."""
-        image, labels = load_rgb(rgb), None
-        if mask is not None:
-            labels = load_mask(mask, image.size)
-            image, labels = pad_for_border_objects(image, labels) if padding else (image, labels)
+        settings = PictureSettings(padding, picture_fit, mask_background, min_object_pixels)
+        preprocessors = self.clip_preprocessor, self.dinov2_preprocessor
+        trained = {name: self._trained_fits[name] for name in self.adapters if self._trained_fits.get(name)}
+        image, labels = read_pictures(rgb, mask, preprocessors, settings, trained)
         if self.clip is None:
             if labels is not None:
                 image = Image.fromarray(np.where(labels[..., None] > 0, np.asarray(image), np.uint8(255)))
@@ -363,6 +386,7 @@ class Pipeline:
         networks = self.networks
         active = lora.active_weights(networks)
         apply_adapter(networks, adapter, name)
+        self._trained_fits[name] = trained_fit(adapter.metadata)
         lora.set_adapters(networks, {**active, name: scale})
         return adapter.notes
 

@@ -93,8 +93,10 @@ def each_instance(rgb: Image.Image, labels: np.ndarray) -> Iterator[Instance]:
 
 
 def cut_out(pixels: np.ndarray, inside: np.ndarray, label: int) -> Instance:
-    """The instance where `inside` [H, W] is set (somewhere, at least) of a picture's pixels, uint8 [H, W, 3]."""
+    """The instance where `inside` [H, W] is set of a picture's pixels, uint8 [H, W, 3]."""
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+    if not rows.size:  # nothing is cut out: a white corner
+        rows = columns = np.zeros(1, int)
     top, left = int(rows[0]), int(columns[0])
     box = slice(top, int(rows[-1]) + 1), slice(left, int(columns[-1]) + 1)
     inside = inside[box]

@@ -206,19 +206,20 @@ def _is_thin(mask: np.ndarray) -> bool:
 
 
 def drop_specks(
-    labels: np.ndarray, least: int, seen: tuple[int, int] | None, name: str, notes: list[str]
+    labels: np.ndarray, least: int, seen: tuple[int, int] | None, pixels: int, name: str, notes: list[str]
 ) -> np.ndarray:
     """Leave out labels of fewer than `least` pixels, counted where the image encoder sees them.
 
     Args:
         least: pixels; 0 keeps all.
-        seen: (height, width) of what the encoder sees of this map; None counts the map's own pixels. An encoder that
-            sees more pixels than there are changes nothing.
+        seen: (height, width) of what the encoder sees; None counts the map's own pixels.
+        pixels: of the map together with what it is padded by before that. Where the encoder sees more than there are,
+            the map's own are counted.
 
     Raises:
         ValueError: nothing would be left.
     """
-    scale = 1.0 if seen is None else max(1.0, labels.size / (seen[0] * seen[1]))
+    scale = 1.0 if seen is None else max(1.0, pixels / (seen[0] * seen[1]))
     indexed = Indexed.of(labels)
     small = (indexed.counts < least * scale) & (indexed.values != 0)
     if not small.any():

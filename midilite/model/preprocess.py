@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..common.pictures import check_size
+from ..common.shared_options import PICTURE_FITS
 from .config import PreprocessorConfig
 from .images import Instance, fit_to_square
 from .pictures import WHITE, ImageSource, load_rgb, open_image
@@ -168,9 +169,6 @@ def condition_pixels(
     pairs = [(clip.instance(instance), dinov2_pixels(instance, scene_pixels, dinov2)) for instance in instances]
     for_clip, for_dinov2 = zip(*pairs, strict=True)
     return torch.stack(for_clip), torch.stack(for_dinov2)
-
-
-PICTURE_FITS = ("pad", "reference")
 
 
 def fits_by_padding(preprocessors: Sequence[Preprocessor | None], fit: str | None) -> bool:

@@ -109,6 +109,7 @@ class TrainOptions(Options):
         0.0, "instances that cover less of the picture than this share are left out", least=0, most=1
     )
     mask_variants: tuple[int, ...] = _data((0,), "mask sizes in pixels more (or less) to choose from, such as 0 2 -2")
+    picture_fit: str | None = shared.picture_fit(group="data")
     num_tokens: int | None = _data(
         None, "latent tokens per instance (default: the transformer's width)", least=1, most=2**16
     )

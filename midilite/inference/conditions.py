@@ -1,0 +1,111 @@
+"""What the networks are told about an image, and the way from people's files to the picture and the objects in it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from ..common.shared_options import PICTURE_FITS
+from ..model.images import fit_to_square, pad_for_border_objects
+from ..model.mask_cleaning import drop_specks
+from ..model.mask_sources import MaskSource, source_name
+from ..model.masks import MaskWarning, load_pair
+from ..model.pictures import ImageSource, load_rgb
+from ..model.preprocess import Preprocessor, fits_by_padding
+
+
+class PictureFitWarning(UserWarning):
+    """A picture is brought to the model's square in another way than an adapter was trained with."""
+
+
+@dataclass(frozen=True)
+class ImageConditions:
+    """What the networks are told about an image.
+
+    Attributes:
+        clip: [n, 1, E] projected CLIP embedding of each instance image; None for TripoSG.
+        dinov2: [n, S, E] all DINOv2 tokens of each instance.
+        labels: the mask's label of each instance.
+        image: the RGB image that was encoded (padded when that was asked for, or to a square).
+        mask: its label map, int32 [H, W]; None for TripoSG without a mask.
+    """
+
+    clip: Tensor | None
+    dinov2: Tensor
+    labels: list[int]
+    image: Image.Image
+    mask: np.ndarray | None
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The conditions in the transformer's order."""
+        return (self.dinov2,) if self.clip is None else (self.clip, self.dinov2)
+
+
+@dataclass(frozen=True)
+class PictureSettings:
+    """How a picture and its mask are understood; see `Pipeline.__call__`."""
+
+    padding: bool
+    picture_fit: str | None
+    mask_background: int | None
+    min_object_pixels: int
+
+
+def read_pictures(
+    rgb: ImageSource,
+    mask: MaskSource | None,
+    preprocessors: Sequence[Preprocessor | None],
+    settings: PictureSettings,
+    trained: Mapping[str, str] | None = None,
+) -> tuple[Image.Image, np.ndarray | None]:
+    """The picture as it is encoded, and its label map; what was done to the mask is said in MaskWarnings.
+
+    Args:
+        preprocessors: CLIP's (or None) and DINOv2's.
+        trained: how the adapters that act were shown pictures that are not square, {name: a fit}.
+
+    Raises:
+        ValueError: unusable image or mask.
+    """
+    pads = fits_by_padding(preprocessors, settings.picture_fit)
+    if mask is None:
+        image, labels = load_rgb(rgb), None
+    else:
+        notes: list[str] = []
+        image, labels = load_pair(rgb, mask, settings.mask_background, notes)
+        # an object is as large as it is seen: in the square that the picture is brought to
+        pixels = max(image.size) ** 2 if pads else labels.size
+        seen = preprocessors[-1].seen
+        labels = drop_specks(labels, settings.min_object_pixels, seen, pixels, source_name(mask), notes)
+        for note in notes:
+            warnings.warn(note, MaskWarning, stacklevel=2)
+        if settings.padding:
+            image, labels = pad_for_border_objects(image, labels)
+    if image.width != image.height:
+        _warn_of_other_fit(trained or {}, "pad" if pads else "reference")
+    return fit_to_square(image, labels) if pads else (image, labels)
+
+
+def trained_fit(metadata: Mapping[str, Any]) -> str | None:
+    """How training showed an adapter pictures that are not square, by its file; None where nothing is said of training.
+
+    Files of earlier versions don't hold it: then it was the reference's way.
+    """
+    training = metadata.get("training")
+    return str(training.get("picture_fit", "reference")) if isinstance(training, Mapping) and training else None
+
+
+def _warn_of_other_fit(trained: Mapping[str, str], fit: str) -> None:
+    for name, other in trained.items():
+        if other in PICTURE_FITS and other != fit:
+            text = (
+                f"the picture is not square and is brought to a square by {fit!r}; adapter {name!r} was trained by "
+                f"{other!r}, which matters if its training pictures were not square: pass picture_fit {other}"
+            )
+            warnings.warn(text, PictureFitWarning, stacklevel=4)
