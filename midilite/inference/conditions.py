@@ -79,8 +79,8 @@ def read_pictures(
     else:
         notes: list[str] = []
         image, labels = load_pair(rgb, mask, settings.mask_background, notes)
-        # an object is as large as it is seen: in the square that the picture is brought to
-        pixels = max(image.size) ** 2 if pads else labels.size
+        # an object is as large as it is seen: in the square that the picture is brought to, which may be larger
+        pixels = min(image.size) ** 2 if pads else labels.size
         seen = preprocessors[-1].seen
         labels = drop_specks(labels, settings.min_object_pixels, seen, pixels, source_name(mask), notes)
         for note in notes:

@@ -148,13 +148,40 @@ def pad_for_border_objects(
 
 
 def fit_to_square(rgb: Image.Image, labels: np.ndarray | None) -> tuple[Image.Image, np.ndarray | None]:
-    """Paste a picture that is not square in the middle of a white square of its longer edge; the map gets zeros.
+    """Bring a picture that is not square to one by padding with white; the map gets zeros.
+
+    The square is as small as the objects allow, because they shall be as large in it as models are used to: its side is
+    at least the shorter edge and at most the longer one, and what it leaves of the longer one is background, in equal
+    parts where the objects lie so. Nothing of an object is cut off, and a twentieth of their reach stays on each side
+    where the picture has it. Without a map all of the picture stays.
+
+    Args:
+        rgb: RGB image [W x H].
+        labels: int [H, W], or None.
 
     Raises:
         ValueError: the square would be too large.
     """
     width, height = rgb.size
-    return (rgb, labels) if width == height else _on_square(rgb, labels, max(width, height))
+    if width == height:
+        return rgb, labels
+    if labels is None or not labels.any():
+        return _on_square(rgb, labels, max(width, height))
+    start, side = _window(np.flatnonzero(labels.any(0 if width > height else 1)), min(width, height), max(rgb.size))
+    end = start + side
+    if width > height:
+        return _on_square(rgb.crop((start, 0, end, height)), labels[:, start:end], side)
+    return _on_square(rgb.crop((0, start, width, end)), labels[start:end], side)
+
+
+def _window(used: np.ndarray, shorter: int, longer: int) -> tuple[int, int]:
+    """Beginning and length of the part of the longer edge that the square holds; `used` are the objects' places."""
+    first, end = int(used[0]), int(used[-1]) + 1
+    margin = -(-(end - first) // 20)
+    side = min(longer, max(shorter, end - first + 2 * margin))
+    margin = min(margin, (side - end + first) // 2)
+    start = min(max((longer - side) // 2, end + margin - side), first - margin)
+    return min(max(start, 0), longer - side), side
 
 
 def _on_square(rgb: Image.Image, labels: np.ndarray | None, side: int) -> tuple[Image.Image, np.ndarray | None]:

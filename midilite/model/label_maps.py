@@ -6,6 +6,8 @@ labels is looked through a few times.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,23 +31,36 @@ class Indexed:
         if len(values) and values[0] >= 0 and values[-1] < _MOST_TABLED:
             table = np.zeros(int(values[-1]) + 1, kind)
             table[values] = np.arange(len(values))
-            return cls(values, table[labels])
+            index = np.empty(labels.shape, kind)
+            for rows in _bands(labels):
+                index[rows] = table[labels[rows]]
+            return cls(values, index)
         return cls(values, np.searchsorted(values, labels).astype(kind))
 
     @property
     def counts(self) -> np.ndarray:
         """int64 [n]: the pixels of each value."""
-        return np.bincount(self.index.ravel(), minlength=len(self.values))
+        counts = np.zeros(len(self.values), np.int64)
+        for rows in _bands(self.index):
+            counts += np.bincount(self.index[rows].ravel(), minlength=len(self.values))
+        return counts
 
     def labels(self) -> np.ndarray:
         """The label map, int32 [H, W]."""
         return self.values.astype(np.int32)[self.index]
 
 
+def _bands(labels: np.ndarray) -> Iterator[slice]:
+    """Rows of about a million pixels at a time: numpy makes 64-bit numbers of what it looks up by."""
+    step = max(1, 2**20 // max(1, math.prod(labels.shape[1:])))
+    return (slice(start, start + step) for start in range(0, len(labels), step))
+
+
 def _values(labels: np.ndarray) -> np.ndarray:
     if labels.size and labels.dtype.kind in "iu" and 0 <= labels.min() and labels.max() < _MOST_TABLED:
         seen = np.zeros(int(labels.max()) + 1, bool)
-        seen[labels.ravel()] = True
+        for rows in _bands(labels):
+            seen[labels[rows]] = True
         return np.flatnonzero(seen)
     return np.unique(labels)
 
@@ -57,11 +72,26 @@ def label_values(labels: np.ndarray) -> list[int]:
 
 def solid_values(labels: np.ndarray) -> set[int]:
     """Values that fill at least one 3 x 3 square. Blended edge colours never do; a visible object does."""
+    return {int(value) for value in _values(labels[1:-1, 1:-1][_squares(labels)])}
+
+
+def solid_pixels(labels: np.ndarray) -> np.ndarray:
+    """bool [H, W]: the pixels of all 3 x 3 squares of one value."""
+    squares = _squares(labels)
+    solid = np.zeros(labels.shape, bool)
+    height, width = squares.shape
+    for row in range(3):
+        for column in range(3):
+            solid[row : row + height, column : column + width] |= squares
+    return solid
+
+
+def _squares(labels: np.ndarray) -> np.ndarray:
+    """bool [H - 2, W - 2]: whether the 3 x 3 square around each inner pixel has one value."""
     middle = labels[:, 1:-1]
     rows = (middle == labels[:, :-2]) & (middle == labels[:, 2:])
     centre = middle[1:-1]
-    squares = rows[:-2] & rows[1:-1] & rows[2:] & (centre == middle[:-2]) & (centre == middle[2:])
-    return {int(value) for value in _values(centre[squares])}
+    return rows[:-2] & rows[1:-1] & rows[2:] & (centre == middle[:-2]) & (centre == middle[2:])
 
 
 def contacts(indexed: Indexed) -> np.ndarray:

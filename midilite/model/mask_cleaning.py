@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .label_maps import Indexed, border, contacts, dilate_mask, label_values, solid_values
+from .label_maps import Indexed, border, contacts, dilate_mask, label_values, solid_pixels, solid_values
 
 Colours = Mapping[int, tuple[int, int, int]]
 
@@ -25,6 +25,7 @@ _BACKGROUND_TOUCHES = 0.25  # of the border: where 0 has as much of it, 0 is the
 _INVERTED_TOUCHES = 0.02
 _BLEND_ERROR = 12  # how far a blended colour may lie off the line between its two
 _AT_EDGES = 0.8  # of a value's pixels
+_AVERAGED = 0.2  # of the edges that could show it
 _ENVELOPED = 0.8  # of an object's outline
 _VOIDS = (255, 65535, 0xFFFFFF, 0xE0E0C0)  # what data sets draw outlines with
 _MOST_COUNTED = 200  # labels beside which 255 is no number of an object
@@ -134,6 +135,35 @@ def clean_blended(labels: np.ndarray, colours: Colours, name: str, notes: list[s
             f"{name}: {_listed(removed)} only along edges ({pixels:,} pixels), in between the values beside them, as "
             "averaging makes it: given to the nearest label; save masks without interpolation"
         )
+    return cleaned
+
+
+def clean_rims(labels: np.ndarray, colours: Colours, name: str, notes: list[str]) -> np.ndarray:
+    """Undo averaged numbers that are labels themselves: 1 and 2 along the edges of 3, where 0, 1, 2, 3 were resized.
+
+    A pixel counts as one when no 3 x 3 square of its label is near, but squares of a lower and of a higher one are. A
+    few of them are thin parts of objects; so many, beside the edges that have none, are averaging.
+    """
+    if colours:
+        return labels
+    solid = solid_pixels(labels)
+    rows, columns = np.nonzero(~solid & (labels != 0))
+    if not len(rows):
+        return labels
+    near = np.where(_neighbours(solid, rows, columns), _neighbours(labels, rows, columns), -1)
+    own = labels[rows, columns][:, None]
+    strays = (near != own).all(1) & ((near >= 0) & (near < own)).any(1) & (near > own).any(1)
+    sharp = np.triu(contacts(Indexed.of(labels)), 2).sum()  # between labels that have another one between them
+    if strays.sum() <= _AVERAGED * (strays.sum() + sharp):
+        return labels
+    near, own = near[strays].astype(np.int64), own[strays].astype(np.int64)
+    nearest = near[np.arange(len(near)), np.where(near >= 0, np.abs(near - own), 2**31).argmin(1)]
+    cleaned = labels.copy()
+    cleaned[rows[strays], columns[strays]] = nearest
+    notes.append(
+        f"{name}: {int(strays.sum()):,} pixels along edges have a label between those beside them, as averaging makes "
+        "it: given to the nearest label; save masks without interpolation"
+    )
     return cleaned
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from .config import MAX_LABELS
 from .label_maps import label_values, solid_values
-from .mask_cleaning import clean_blended, clean_void, find_background, refuse_lossy, use_background
+from .mask_cleaning import clean_blended, clean_rims, clean_void, find_background, refuse_lossy, use_background
 from .mask_sources import MaskSource, RawMask, read_mask, source_name
 from .pictures import ImageSource, load_rgb, orientation_of
 
@@ -157,7 +157,8 @@ def _cleaned(raw: RawMask, name: str, max_labels: int | None, background: int | 
     _check_labels(labels, name, max_labels)
     if raw.is_lossy:
         refuse_lossy(labels, raw.colours, name)
-    return clean_void(clean_blended(labels, raw.colours, name, notes), name, notes)
+    labels = clean_rims(clean_blended(labels, raw.colours, name, notes), raw.colours, name, notes)
+    return clean_void(labels, name, notes)
 
 
 def _check_labels(labels: np.ndarray, name: str, max_labels: int | None) -> None:
