@@ -174,7 +174,7 @@ def _generate(
     pipe: Pipeline, options: InferOptions, image: Image.Image, labels: np.ndarray | None
 ) -> tuple[Result, list[str]]:
     """The scene, and the warnings about the mask and about instances without a surface."""
-    from ..inference.conditions import PictureFitWarning
+    from ..inference.pictures import PictureFitWarning
     from ..inference.pipeline import MaskWarning, NoSurfaceWarning
 
     with warnings.catch_warnings(record=True) as caught:

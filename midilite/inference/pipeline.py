@@ -45,11 +45,10 @@ from ..runtime.compile import compile_blocks
 from ..runtime.exclusions import check_base
 from ..runtime.offload import offload_network, onload
 from ..runtime.placement import choose_device, choose_dtype, load_base, move
-from .conditions import ImageConditions as ImageConditions
-from .conditions import PictureSettings, read_pictures, trained_fit
 from .decoding import NoSurfaceWarning as NoSurfaceWarning
 from .decoding import decode_meshes
 from .parallel import shared_velocity
+from .pictures import PictureSettings, read_pictures, trained_fit
 from .result import ImageConditions as ImageConditions
 from .result import Result as Result
 from .sampling import check_num_tokens, initial_noise, sample

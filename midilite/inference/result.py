@@ -24,7 +24,7 @@ class ImageConditions:
         clip: [n, 1, E] projected CLIP embedding of each instance image; None for TripoSG.
         dinov2: [n, S, E] all DINOv2 tokens of each instance.
         labels: the mask's label of each instance.
-        image: the RGB image that was encoded (padded when that was asked for).
+        image: the RGB image that was encoded (padded when that was asked for, or brought to a square).
         mask: its label map, int32 [H, W]; None for TripoSG without a mask.
     """
 

@@ -186,9 +186,15 @@ def fits_by_padding(preprocessors: Sequence[Preprocessor | None], fit: str | Non
     Raises:
         ValueError: there is no such way.
     """
-    if fit not in (None, *PICTURE_FITS):
-        raise ValueError(f"picture_fit is {str(fit)[:40]!r}, expected {' or '.join(PICTURE_FITS)}, or None")
+    check_fit(fit)
     return fit == "pad" or (fit is None and not any(p.config.do_center_crop for p in preprocessors if p is not None))
+
+
+def check_fit(fit: str | None) -> None:
+    """Raise ValueError for what is no way to fit a picture."""
+    if fit is not None and (not isinstance(fit, str) or fit not in PICTURE_FITS):
+        found = repr(fit[:40]) if isinstance(fit, str) else type(fit).__name__
+        raise ValueError(f"picture_fit is {found}, expected {' or '.join(PICTURE_FITS)}, or None")
 
 
 def fitted_picture(

@@ -11,7 +11,7 @@ from PIL import Image
 
 import midilite
 from midilite.commands import launch
-from midilite.inference.conditions import PictureFitWarning, PictureSettings, read_pictures, trained_fit
+from midilite.inference.pictures import PictureFitWarning, PictureSettings, read_pictures, trained_fit
 from midilite.inference.pipeline import MaskWarning
 from midilite.model.pictures import load_rgb
 

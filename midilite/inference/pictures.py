@@ -1,4 +1,4 @@
-"""What the networks are told about an image, and the way from people's files to the picture and the objects in it."""
+"""From people's files to the picture as it is encoded and the objects in it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from ..common.shared_options import PICTURE_FITS
 from ..model.images import fit_to_square, pad_for_border_objects
@@ -17,34 +16,11 @@ from ..model.mask_cleaning import drop_specks
 from ..model.mask_sources import MaskSource, source_name
 from ..model.masks import MaskWarning, load_pair
 from ..model.pictures import ImageSource, load_rgb
-from ..model.preprocess import Preprocessor, fits_by_padding
+from ..model.preprocess import Preprocessor, check_fit, fits_by_padding
 
 
 class PictureFitWarning(UserWarning):
     """A picture is brought to the model's square in another way than an adapter was trained with."""
-
-
-@dataclass(frozen=True)
-class ImageConditions:
-    """What the networks are told about an image.
-
-    Attributes:
-        clip: [n, 1, E] projected CLIP embedding of each instance image; None for TripoSG.
-        dinov2: [n, S, E] all DINOv2 tokens of each instance.
-        labels: the mask's label of each instance.
-        image: the RGB image that was encoded (padded when that was asked for, or to a square).
-        mask: its label map, int32 [H, W]; None for TripoSG without a mask.
-    """
-
-    clip: Tensor | None
-    dinov2: Tensor
-    labels: list[int]
-    image: Image.Image
-    mask: np.ndarray | None
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The conditions in the transformer's order."""
-        return (self.dinov2,) if self.clip is None else (self.clip, self.dinov2)
 
 
 @dataclass(frozen=True)
@@ -55,6 +31,15 @@ class PictureSettings:
     picture_fit: str | None
     mask_background: int | None
     min_object_pixels: int
+
+    def __post_init__(self) -> None:
+        check_fit(self.picture_fit)
+        for name, least in (("mask_background", -1), ("min_object_pixels", 0)):
+            value = getattr(self, name)
+            none = value is None and name == "mask_background"
+            if not none and (not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least):
+                found = value if isinstance(value, (int, float)) else type(value).__name__
+                raise ValueError(f"{name} is {found}, expected a whole number from {least}")
 
 
 def read_pictures(
