@@ -33,11 +33,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +46,7 @@ from ..common.terminal import tell
 from ..data.sample_folder import MADE_BY, ForeignFolderError, check_writable, read_manifest, write_sample
 from .finding import Found, SceneSource, find_scenes
 from .options import PrepareSettings
+from .processes import in_processes
 from .samples import build_samples, sample_name
 from .sources import load_instances
 
@@ -161,7 +159,7 @@ def _with_arrangements(
     loose = [scene for scene in scenes if scene.kind == "object"]
     if not loose:
         raise ValueError(f"{root}: --compose needs loose mesh files in the folder itself; there are only scene folders")
-    reasons = dict(_in_processes(_check, [(str(root), scene) for scene in loose], workers))
+    reasons = dict(in_processes(_check, [(str(root), scene) for scene in loose], workers))
     broken = [scene for scene in loose if reasons[scene.name]]
     skipped += [{"scene": s.name, "source": s.files[0], "reason": reasons[s.name]} for s in broken]
     usable = [scene for scene in loose if scene not in broken]
@@ -236,7 +234,7 @@ def _pending(
 
 def _run(jobs: list[_Job], workers: int, outcome: Outcome, log: Callable[[str], None]) -> None:
     start = time.monotonic()
-    for done, results in enumerate(_in_processes(_prepare_scene, jobs, workers), start=1):
+    for done, results in enumerate(in_processes(_prepare_scene, jobs, workers), start=1):
         remaining = (time.monotonic() - start) / done * (len(jobs) - done)
         for name, manifest, skipped in results:
             if skipped is not None:
@@ -304,55 +302,6 @@ def _written(folder: Path, files: dict[str, bytes], record: dict[str, Any]) -> d
         return write_sample(folder, files, record)
     except OSError as error:
         raise _output_error(folder, error) from error
-
-
-def _in_processes(work: Callable, items: list, workers: int) -> Iterator[Any]:
-    """Results of `work(item)`, as they come; for an item that ended its process, `work(item, dead=True)`.
-
-    Fresh processes (spawn): forking after torch has started is unsafe. When one of them dies, most likely for lack of
-    memory, all that were unfinished are tried again, each in a process that has the machine to itself.
-    """
-    workers = min(workers, len(items))
-    if workers <= 1:
-        yield from _on_one_thread(work, items)
-        return
-    unfinished = list(items)
-    for item, result in _in_pool(work, items, workers):
-        unfinished.remove(item)
-        yield result
-    for item in unfinished:
-        alone = list(_in_pool(work, [item], 1))
-        yield alone[0][1] if alone else work(item, dead=True)
-
-
-def _in_pool(work: Callable, items: list, workers: int) -> Iterator[tuple[Any, Any]]:
-    """(item, result) of those that finish before a process dies."""
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-        futures = {pool.submit(work, item): item for item in items}
-        try:
-            for future in as_completed(futures):
-                if not isinstance(future.exception(), BrokenProcessPool):
-                    yield futures[future], future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)  # the processes are the parallelism, and sums don't depend on the machine's cores
-
-
-def _on_one_thread(work: Callable, items: Iterable) -> Iterator[Any]:
-    import torch
-
-    threads = torch.get_num_threads()
-    try:
-        for item in items:
-            torch.set_num_threads(1)
-            yield work(item)
-    finally:
-        torch.set_num_threads(threads)
 
 
 # ------------------------------------------------------------------------------------------------------- reporting

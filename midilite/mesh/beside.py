@@ -30,10 +30,14 @@ class Beside:
     def __init__(self, path: Path) -> None:
         self.folder = Path(os.path.realpath(path.parent))
         self.missing: dict[str, str] = {}  # name as the file has it -> why it could not be had
-        self._pictures: dict[str, Image | None] = {}
+        self._pictures: dict[tuple[str, Path | None], Image | None] = {}
 
-    def find(self, name: str) -> Path | None:
-        """The file that a name means, or None. Raises ValueError for one that leads out of the folder."""
+    def find(self, name: str, folder: Path | None = None) -> Path | None:
+        """The file that a name means, seen from `folder` (below the mesh's, which it is else), or None.
+
+        Raises:
+            ValueError: the name leads out of the mesh's folder.
+        """
         parts = [part for part in re.split(r"[\\/]+", name.strip().strip("\"'")) if part not in ("", ".")]
         if parts and re.fullmatch(r"[A-Za-z]:", parts[0]):
             parts = parts[1:]
@@ -41,7 +45,7 @@ class Beside:
             parts[0] = re.sub(r"^[A-Za-z]:(?=.)", "", parts[0])
         outside = False
         for begin in range(len(parts)):
-            place: Path | None = self.folder
+            place: Path | None = folder or self.folder
             for part in parts[begin:]:
                 place = place and _entry(place, part)
             if place is not None and not place.is_dir():
@@ -53,9 +57,10 @@ class Beside:
             raise ValueError("leads out of the folder of the mesh")
         return None
 
-    def read(self, name: str) -> bytes | None:
-        """The bytes of the file that a name means, or None. Raises ValueError for one that is not read."""
-        place = self.find(name)
+    def read(self, name: str, folder: Path | None = None) -> bytes | None:
+        """The bytes of the file that a name means, or None; see `find`. Raises ValueError for one that is not read."""
+        place = self.find(name, folder) if folder else None
+        place = place or self.find(name)
         if place is None:
             return None
         refuse_special(place)
@@ -63,18 +68,18 @@ class Beside:
             raise ValueError(f"has more than the {limits.MOST_BYTES:,} bytes that are read")
         return place.read_bytes()
 
-    def picture(self, *names: str) -> Image | None:
+    def picture(self, *names: str, folder: Path | None = None) -> Image | None:
         """The picture that the first of these spellings means that is there; none is noted in `missing`."""
-        if names[0] not in self._pictures:
-            self._pictures[names[0]] = self._picture(names)
-        return self._pictures[names[0]]
+        if (names[0], folder) not in self._pictures:
+            self._pictures[names[0], folder] = self._picture(names, folder)
+        return self._pictures[names[0], folder]
 
-    def _picture(self, names: tuple[str, ...]) -> Image | None:
+    def _picture(self, names: tuple[str, ...], folder: Path | None) -> Image | None:
         from PIL import Image
 
         shown = names[-1]
         try:
-            data = next((data for data in map(self.read, names) if data is not None), None)
+            data = next((data for name in names if (data := self.read(name, folder)) is not None), None)
             if data is None:
                 self.missing[shown] = "not found"
                 return None

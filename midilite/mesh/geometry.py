@@ -253,7 +253,9 @@ def sample_surface(mesh: trimesh.Trimesh, count: int, rng: np.random.Generator) 
     areas = np.where(areas > 1e-14 * size * size, areas, 0.0)
     total = np.cumsum(areas)
     if not len(faces) or total[-1] <= 0.0:
-        raise ValueError(f"mesh '{mesh.metadata.get('name', '?')}': none of its {len(faces)} faces has an area")
+        raise ValueError(
+            f"mesh '{mesh.metadata.get('name', '?')}': none of its {len(faces)} faces has an area beyond rounding"
+        )
     chosen = np.searchsorted(total, rng.random(count) * total[-1], side="right")
     root, along = np.sqrt(rng.random(count)), rng.random(count)
     weights = np.stack([1.0 - root, root * (1.0 - along), root * along], axis=1)

@@ -62,29 +62,24 @@ def read_materials(names: list[str], beside: Beside) -> dict[str, Material]:
     materials: dict[str, Material] = {}
     for line in dict.fromkeys(names):
         single = line.split(" #")[0].strip()
-        try:
-            whole = beside.read(single) if single else None
-        except ValueError as error:
-            beside.missing[single] = str(error)
-            continue
-        if whole is not None:
-            _read(whole, materials, beside)
-            continue
-        for name in re.findall(r'"[^"]+"|\S+', single):
-            try:
-                data = beside.read(name)
-            except (ValueError, OSError) as error:
-                beside.missing[name] = str(error)
-                continue
-            if data is None:
-                # a name with spaces and several names look alike
-                beside.missing[single if single.lower().count(".mtl") < 2 else name] = "not found"
-            else:
-                _read(data, materials, beside)
+        if single and not _read(single, materials, beside):
+            several = re.findall(r'"[^"]+"|\S+', single)
+            missing = [name for name in several if len(several) == 1 or not _read(name, materials, beside)]
+            if len(missing) == len(several) and single.lower().count(".mtl") < 2:
+                missing = [single]  # a name with spaces and several names look alike
+            beside.missing.update((name, "not found") for name in missing if name not in beside.missing)
     return materials
 
 
-def _read(data: bytes, materials: dict[str, Material], beside: Beside) -> None:
+def _read(library: str, materials: dict[str, Material], beside: Beside) -> bool:
+    """Add what stands in a library; False if it is not there."""
+    try:
+        place, data = beside.find(library), beside.read(library)
+    except (ValueError, OSError) as error:
+        beside.missing[library] = str(error)
+        return True
+    if place is None or data is None:
+        return False
     name, found = None, {}
     for line in decode(data).split("\n"):
         key, *rest = line.strip().split(None, 1)[:2] or [""]
@@ -96,8 +91,10 @@ def _read(data: bytes, materials: dict[str, Material], beside: Beside) -> None:
             found["diffuse"] = _color(rest)
         elif key == "map_kd" and rest:
             plain, found["scale"], found["offset"] = _options(rest)
-            found["image"] = beside.picture(*dict.fromkeys((rest, plain)))
+            # names count from the library, and for some writers from the mesh
+            found["image"] = beside.picture(*dict.fromkeys((rest, plain)), folder=place.parent)
     _keep(name, found, materials)
+    return True
 
 
 def _keep(name: str | None, found: dict, materials: dict[str, Material]) -> None:

@@ -13,6 +13,7 @@ keep vertices apart), and groups: a part is what an `o` line begins.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,11 @@ class _Corners:
     vn: np.ndarray
     counts: np.ndarray
 
+    @cached_property
+    def first(self) -> np.ndarray:
+        """The place of each face's first corner."""
+        return np.cumsum(self.counts) - self.counts
+
 
 def read_obj(path: Path, notes: list[str]) -> list[tuple[str, trimesh.Trimesh]]:
     """The pieces of an OBJ file, one per object and material: the object's name (else the file's) and the mesh.
@@ -74,8 +80,11 @@ def read_obj(path: Path, notes: list[str]) -> list[tuple[str, trimesh.Trimesh]]:
     materials = read_materials(lines.libraries, beside)
     notes += beside.notes()
     pieces: list[tuple[str, trimesh.Trimesh]] = []
+    textured = np.add.reduceat(corners.vt < 0, np.minimum(corners.first, len(corners.vt) - 1)) == 0
     for (material, name), faces in _groups(lines, materials).items():
-        for chosen in _by_form(faces, corners):
+        for chosen in (faces[textured[faces]], faces[~textured[faces]]):  # they can't be one mesh
+            if not len(chosen):
+                continue
             picked = _pick(corners, chosen)
             uniform = picked.counts.min() == picked.counts.max()
             triangles, _ = triangulate(picked.v, picked.counts, points, by_size=uniform)
@@ -233,22 +242,18 @@ def _groups(lines: _Lines, materials: dict[str, Material]) -> dict[tuple[str | N
     for (begin, material, name), end in zip(stretches, ends, strict=True):
         if end > begin:
             found.setdefault((material, name), []).append(np.arange(begin, end))
+        if len(found) > 16 * limits.MOST_NODES:
+            raise ValueError(
+                f"has more than the {16 * limits.MOST_NODES:,} pieces (materials of objects) that are read"
+            )
     return {key: np.concatenate(ranges) for key, ranges in found.items()}
 
 
-def _by_form(faces: np.ndarray, corners: _Corners) -> list[np.ndarray]:
-    """Faces with texture coordinates, and faces without: they can't be one mesh."""
-    ends = np.cumsum(corners.counts)
-    whole = np.concatenate([[0], np.cumsum(corners.vt >= 0)])
-    textured = (whole[ends] - whole[ends - corners.counts])[faces] == corners.counts[faces]
-    return [chosen for chosen in (faces[textured], faces[~textured]) if len(chosen)]
-
-
 def _pick(corners: _Corners, faces: np.ndarray) -> _Corners:
+    """The corners of some faces, in their order."""
     if len(faces) == len(corners.counts) and (np.diff(faces) == 1).all():
         return corners
-    counts = corners.counts[faces]
-    first = (np.cumsum(corners.counts) - corners.counts)[faces]
+    counts, first = corners.counts[faces], corners.first[faces]
     at = np.repeat(first - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
     return _Corners(corners.v[at], corners.vt[at], corners.vn[at], counts)
 

@@ -116,8 +116,9 @@ def _read_faces(lines: list[str], last: bool) -> tuple[np.ndarray, np.ndarray, n
     counts = counts.astype(np.int64)
     within = np.arange(len(values)) - np.repeat(starts, numbers)
     corners = values[(within > 0) & (within <= np.repeat(counts, numbers))]
-    if (corners != np.floor(corners)).any():
-        raise ValueError(f"a face has the index {corners[corners != np.floor(corners)][0]}, expected whole numbers")
+    whole = (corners == np.floor(corners)) & (np.abs(corners) < 2**40)
+    if not whole.all():
+        raise ValueError(f"a face has the index {corners[~whole][0]:g}, expected whole numbers")
     return corners.astype(np.int64), counts, _face_colors(values, starts + 1 + counts, numbers - 1 - counts)
 
 

@@ -145,6 +145,12 @@ def _placed(geometry: trimesh.Trimesh, matrix: np.ndarray, path: Path, node: str
     if not np.isfinite(matrix).all() or not np.isfinite(np.asarray(mesh.vertices)).all():
         raise ValueError(f"{path}: the transform of '{node}' leads to NaN or infinity")
     if path.suffix.lower() == ".stl":
-        mesh.merge_vertices()  # STL repeats every corner
+        mesh.merge_vertices(digits_vertex=_digits(np.asarray(mesh.vertices)))  # STL repeats every corner
     mesh.remove_unreferenced_vertices()
     return mesh
+
+
+def _digits(vertices: np.ndarray) -> int | None:
+    """Decimals to which vertices are one; trimesh's eight (None) fit neither a tiny mesh nor a huge one."""
+    size = float(np.abs(vertices).max())
+    return None if 1e-2 <= size <= 1e9 or size == 0.0 else min(8 - int(np.floor(np.log10(size))), 300)

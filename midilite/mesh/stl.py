@@ -13,6 +13,8 @@ Left out: normals, which follow from the corners.
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 _RECORD = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
 _HEAD = 84
+_WORDS = re.compile(r"\s+(?=(?:facet|outer|vertex|endloop|endfacet|endsolid)\b)", re.IGNORECASE)
 
 
 def read_stl(path: Path, notes: list[str]) -> list[tuple[str, trimesh.Trimesh]]:
@@ -104,42 +107,64 @@ def _colors(attribute: np.ndarray, header: bytes) -> np.ndarray | None:
     return colors
 
 
+@dataclass
+class _Solids:
+    """What stands in a text: name and lines of vertices of each solid, and how many facets begin and end."""
+
+    solids: list[tuple[str, list[str]]] = field(default_factory=list)
+    facets: int = 0
+    ended: int = 0
+    closed: bool = True  # the last solid has its end
+
+    @property
+    def corners(self) -> int:
+        return sum(len(lines) for _, lines in self.solids)
+
+    @property
+    def whole(self) -> bool:
+        return self.facets > 0 and self.closed and self.corners == 3 * self.facets and self.ended == self.facets
+
+
 def _read_text(text: str) -> list[tuple[str, np.ndarray]]:
     """Name and corners float64 [3 T, 3] of each solid that has triangles."""
-    solids: list[tuple[str, list[str]]] = []
-    facets = ended = 0
-    open_solid = False
-    for line in text.split("\n"):
-        word, _, rest = line.strip().partition(" ")
-        key = word.lower()
-        if key == "vertex":
-            if not solids:
-                raise ValueError("has a vertex before any solid")
-            solids[-1][1].append(rest)
-        elif key == "endfacet":
-            ended += 1
-        elif key == "facet":
-            facets += 1
-        elif key == "solid":
-            solids.append((rest.strip(), []))
-            open_solid = True
-        elif key == "endsolid":
-            open_solid = False
-    corners = sum(len(lines) for _, lines in solids)
-    if open_solid:
-        raise ValueError(f"is truncated (cut short): no 'endsolid' stands behind its {ended:,} triangles")
-    if not corners:
-        raise ValueError(f"has no faces: no line of its {len(solids)} solids begins with 'vertex'")
-    if corners != 3 * facets or ended != facets:
-        raise ValueError(
-            f"has {facets:,} facets, {ended:,} ends of facets and {corners:,} corners: some are not triangles"
-        )
-    found = []
-    for name, lines in solids:
+    found = _sorted_lines(text)
+    if not found.whole:
+        spread = _sorted_lines(_WORDS.sub("\n", text))  # several statements on one line
+        found = spread if spread.whole else found
+    if not found.closed:
+        raise ValueError(f"is truncated (cut short): no 'endsolid' stands behind its {found.ended:,} triangles")
+    if not found.corners:
+        raise ValueError(f"has no faces: none of its {len(found.solids)} solids has a 'vertex'")
+    if not found.whole:
+        counts = f"{found.facets:,} facets, {found.ended:,} ends of facets and {found.corners:,} corners"
+        raise ValueError(f"has {counts}: some are not triangles")
+    result = []
+    for name, lines in found.solids:
         values, counts = read_numbers(lines, "line of a vertex")
         if (counts != 3).any():
             line = int(np.flatnonzero(counts != 3)[0])
             raise ValueError(f"a vertex has {counts[line]} numbers, expected 3: {lines[line][:80]!r}")
         if len(lines):
-            found.append((name, values.reshape(-1, 3)))
+            result.append((name, values.reshape(-1, 3)))
+    return result
+
+
+def _sorted_lines(text: str) -> _Solids:
+    found = _Solids()
+    for line in text.replace("\t", " ").split("\n"):
+        key, _, rest = line.strip().partition(" ")
+        key = key.lower()
+        if key == "vertex":
+            if not found.solids:
+                raise ValueError("has a vertex before any solid")
+            found.solids[-1][1].append(rest)
+        elif key == "endfacet":
+            found.ended += 1
+        elif key == "facet":
+            found.facets += 1
+        elif key == "solid":
+            found.solids.append((rest.strip(), []))
+            found.closed = False
+        elif key == "endsolid":
+            found.closed = True
     return found

@@ -9,6 +9,7 @@ import trimesh
 from trimesh import creation
 
 from midilite.data_prep import prepare as module
+from midilite.data_prep import processes
 from midilite.data_prep.prepare import PrepareSettings, prepare
 
 SETTINGS = PrepareSettings(num_samples=64, image_size=48)
@@ -68,5 +69,5 @@ def work(item: int, dead: bool = False):
 
 
 def test_a_process_that_dies_takes_only_its_own_item_along():
-    found = dict(module._in_processes(work, list(range(6)), workers=2))
+    found = dict(processes.in_processes(work, list(range(6)), workers=2))
     assert found == {0: 0, 1: 1, 2: 4, 3: "dead", 4: 16, 5: 25}

@@ -236,6 +236,15 @@ def test_several_libraries_and_names_with_spaces(tmp_path):
     assert geometry.base_color(second)[:3].tolist() == [0, 0, 255]
 
 
+def test_textures_lie_beside_their_library_or_beside_the_mesh(tmp_path):
+    (tmp_path / "textures").mkdir()
+    for line, red in (("deep.png", 255), ("..\\tex.png", 255), ("tex.png", 255), ("other.png", 0)):
+        (tmp_path / "textures" / "own.mtl").write_text(f"newmtl a\nKd 0 1 0\nmap_Kd {line}\n")
+        mesh, notes = textured(tmp_path, "newmtl b\n", "textures\\own.mtl")
+        image = geometry.texture_image(mesh)
+        assert (image.getpixel((0, 0))[0] if image else 0) == red and len(notes) == (red == 0)
+
+
 def test_a_library_that_is_not_there_is_said(tmp_path):
     mesh, notes = textured(tmp_path, "newmtl a\nKd 1 0 0\n", "gone lib.mtl")
     assert len(notes) == 1 and "'gone lib.mtl' (not found)" in notes[0] and len(mesh.faces) == 2

@@ -64,6 +64,8 @@ def assert_box(mesh) -> None:
         text().replace("  ", "\t"),
         text().replace("  ", ""),
         text().replace("\n", "\r\n"),
+        text().replace("\n", " "),
+        text().replace("endloop\n", "endloop").replace("outer loop\n", "outer loop"),
         text().replace("\n", "\r"),
         "\ufeff" + text(),
         "\n \n" + text().replace("\n", "\n\n"),
@@ -113,7 +115,7 @@ def test_colours_of_both_kinds(tmp_path):
         (text().replace("vertex 1 2 3", "vertex 1 2", 1), "a vertex has 2 numbers, expected 3: '1 2'"),
         (text().replace("vertex 1 2 3", "vertex 1 2 x", 1), "holds 'x', expected a number"),
         (text().replace("      vertex 1 2 3\n", "", 1), "12 facets, 12 ends of facets and 35 corners: some are not"),
-        ("solid a\nendsolid a\n", "has no faces: no line of its 1 solids begins with 'vertex'"),
+        ("solid a\nendsolid a\n", "has no faces: none of its 1 solids has a 'vertex'"),
         ("hello, this is no mesh", "fewer than the 84 of a header; nor is it text"),
     ],
 )  # fmt: skip
@@ -122,3 +124,11 @@ def test_reasons_are_true(tmp_path, data, reason):
     with pytest.raises(ValueError) as error:
         read(tmp_path, data)
     assert reason in str(error.value) and str(error.value).startswith(f"{tmp_path}/a.stl: cannot be read as stl (")
+
+
+@pytest.mark.parametrize("size", ["1e-200", "1e-30", "1e-9", "1e12", "1e38"])
+def test_corners_are_joined_whatever_the_unit(tmp_path, size):
+    """Past bug: eight decimals, so a box of nanometres was one point, and one of light years overflowed."""
+    data = text().replace(" 1 ", f" {size} ").replace(" 2 ", f" {size} ").replace(" 3\n", f" {size}\n")
+    mesh = read(tmp_path, data)
+    assert len(mesh.faces) == 12 and len(mesh.vertices) == 8
