@@ -139,6 +139,8 @@ class Shapes:
         self, look: Look, attributes: dict[str, Any], targets: list, count: int, what: str
     ) -> tuple[Look, np.ndarray | None]:
         """The look with a picture that may be repeated, and coordinates [V, 2] as trimesh has them: v points up."""
+        from trimesh.visual.material import PBRMaterial
+
         uv = self._uv(look, attributes, targets, count, what)
         if uv is None:
             return look, None
@@ -148,11 +150,11 @@ class Shapes:
             if repeated is not picture:
                 self._grown += repeated.width * repeated.height
                 if self._grown >= _MOST_GROWN:
-                    self._notes.append(
-                        f"after {what}, textures repeat that are to be clamped or mirrored: too many are"
-                    )
-                material = look.material.copy()
-                material.baseColorTexture = repeated
+                    self._notes.append(f"after {what}, textures repeat that are to be clamped or mirrored: too many")
+                known = look.material
+                material = PBRMaterial(
+                    name=known.name, baseColorFactor=known.baseColorFactor, baseColorTexture=repeated
+                )
                 look = replace(look, material=material)
         uv = uv.copy()
         uv[:, 1] = 1.0 - uv[:, 1]
