@@ -67,6 +67,8 @@ class EvaluateOptions(Options):
     guidance_scale: float | None = shared.guidance_scale(
         None, "1 switches guidance off and halves the work (default: the model's)", group=SCENE
     )
+    solver: str | None = shared.solver(group=SCENE)
+    guidance_interval: tuple[float, ...] | None = shared.guidance_interval(group=SCENE)
     seed: int = shared.seed("of the initial noise, together with each scene's name", group=SCENE)
     num_tokens: int | None = shared.num_tokens(group=SCENE)
     mi_attention_blocks: tuple[str, ...] | None = shared.mi_attention_blocks(group=SCENE)
@@ -95,6 +97,7 @@ class EvaluateOptions(Options):
 
     def check_together(self) -> None:
         """Raise ValueError where options that are fine alone do not fit each other."""
+        shared.check_interval(self.guidance_interval)
         shared.check_scales(self.lora_path, self.lora_scale)
         if self.front3d_list is not None and (self.room_list or self.object_list):
             raise ValueError("front3d_list chooses both lists; pass it, or room_list and object_list")
@@ -186,7 +189,8 @@ def evaluate_scene(
             warnings.simplefilter("ignore", NoSurfaceWarning)  # counted in the metrics
             conditions = encode_scene(pipe, data)
             steps, scale = options.num_inference_steps, options.guidance_scale
-            latents = pipe.sample(conditions, steps, scale, latents=noise)
+            ways = {"solver": options.solver, "guidance_interval": options.guidance_interval}
+            latents = pipe.sample(conditions, steps, scale, latents=noise, **ways)
             depth = pipe.sampling.changed(grid_depth=options.grid_depth).grid_depth
             meshes = decode_meshes(pipe.vae, latents, conditions.labels, depth)
         measure = PROTOCOLS[options.protocol].measure

@@ -58,6 +58,8 @@ class InferOptions(Options):
     guidance_scale: float | None = shared.guidance_scale(
         None, "1 switches guidance off and halves the work (default: the model's, 7)", group=SCENE
     )
+    solver: str | None = shared.solver(group=SCENE)
+    guidance_interval: tuple[float, ...] | None = shared.guidance_interval(group=SCENE)
     seed: int = shared.seed("of the initial noise", group=SCENE)
     num_tokens: int | None = shared.num_tokens(group=SCENE)
     mi_attention_blocks: tuple[str, ...] | None = shared.mi_attention_blocks(group=SCENE)
@@ -82,6 +84,7 @@ class InferOptions(Options):
         if (self.rgb_image is None) != (self.seg_image is None) and self.rgb_image is None:
             raise ValueError("seg_image is given without rgb_image: pass both, or neither for the shipped example")
         check_base({name: getattr(self, name) for name in ("compile", "quantize_base", "offload_blocks")})
+        shared.check_interval(self.guidance_interval)
         shared.check_scales(self.lora_path, self.lora_scale)
 
     def inputs(self) -> list[tuple[str, str]]:
@@ -185,6 +188,8 @@ def _generate(
             labels,
             num_inference_steps=options.num_inference_steps,
             guidance_scale=options.guidance_scale,
+            solver=options.solver,
+            guidance_interval=options.guidance_interval,
             seed=options.seed,
             num_tokens=options.num_tokens,
             grid_depth=options.grid_depth,

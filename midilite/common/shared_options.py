@@ -20,6 +20,7 @@ def _check_block(name: str, where: str) -> None:
         raise ValueError(f"{where} has {name[:40]!r}, expected blocks as blocks.8 or 8")
 
 
+SOLVERS = ("euler", "ab2", "heun")
 PRECISIONS = ("no", "bf16", "fp16")
 PICTURE_FITS = ("pad", "reference")  # how pictures that are not square become it, see model/preprocess.py
 MIN_OBJECT_PIXELS = 16  # of an object where an image encoder sees it: 4 x 4, a twelfth of a patch of DINOv2
@@ -31,6 +32,15 @@ mi_attention_blocks = partial(
     option, None, "blocks with multi-instance attention, as 8 or blocks.8 (default: the model's)", check=_check_block
 )
 guidance_scale = partial(option, least=0, most=1000)
+solver = partial(
+    option,
+    None,
+    "what is made of the velocities: euler (1 call a step), ab2 (2nd order, 1 call), heun (2nd order, 2 calls)",
+    SOLVERS,
+)
+guidance_interval = partial(
+    option, None, "LOW HIGH: noise levels with guidance; outside of them a step is half the work", least=0, most=1
+)
 seed = partial(option, 42, least=0)
 lora_path = partial(option, None, "adapters: folders or files of any format", reads=True)
 lora_scale = partial(option, (1.0,), "strength of each adapter, or one for all")
@@ -60,6 +70,13 @@ front3d_list = partial(
     "(default: midi, or the only list that there is)",
     FRONT3D_LISTS,
 )
+
+
+def check_interval(interval: Sequence[float] | None) -> None:
+    """Raise ValueError unless it is a lower and a higher noise level."""
+    if interval is not None and (len(interval) != 2 or interval[0] > interval[1]):
+        given = " ".join(f"{value:g}" for value in interval)
+        raise ValueError(f"guidance_interval is {given}, expected two noise levels, the lower one first")
 
 
 def check_scales(paths: Sequence[str] | None, scales: Sequence[float]) -> None:

@@ -30,11 +30,18 @@ from torch import Tensor
 
 from ..common.distributed import World, all_gather
 from ..flow.guidance import guide
-from ..flow.solvers import Velocity
 from ..model.config import Sampling
 from ..model.dit import DiT
 from ..model.layers import attention
-from .sampling import captured_where_it_pays, guided_velocity, plain_velocity, without_instances
+from ..runtime.cuda_graphs import ModelFn
+from .sampling import (
+    Velocity,
+    captured_where_it_pays,
+    guided_velocity,
+    known_conditions,
+    plain_velocity,
+    without_instances,
+)
 
 SPLITS = ("guidance", "instances")
 _CONDITIONAL_HALF = 0.55  # of the operations of a guided step, at the published size
@@ -89,18 +96,20 @@ def _by_guidance(
     transformer: DiT, conditions: Sequence[Tensor], noise: Tensor, sampling: Sampling, world: World, low_memory: bool
 ) -> Velocity:
     """Rank 0 computes the velocity without conditions, rank 1 that with them, more of them none."""
-    if world.rank > 1:
-        half: Velocity = lambda x, timestep: torch.zeros_like(x, dtype=transformer.dtype)  # noqa: E731
-    else:
+    nothing: ModelFn = lambda x, timestep: torch.zeros_like(x, dtype=transformer.dtype)  # noqa: E731
+    half = nothing
+    if world.rank < 2:
         without = world.rank == 0
         told = without_instances(conditions) if without else conditions
-        half = plain_velocity(transformer, told, [len(noise)], len(noise) * without, project_ahead=not low_memory)
+        known = known_conditions(transformer, told, len(noise) * without, project_ahead=not low_memory)
+        half = plain_velocity(transformer, known, [len(noise)])
         if not low_memory:
             half = captured_where_it_pays(half, transformer, noise, 1, sampling)
 
-    def velocity(x: Tensor, timestep: Tensor) -> Tensor:
-        unconditional, conditional, *_ = all_gather(half(x, timestep), world)
-        return guide(unconditional, conditional, sampling.guidance_scale)
+    def velocity(x: Tensor, timestep: Tensor, inside: bool = True) -> Tensor:
+        own = half if inside or world.rank == 1 else nothing
+        unconditional, conditional, *_ = all_gather(own(x, timestep), world)
+        return guide(unconditional, conditional, sampling.guidance_scale) if inside else conditional
 
     return velocity
 
@@ -115,9 +124,9 @@ def _by_instances(
     ahead = {"project_ahead": False, "split_guidance": True} if low_memory else {"capture": False}
     own = guided_velocity(transformer, mine, noise[shares.rows], sampling, **ahead)
 
-    def velocity(x: Tensor, timestep: Tensor) -> Tensor:
+    def velocity(x: Tensor, timestep: Tensor, inside: bool = True) -> Tensor:
         with _attending(transformer, shares):
-            return shares.gather(own(x[shares.rows], timestep), axis=0)
+            return shares.gather(own(x[shares.rows], timestep, inside), axis=0)
 
     return velocity
 

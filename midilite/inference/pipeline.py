@@ -237,6 +237,8 @@ class Pipeline:
         picture_fit: str | None = None,
         mask_background: int | None = None,
         min_object_pixels: int = MIN_OBJECT_PIXELS,
+        solver: str | None = None,
+        guidance_interval: tuple[float, float] | None = None,
     ) -> Result:
         """Generate a scene.
 
@@ -245,8 +247,8 @@ class Pipeline:
             mask: instance mask of the same size; needed for MIDI, optional for TripoSG (then all else becomes white).
                 A file, a PIL image, an array of labels, or masks of single objects: see `model.masks.load_mask`. What
                 was cleaned in it is said in MaskWarnings.
-            num_inference_steps: Euler steps. Like guidance and depth, by default the model's own (`sampling`): 50, 7.0
-                and 8 for the published ones.
+            num_inference_steps: denoising steps. Like guidance, solver and depth, by default the model's own
+                (`sampling`): 50, 7.0, "euler" and 8 for the published ones.
             guidance_scale: classifier-free guidance; 0 to 1 switches it off and halves the work.
             seed: of the initial noise; None draws one, says which and puts it into the result.
             num_tokens: latent tokens per instance; default the transformer's width for MIDI, 2048 for TripoSG.
@@ -261,12 +263,15 @@ class Pipeline:
             mask_background: the mask's value of the background; all others are objects then, and the mask is not
                 cleaned. None finds out.
             min_object_pixels: objects of fewer pixels, as the encoder sees them, are left out with a MaskWarning.
+            solver: "euler", "ab2" or "heun", see `flow.solvers`.
+            guidance_interval: lowest and highest noise level with guidance, within 0 and 1.
 
         Raises:
             ValueError: a number that can't be used (before any work), unusable image or mask, no adapter of a name, or
                 no instance has a surface.
         """
         steps = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+        steps |= {"solver": solver, "guidance_interval": guidance_interval}
         self.sampling.changed(**steps, grid_depth=grid_depth)
         seed = self._seed(seed)
         check_num_tokens(self.default_num_tokens if num_tokens is None else num_tokens)
@@ -321,6 +326,8 @@ class Pipeline:
         num_tokens: int | None = None,
         latents: Tensor | None = None,
         on_step: Callable[[int, int], None] | None = None,
+        solver: str | None = None,
+        guidance_interval: tuple[float, float] | None = None,
     ) -> Tensor:
         """Denoise the latents of all instances of a scene together; `latents` replaces the seeded noise.
 
@@ -328,7 +335,12 @@ class Pipeline:
             [n, T, C] in fp32 on the transformer's device.
         """
         count = conditions.dinov2.shape[0]
-        sampling = self.sampling.changed(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
+        sampling = self.sampling.changed(
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            solver=solver,
+            guidance_interval=guidance_interval,
+        )
         if latents is None:
             tokens = self.default_num_tokens if num_tokens is None else num_tokens
             latents = initial_noise(count, tokens, self.transformer, self._seed(seed))

@@ -10,6 +10,7 @@ every device starts from the same numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,11 +20,13 @@ from torch import Tensor
 from ..common.seeds import check_seed, torch_generator
 from ..flow.guidance import guide
 from ..flow.schedule import RectifiedFlowScheduler
-from ..flow.solvers import Velocity, euler
+from ..flow.solvers import SOLVERS
 from ..model.config import Sampling
 from ..model.dit import Conditions, DiT
-from ..runtime.cuda_graphs import captured
+from ..runtime.cuda_graphs import ModelFn, captured
 
+# (latents [n, T, C], timestep [1], whether guided) -> velocity [n, T, C]
+Velocity = Callable[[Tensor, Tensor, bool], Tensor]
 # (transformer, conditions, noise, sampling) -> velocity; conditions and noise are on the transformer's device
 VelocityOf = Callable[[DiT, Sequence[Tensor], Tensor, Sampling], Velocity]
 
@@ -60,6 +63,8 @@ def guided_velocity(
 ) -> Velocity:
     """The velocity of one scene with classifier-free guidance; the unconditional half is one more scene of the batch.
 
+    Where it is not to be guided it is that with conditions alone, and half as much work.
+
     Args:
         conditions: one [n, S, E] per condition.
         noise: [n, T, C], of which only the shape matters.
@@ -73,33 +78,36 @@ def guided_velocity(
     """
     count, scale = len(noise), sampling.guidance_scale
     groups = [count] if multi_instance else [1] * count
-    half = partial(plain_velocity, transformer, project_ahead=project_ahead)
+    known = partial(known_conditions, transformer, project_ahead=project_ahead)
+    told = known(conditions, count if scale > 1 and not split_guidance else 0)
+    having = plain_velocity(transformer, replace(told, unconditional=0), groups)
     if scale <= 1:
-        velocity, passes = half(conditions, groups), 1
+        guided, passes = having, 1
     elif split_guidance:
-        without, having = half(without_instances(conditions), groups, count), half(conditions, groups)
-        velocity, passes = lambda x, t: guide(without(x, t), having(x, t), scale), 2
+        without, passes = plain_velocity(transformer, known(without_instances(conditions), count), groups), 2
+        guided: ModelFn = lambda x, t: guide(without(x, t), having(x, t), scale)  # noqa: E731
     else:
-        both = half(conditions, 2 * groups, count)
-        velocity, passes = lambda x, t: guide(*both(torch.cat([x, x]), t).chunk(2), scale), 2
-    if not (project_ahead and capture):
-        return velocity
-    return captured_where_it_pays(velocity, transformer, noise, passes, sampling)
+        both, passes = plain_velocity(transformer, told, 2 * groups), 2
+        guided = lambda x, t: guide(*both(torch.cat([x, x]), t).chunk(2), scale)  # noqa: E731
+    if project_ahead and capture:
+        guided = captured_where_it_pays(guided, transformer, noise, passes, sampling)
+        if sampling.guides_sometimes:
+            having = captured_where_it_pays(having, transformer, noise, 1, sampling)
+    return lambda x, timestep, inside=True: (guided if inside else having)(x, timestep)
 
 
-def plain_velocity(
-    transformer: DiT,
-    conditions: Sequence[Tensor],
-    groups: Sequence[int],
-    unconditional: int = 0,
-    project_ahead: bool = True,
-) -> Velocity:
-    """The velocity of a batch as the transformer gives it; the first `unconditional` samples have no conditions."""
+def known_conditions(
+    transformer: DiT, conditions: Sequence[Tensor], unconditional: int = 0, project_ahead: bool = True
+) -> Conditions:
+    """What all steps know of a batch, whose first `unconditional` samples have no conditions."""
     if project_ahead:
-        known = transformer.project_conditions(*conditions, unconditional=unconditional)
-    else:
-        tokens = tuple(condition.to(transformer.dtype) for condition in conditions)
-        known = Conditions([tokens] * len(transformer.blocks), unconditional)
+        return transformer.project_conditions(*conditions, unconditional=unconditional)
+    tokens = tuple(condition.to(transformer.dtype) for condition in conditions)
+    return Conditions([tokens] * len(transformer.blocks), unconditional)
+
+
+def plain_velocity(transformer: DiT, known: Conditions, groups: Sequence[int]) -> ModelFn:
+    """The velocity of a batch as the transformer gives it."""
     return lambda x, timestep: transformer(x, timestep, known, groups=groups)
 
 
@@ -109,8 +117,8 @@ def without_instances(conditions: Sequence[Tensor]) -> list[Tensor]:
 
 
 def captured_where_it_pays(
-    velocity: Velocity, transformer: DiT, noise: Tensor, passes: int, sampling: Sampling
-) -> Velocity:
+    velocity: ModelFn, transformer: DiT, noise: Tensor, passes: int, sampling: Sampling
+) -> ModelFn:
     """A velocity as a CUDA graph where that pays: for many tokens the GPU is busy without, for few steps the capture
     takes longer (two of them). Weights that come and go can't be captured.
 
@@ -139,19 +147,25 @@ def sample(
     Args:
         conditions: one [n, S, E] per condition, on any device.
         noise: [n, T, C].
-        sampling: steps and guidance.
+        sampling: solver, steps and guidance.
         velocity_of: what makes the velocity; default `guided_velocity`.
         on_step: called with (steps done, steps) after every step.
 
     Returns:
         [n, T, C] in fp32 on the transformer's device.
     """
-    device, steps = transformer.device, sampling.num_inference_steps
+    device, schedule = transformer.device, scheduler.schedule(sampling.num_inference_steps)
     noise, there = noise.to(device), [condition.to(device) for condition in conditions]
     velocity = velocity_of(transformer, there, noise, sampling)
+    sigmas, timesteps = schedule.sigmas.tolist(), schedule.timesteps.to(device)
+    low, high = sampling.guidance_interval
+
+    def at(x: Tensor, level: int) -> Tensor:
+        return velocity(x, timesteps[level, None], low <= sigmas[level] <= high)
+
     latents = noise
-    for done, x in enumerate(euler(velocity, noise, scheduler.schedule(steps, device)), start=1):
+    for done, x in enumerate(SOLVERS[sampling.solver](at, noise, sigmas), start=1):
         latents = x
         if on_step is not None:
-            on_step(done, steps)
+            on_step(done, sampling.num_inference_steps)
     return latents

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from ..common.files import read_json
+from ..common.shared_options import SOLVERS
 
 MAX_LABELS = 64  # instances of a scene
 MOST_LAYERS = 512  # of a network, or of its encoder or decoder
@@ -262,16 +263,30 @@ class Sampling:
         num_inference_steps: denoising steps.
         guidance_scale: of classifier-free guidance; at most 1 switches it off and halves the work.
         grid_depth: surfaces are extracted on a grid of 2^depth cells per axis.
+        solver: one of `SOLVERS`, see `flow.solvers`.
+        guidance_interval: noise levels (lowest, highest) with guidance (Kynkaanniemi et al. 2024); outside of them a
+            step is half the work.
     """
 
     num_inference_steps: int = within(50, 1, 1000)
     guidance_scale: float = within(7.0, 0, 1000)
     grid_depth: int = within(8, 3, 10)
+    solver: str = "euler"
+    guidance_interval: tuple[float, float] = within((0.0, 1.0), 0, 1)
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver is {_shown(self.solver)}, expected one of {', '.join(SOLVERS)}")
+        if self.guidance_interval[0] > self.guidance_interval[1]:
+            raise ValueError(f"guidance_interval is {self.guidance_interval}, expected the lower noise level first")
 
-    def changed(self, **given: float | None) -> Self:
+    @property
+    def guides_sometimes(self) -> bool:
+        """Whether there may be noise levels with guidance and others without."""
+        return self.guidance_scale > 1 and self.guidance_interval != (0.0, 1.0)
+
+    def changed(self, **given: Any) -> Self:
         """The same with everything that is given and not None; numpy's numbers count as Python's."""
         plain = {n: v.item() if type(v).__module__ == "numpy" else v for n, v in given.items()}
         return dataclasses.replace(self, **{name: value for name, value in plain.items() if value is not None})

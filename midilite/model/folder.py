@@ -298,9 +298,9 @@ def save_model_folder(
 def _sampling(values: Any, source: Path) -> Sampling:
     known = [entry.name for entry in fields(Sampling)]
     if not isinstance(values, dict) or not values.keys() <= set(known):
-        raise ValueError(f"{source}: {SAMPLING_KEY} is {str(values)[:60]}, expected numbers for {', '.join(known)}")
+        raise ValueError(f"{source}: {SAMPLING_KEY} is {str(values)[:60]}, expected values for {', '.join(known)}")
     try:
-        return Sampling(**values)
+        return Sampling(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
     except ValueError as error:
         raise ValueError(f"{source}: {SAMPLING_KEY}: {error}") from error
 

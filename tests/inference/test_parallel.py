@@ -48,11 +48,11 @@ def sample_in_every_way() -> dict:
     given = (golden["enc.embeds_1"], golden["enc.embeds_2"])
     found = {}
 
-    def check(name, split, scale=7.0, steps=6, count=3, recorded=None, low_memory=False):
+    def check(name, split, scale=7.0, steps=6, count=3, recorded=None, low_memory=False, **ways):
         inputs = (pipe.transformer, pipe.scheduler, [c[:count] for c in given], golden["pipe.latents0"][:count])
-        expected = sample(*inputs, Sampling(steps, scale)).cpu()
+        expected = sample(*inputs, Sampling(steps, scale, **ways)).cpu()
         together = partial(shared_velocity, world=world, split=split, low_memory=low_memory)
-        latents = sample(*inputs, Sampling(steps, scale), together).cpu()
+        latents = sample(*inputs, Sampling(steps, scale, **ways), together).cpu()
         error = relative_error(latents, expected)
         of_record = relative_error(latents, golden[recorded]) if recorded else 0.0
         found[name] = [error, of_record, hashlib.sha256(latents.numpy().tobytes()).hexdigest()]
@@ -61,6 +61,7 @@ def sample_in_every_way() -> dict:
         for split in parallel_inference.SPLITS:
             check(split, split, recorded="pipe.latents6")
             check(f"low memory, {split}", split, recorded="pipe.latents6", low_memory=True)
+            check(f"sometimes guided, {split}", split, solver="ab2", guidance_interval=(0.3, 0.9))
         check("unguided", "instances", 1.0, 4, recorded="pipe.latents4_noguidance")
         check("chosen", None, recorded="pipe.latents6")
         check("one instance", None, count=1)
@@ -112,7 +113,7 @@ TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two G
 def test_latents_are_those_of_one_process_and_of_the_reference(forks, tmp_path, device, size):
     """fp32: 1e-5 against one process (products of other sizes round differently), 1e-4 against the record, as alone."""
     found = results(forks, tmp_path / "log", "sample_in_every_way", size, device)
-    assert found[0]["shapes"] and len(found[0]) == 13
+    assert found[0]["shapes"] and len(found[0]) == 15
     for name in found[0].keys() - {"shapes"}:
         error, of_record, _ = found[0][name]
         assert error < 1e-5 and of_record < 1e-4, (name, error, of_record)

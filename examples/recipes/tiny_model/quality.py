@@ -118,11 +118,11 @@ def sample_scenes(
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         known = networks.dit.project_conditions(*conditions, unconditional=len(noise))
 
-        def velocity(x: Tensor, timestep: Tensor) -> Tensor:
-            v = networks.dit(torch.cat([x, x]), timestep, known, groups=2 * groups)
+        def velocity(x: Tensor, level: int) -> Tensor:
+            v = networks.dit(torch.cat([x, x]), schedule.timesteps[level, None], known, groups=2 * groups)
             return guide(*v.chunk(2), sampling.guidance_scale)
 
-        *_, latents = euler(velocity, noise, schedule)
+        *_, latents = euler(velocity, noise, schedule.sigmas.tolist())
     return latents
 
 
