@@ -204,8 +204,8 @@ def test_materials_with_more_than_a_base_colour_keep_it(tmp_path, name):
 @pytest.mark.parametrize(
     ("values", "dtype"),
     [
-        ([255, 0, 51], "<u1"), ([255, 0, 51, 255], "<u1"), ([65535, 0, 13107], "<u2"),
-        ([65535, 0, 13107, 65535], "<u2"), ([1, 0, 0.2], "<f4"), ([1, 0, 0.2, 1], "<f4"), ([7, -3, 0.2, 1], "<f4"),
+        ([255, 0, 51], "<u1"), ([255, 0, 51, 255], "<u1"), ([65535, 0, 13200], "<u2"),
+        ([65535, 0, 13200, 65535], "<u2"), ([1, 0, 0.2], "<f4"), ([1, 0, 0.2, 1], "<f4"), ([7, -3, 0.2, 1], "<f4"),
     ],
 )  # fmt: skip
 def test_vertex_colours_of_every_type(tmp_path, values, dtype, factor):
