@@ -157,7 +157,8 @@ def _contents(folder: Path, follow: bool = False) -> _Contents:
             if follow or not entry.is_symlink():
                 contents.folders.append(entry)
             else:
-                contents.strange.append((entry, "is a link to a folder, which is followed on the first level only"))
+                lost = contents.strange if _holds_mesh(entry) else contents.aside
+                lost.append((entry, "is a link to a folder, which is followed on the first level only"))
         else:
             kind, reason = judge(entry)
             if kind is Kind.MESH:
@@ -167,6 +168,13 @@ def _contents(folder: Path, follow: bool = False) -> _Contents:
             if entry.is_file():
                 contents.files.append(entry)
     return contents
+
+
+def _holds_mesh(folder: Path) -> bool:
+    try:
+        return any(entry.suffix.lower() in MESH_SUFFIXES for entry in folder.iterdir())
+    except OSError:
+        return False
 
 
 def _note(found: Found, root: Path, contents: _Contents, lost: list[tuple[Path, str]]) -> None:

@@ -123,7 +123,12 @@ def prepare(
     _check_names(scenes, settings)
     jobs = list(_pending(scenes, root, output, settings, overwrite, outcome))
     _run(jobs, workers, outcome, log)
-    outcome.not_read += len({file for scene in scenes for file, _ in scene.unread})
+    for scene in scenes:
+        entries = [{"scene": scene.name, "source": file, "reason": reason} for file, reason in scene.unread]
+        outcome.not_read += len(entries)
+        outcome.skipped += [entry for entry in entries if entry not in outcome.skipped]
+    outcome.warnings.sort()
+    outcome.skipped.sort(key=lambda entry: (entry["scene"], entry["source"], entry["reason"]))
     try:
         output.mkdir(parents=True, exist_ok=True)
         _write_report(output, settings, outcome, found)
@@ -246,8 +251,6 @@ def _run(jobs: list[_Job], workers: int, outcome: Outcome, log: Callable[[str], 
                 line = f"{name}: {len(manifest['instances'])} instance(s)"
             log(f"[{done}/{len(jobs)}] {line} (about {remaining:.0f} s left)")
     outcome.written.sort()
-    outcome.warnings.sort()
-    outcome.skipped.sort(key=lambda entry: (entry["scene"], entry["source"], entry["reason"]))
 
 
 def _prepare_scene(job: _Job, dead: bool = False) -> list[tuple[str, dict[str, Any] | None, dict[str, str] | None]]:

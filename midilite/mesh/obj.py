@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import trimesh
 
 _SURFACES = ("cstype", "curv", "surf", "patch")
+_NO_MATERIAL = ("none", "null", "(null)", "default")  # what exporters write for none
 
 
 @dataclass
@@ -79,6 +80,10 @@ def read_obj(path: Path, notes: list[str]) -> list[tuple[str, trimesh.Trimesh]]:
     beside = Beside(path)
     materials = read_materials(lines.libraries, beside)
     notes += beside.notes()
+    unknown = _find_materials(lines, materials)
+    if unknown and materials:
+        more = f", ... ({len(unknown)} in all)" if len(unknown) > 8 else ""
+        notes.append(f"uses materials that its libraries do not hold: {', '.join(unknown[:8])}{more}")
     pieces: list[tuple[str, trimesh.Trimesh]] = []
     textured = np.add.reduceat(corners.vt < 0, np.minimum(corners.first, len(corners.vt) - 1)) == 0
     for (material, name), faces in _groups(lines, materials).items():
@@ -91,6 +96,8 @@ def read_obj(path: Path, notes: list[str]) -> list[tuple[str, trimesh.Trimesh]]:
             if len(triangles):
                 mesh = _mesh(picked, triangles, points, colors, uv, lines, materials.get(material))
                 pieces.append((name or path.stem, mesh))
+    if not pieces:
+        raise ValueError(f"has no faces: none of its {len(lines.f):,} 'f' lines has three corners")
     return pieces
 
 
@@ -119,8 +126,8 @@ def _sorted_lines(text: str) -> _Lines:
             vt.append(rest)
         elif key == "vn":
             found.normals += 1
-        elif key == "usemtl":
-            material = rest.strip()
+        elif (key := key.lower()) == "usemtl":
+            material = " ".join(rest.split())
             materials.add(material)
             found.stretches.append((len(f), material, name))
         elif key == "o":
@@ -247,6 +254,21 @@ def _groups(lines: _Lines, materials: dict[str, Material]) -> dict[tuple[str | N
                 f"has more than the {16 * limits.MOST_NODES:,} pieces (materials of objects) that are read"
             )
     return {key: np.concatenate(ranges) for key, ranges in found.items()}
+
+
+def _find_materials(lines: _Lines, materials: dict[str, Material]) -> list[str]:
+    """Add to `materials` those that faces name in another letter case, if only one can be meant; returns the others."""
+    alike: dict[str, list[Material]] = {}
+    for name, material in materials.items():
+        alike.setdefault(name.casefold(), []).append(material)
+    unknown = []
+    for name in dict.fromkeys(name for _, name, _ in lines.stretches if name and name not in materials):
+        found = alike.get(name.casefold(), [])
+        if len(found) == 1:
+            materials[name] = found[0]
+        elif name.lower() not in _NO_MATERIAL:
+            unknown.append(name)
+    return unknown
 
 
 def _pick(corners: _Corners, faces: np.ndarray) -> _Corners:

@@ -121,6 +121,14 @@ def test_a_scene_counts_the_meshes_that_are_not_read(tmp_path):
     assert "needs every one: room/wardrobe.fbx: FBX" in reasons(report)["room/"]
 
 
+def test_a_file_that_came_after_its_scene_was_made_is_named(tmp_path):
+    box(tmp_path / "raw" / "room" / "bed.glb")
+    assert prepared(tmp_path / "raw", tmp_path / "out")[0] == 0
+    (tmp_path / "raw" / "room" / "wardrobe.fbx").write_bytes(b"x")
+    code, report = prepared(tmp_path / "raw", tmp_path / "out")
+    assert code == 1 and set(report["samples"]) == {"room"} and list(reasons(report)) == ["room/wardrobe.fbx"]
+
+
 def test_links_that_lead_nowhere_are_named(tmp_path):
     raw = tmp_path / "raw"
     box(raw / "real.glb")
@@ -179,9 +187,13 @@ def test_links_to_folders_are_followed_on_the_first_level_only(tmp_path):
     box(tmp_path / "raw" / "a" / "y.glb")
     (tmp_path / "raw" / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "raw" / "a" / "up").symlink_to(tmp_path / "raw")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "raw" / "a" / "textures").symlink_to(tmp_path / "pictures")
     found = find_scenes(tmp_path / "raw", recursive=True)
     assert [scene.name for scene in found.scenes] == ["a", "linked"]
-    assert [entry["source"] for entry in found.unread] == ["a/up"]
+    assert not found.unread and [line.split(": ")[0] for line in found.left_aside] == ["a/textures", "a/up"]
+    box(tmp_path / "raw" / "loose.glb")
+    assert [entry["source"] for entry in find_scenes(tmp_path / "raw").unread] == ["a/up"]
 
 
 @pytest.mark.parametrize(

@@ -250,6 +250,20 @@ def test_a_library_that_is_not_there_is_said(tmp_path):
     assert len(notes) == 1 and "'gone lib.mtl' (not found)" in notes[0] and len(mesh.faces) == 2
 
 
+def test_names_of_materials(tmp_path):
+    """Letter case and spaces count only where there is a choice; a name that no library holds is said."""
+    mtl, faces = "newmtl My  Red\nKd 1 0 0\nnewmtl b\nKd 0 0 1\n", "{} {}\nf 1/1 2/2 3/3\n"
+    for line, name, red, notes in (
+        ("usemtl", "My Red", 255, 0),
+        ("USEMTL", "my   RED", 255, 0),
+        ("usemtl", "None", 178, 0),
+        ("usemtl", "gone", 178, 1),
+    ):
+        mesh, found = textured(tmp_path, mtl, faces=faces.format(line, name))
+        assert geometry.base_color(mesh)[0] == red and len(found) == notes
+    assert found[0].endswith("a.obj: uses materials that its libraries do not hold: gone")
+
+
 def test_the_only_material_is_used_where_no_face_names_one(tmp_path):
     faces = "f 1/1 2/2 3/3\nf 3/3 4/4 1/1\n"
     assert geometry.base_color(textured(tmp_path, "newmtl a\nKd 1 0 0\n", faces=faces)[0])[0] == 255
@@ -272,6 +286,8 @@ def test_faces_without_coordinates_do_not_take_the_texture_from_others(tmp_path)
         (V, "has no faces: nothing but 8 vertices, 0 lines and 0 points"),
         (V + "l 1 2\np 1\n", "has no faces: nothing but 8 vertices, 1 lines and 1 points"),
         ("v 0 0 0\ncstype bezier\ndeg 3\ncurv 0 1 1\n", "curved surfaces or curves, which are not read"),
+        (V + "f 1 2\nf\n", "has no faces: none of its 2 'f' lines has three corners"),
+        (V + "f\n", "has no faces: none of its 'f' lines has a corner"),
         ("hello\nworld\n", "is it a Wavefront OBJ file?"),
         (V + "f 1 2 9\n", "face 1 refers to a vertex that is not there (index 9 of 8 vertices)"),
         (V + F + "f 0 1 2\n", "face 7 refers to a vertex that is not there (index 0 of 8 vertices; OBJ counts from 1)"),
