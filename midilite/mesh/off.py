@@ -96,10 +96,22 @@ def _read_vertices(lines: list[str], letters: set[str]) -> tuple[np.ndarray, np.
     points = values[starts[:, None] + np.arange(width)] if len(lines) else np.zeros((0, width))
     if width == 4:
         points = points[:, :3] / points[:, 3:]
+    if not colored and not letters:
+        colored = _has_colors(values, counts, starts)
     if not colored or not len(lines):
         return points[:, :3], None
     channels = min(int(counts.min()) - before - (2 if "ST" in letters else 0), 4)
     return points[:, :3], to_rgba8(values[starts[:, None] + before + np.arange(channels)])
+
+
+def _has_colors(values: np.ndarray, counts: np.ndarray, starts: np.ndarray) -> bool:
+    """Whether lines without a letter for it hold colours: four more numbers, or three that can't be a normal."""
+    if not len(counts) or counts.min() != counts.max() or counts[0] not in (6, 7):
+        return False
+    more = values[starts[:, None] + np.arange(3, counts[0])]
+    if (more < 0).any() or (more > 255).any():
+        return False
+    return bool(counts[0] == 7 or ((more == np.floor(more)).all() and more.max() > 1.0))
 
 
 def _read_faces(lines: list[str], last: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:

@@ -231,6 +231,7 @@ def _textured(points: np.ndarray, faces: np.ndarray, uv: np.ndarray, image) -> t
     from trimesh.visual.texture import TextureVisuals, unmerge_faces
 
     every = uv.reshape(-1, 2)
+    every = np.where(np.abs(every) < 1e9, every, 0)  # NaN, or a number that says nothing about a place in a picture
     unique, inverse = unique_rows(every)
     faces, used, places = unmerge_faces(faces, inverse.reshape(faces.shape))
     material = None if image is None else SimpleMaterial(image=image, diffuse=[255, 255, 255])

@@ -57,8 +57,8 @@ def _mesh(corners: np.ndarray, colors: np.ndarray | None = None) -> trimesh.Trim
 def _is_text(data: bytes) -> bool:
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return True  # UTF-16
-    start = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip()[:5].lower()
-    return start == b"solid" and b"\0" not in data[:1024]
+    start = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    return start.startswith((b"solid", b"facet")) and b"\0" not in start
 
 
 def _read_binary(data: bytes) -> tuple[np.ndarray, np.ndarray | None]:
@@ -154,9 +154,9 @@ def _sorted_lines(text: str) -> _Solids:
     for line in text.replace("\t", " ").split("\n"):
         key, _, rest = line.strip().partition(" ")
         key = key.lower()
+        if key in ("facet", "vertex") and not found.solids:
+            found.solids.append(("", []))  # the line "solid" is missing
         if key == "vertex":
-            if not found.solids:
-                raise ValueError("has a vertex before any solid")
             found.solids[-1][1].append(rest)
         elif key == "endfacet":
             found.ended += 1

@@ -45,6 +45,8 @@ def with_columns(header: str, *columns: str) -> str:
         f"OFF\n8 8 0\n{V}{rows([[3, *t] for t in TRIANGLES[:4]])}{''.join(F.splitlines(True)[2:])}",
         with_columns("NOFF", "0 0 1"),
         with_columns("STOFF", "0.5 0.5"),
+        with_columns("OFF", "0 0 1"),
+        with_columns("OFF", "-1 0 0 7"),
         with_columns("STNOFF", "0 0 1 0.5 0.5"),
         f"4OFF\n8 6 0\n{rows(np.column_stack([CORNERS * 2, np.full(8, 2)]))}{F}",
         f"OFF\n8 7 0\n{V}{F}2 0 1\n",
@@ -66,6 +68,8 @@ def test_headers_comments_and_mixed_polygons(tmp_path, text):
         with_columns("STCOFF", "255 0 51 0.5 0.5"),
         with_columns("COFF8 6 0", "255 0 51 255").replace("\n8 6 0", "", 1),
         with_columns("COFF", "255 0 51").replace("\n4 ", " 9 9\n4 ", 1),
+        with_columns("OFF", "255 0 51"),  # no letter, but no normal either
+        with_columns("OFF", "1 0 0.2 1"),
     ],
 )
 def test_colours_of_vertices(tmp_path, text):

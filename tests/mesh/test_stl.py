@@ -57,6 +57,7 @@ def assert_box(mesh) -> None:
         text("a solid vertex of facet endsolid"),
         text("Möbel").encode("cp1252"),
         text().upper(),
+        text().split("\n", 1)[1],
         text().title(),
         text(number="{:.3e}"),
         text(number="{:+.6E}"),
