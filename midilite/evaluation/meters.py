@@ -2,6 +2,11 @@
 
 The training loss of a step depends more on the noise levels that were drawn than on what was learned: near sigma = 1
 little can be known, near 0 little is left to know. So losses are also averaged by level, since the last log line.
+
+Those means still differ from line to line by the scenes and the levels within a bucket that happened to be drawn.
+Draws at fixed levels would end that, but levels are drawn because that is what is learned: fixing them would train
+something else, and passes of their own for it would cost as much as the training. They exist where scenes and noise
+are fixed, too: the validation's `val_loss_sigma_...`. To compare steps, compare those.
 """
 
 from __future__ import annotations

@@ -37,10 +37,16 @@ def validation_curve(history: Sequence[dict[str, Any]], key: str = "val_loss") -
 
 
 def write_loss_picture(history: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw training loss (pale: every logged step, strong: its running mean) and validation loss."""
+    """Draw training loss (pale: every logged value, strong: its running mean), validation loss, and the base's.
+
+    The base's is one number, of the same scenes and noise as the validation loss: a line across, to be below of.
+    """
     training = curve(history, "mse")
     lines = [Line("", training, COLORS[0], pale=True), Line("training, running mean", smoothed(training), COLORS[0])]
     validation, average = validation_curve(history), curve(history, "val_loss_ema")
+    if validation and curve(history, "val_loss_base"):
+        base = validation[0][1]
+        lines.append(Line("validation, base", [(0, base), (history[-1]["step"], base)], COLORS[5]))
     if validation:
         lines.append(Line("validation", validation, COLORS[1], marks=True))
     if average:
@@ -51,7 +57,7 @@ def write_loss_picture(history: Sequence[dict[str, Any]], path: Path) -> None:
 def closing_summary(
     trainer: Trainer, history: Sequence[dict[str, Any]], final: Path, seconds: float, facts: dict[str, Any]
 ) -> str:
-    """What to print at the end.
+    """What to print at the end; a validation loss comes first where there is one: only it tells how good a run was.
 
     Args:
         final: the folder of the final adapter.
@@ -61,18 +67,19 @@ def closing_summary(
     progress, root = trainer.progress, trainer.output_dir
     averages = final.with_name(final.name + _AVERAGES)
     pace = f"{seconds / 60:.1f} min" if seconds >= 120 else f"{seconds:.0f} s"
-    lines = {"done": f"{progress.step} steps on {trainer.task.num_scenes} scenes, {pace} in this process"}
-    lines["adapter"] = str(final) + (f", averaged: {averages}" if averages.is_dir() else "")
-    if progress.best and (root / BEST).is_dir():
-        best = progress.best
-        lines["best adapter"] = f"{root / BEST}: {best['metric']} {best['value']:.4f} after step {best['step']}"
-    lines["training loss"] = _training_losses(curve(history, "mse"))
+    lines: dict[str, str] = {}
     validation = validation_curve(history)
     if validation:
         step, least = min(validation[1:] or validation, key=lambda point: point[1])
         lines["validation loss"] = (
             f"{validation[0][1]:.4f} base, {validation[-1][1]:.4f} last, {least:.4f} best (step {step})"
         )
+    lines["done"] = f"{progress.step} steps on {trainer.task.num_scenes} scenes, {pace} in this process"
+    lines["adapter"] = str(final) + (f", averaged: {averages}" if averages.is_dir() else "")
+    if progress.best and (root / BEST).is_dir():
+        best = progress.best
+        lines["best adapter"] = f"{root / BEST}: {best['metric']} {best['value']:.4f} after step {best['step']}"
+    lines["training loss"] = _training_losses(curve(history, "mse"))
     lines |= facts
     if progress.bad_steps:
         lines["skipped steps"] = f"{progress.bad_steps}, because loss or gradient was not finite"
@@ -81,10 +88,10 @@ def closing_summary(
 
 
 def _training_losses(points: Sequence[tuple[float, float]]) -> str:
-    """Means of the first and the last tenth of the logged steps, and the best mean of as many in a row."""
+    """Means of the first and the last tenth of the logged lines, and the best mean of as many in a row."""
     if not points:
         return "none was logged"
     count = max(1, round(len(points) * _SHARE))
     values = [value for _, value in points]
     means = [math.fsum(values[i : i + count]) / count for i in range(len(values) - count + 1)]
-    return f"{means[0]:.4f} first, {means[-1]:.4f} last, {min(means):.4f} best (means of {count} logged step(s))"
+    return f"{means[0]:.4f} first, {means[-1]:.4f} last, {min(means):.4f} best (means of {count} logged value(s))"

@@ -97,12 +97,15 @@ def bar_chart(values: Mapping[str, float], title: str = "", x_label: str = "", w
     return image.resize((width, image.height // _SCALE), Image.Resampling.LANCZOS)
 
 
-def smoothed(points: Sequence[tuple[float, float]], share: float = 0.05) -> list[tuple[float, float]]:
-    """A running mean over the points before each one, as many as that share of all (at least one)."""
-    window = max(1, round(len(points) * share))
+def smoothed(points: Sequence[tuple[float, float]], share: float = 0.1, least: int = 9) -> list[tuple[float, float]]:
+    """A running mean over each point and its neighbours, that share of all points and at least `least`.
+
+    At either end the neighbours on one side are fewer: the first and the last value are means of half as many.
+    """
+    half = max(least, round(len(points) * share)) // 2
     result = []
     for i, (x, _) in enumerate(points):
-        values = [y for _, y in points[max(0, i + 1 - window) : i + 1]]
+        values = [y for _, y in points[max(0, i - half) : i + half + 1]]
         result.append((x, math.fsum(values) / len(values)))
     return result
 

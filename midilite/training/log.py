@@ -1,5 +1,8 @@
 """The log of a run: `metrics.jsonl`, a progress line, and TensorBoard events where that package is installed.
 
+One step's loss says more about the noise levels that were drawn than about the run, so what a line says of loss,
+gradient and pace is a mean over the steps since the line before it (in a resumed run, since its start).
+
 A resumed run continues the file: lines of steps that the checkpoint did not reach are dropped first, so every step
 stands in it once.
 """
@@ -9,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +24,7 @@ from ..common.files import write_bytes, writing
 from ..common.terminal import say as say
 
 METRICS = "metrics.jsonl"
+_AVERAGED = ("loss", "mse", "grad_norm", "step_seconds")
 
 
 class RunLog:
@@ -28,6 +33,7 @@ class RunLog:
     def __init__(self, folder: Path, step: int, active: bool = True) -> None:
         self.active = active
         self.board: Any = None
+        self._since: list[Mapping[str, float]] = []  # the metrics of the steps since the last line
         if not active:
             return
         path = folder / METRICS
@@ -38,10 +44,17 @@ class RunLog:
         with writing(folder):
             self.board = _tensorboard(folder, step)
 
-    def write(self, step: int, total: int, epoch: int, metrics: dict[str, float | None]) -> None:
-        """Record the metrics after `step` of `total` steps; None is undefined."""
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """Take note of a step's metrics for the means of the next line."""
+        if self.active:
+            self._since.append(dict(metrics))
+
+    def write(self, step: int, total: int, epoch: int, metrics: Mapping[str, float | None]) -> None:
+        """Record the metrics after `step` of `total` steps, means where steps were added; None is undefined."""
         if not self.active:
             return
+        metrics = {**metrics, **means(self._since)}
+        self._since.clear()
         finite = {  # NaN is no json
             key: value if value is not None and math.isfinite(value) else None for key, value in metrics.items()
         }
@@ -71,6 +84,19 @@ class RunLog:
                 if self.board is not None:
                     with writing(Path(self.file.name).parent):
                         self.board.close()
+
+
+def means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What of the steps' metrics is averaged, each over the steps where it is finite; scenes per second of them all."""
+    values: dict[str, float] = {}
+    for key in _AVERAGED if steps else ():
+        finite = [step[key] for step in steps if math.isfinite(step.get(key, math.nan))]
+        if finite:
+            values[key] = finite[0] if len(finite) == 1 else math.fsum(finite) / len(finite)
+    if len(steps) > 1:
+        scenes = math.fsum(step["samples_per_second"] * step["step_seconds"] for step in steps)
+        values["samples_per_second"] = scenes / math.fsum(step["step_seconds"] for step in steps)
+    return values
 
 
 def _lines(path: Path) -> list[str]:
@@ -107,7 +133,7 @@ def _tensorboard(folder: Path, step: int) -> Any:
     return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
 
-def progress_line(step: int, total: int, epoch: int, metrics: dict[str, float]) -> str:
+def progress_line(step: int, total: int, epoch: int, metrics: Mapping[str, float]) -> str:
     """One line: step, epoch, loss, learning rate, samples per second, time left."""
     left = int(metrics["eta_seconds"])
     eta = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"

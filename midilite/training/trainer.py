@@ -138,6 +138,7 @@ class Trainer:
                 metrics["step_seconds"] = time.monotonic() - before
                 metrics["samples_per_second"] = len(self.plan.scenes(step)) / metrics["step_seconds"]
                 metrics["eta_seconds"] = pace * (self.total_steps - done)
+                log.add(metrics)
                 run = self._view(log)
                 observed: dict[str, float | None] = {}
                 for observer in self.observers:

@@ -25,6 +25,7 @@ from midilite.inference.sampling import guided_velocity, sample
 from midilite.mesh.geometry import sample_surface
 from midilite.model.config import Sampling
 from midilite.model.folder import ModelFolder
+from midilite.render.charts import COLORS
 from midilite.training import flops
 from midilite.training.interfaces import RunView
 from midilite.training.objective import SceneBatch, SceneInputs
@@ -358,7 +359,13 @@ def test_a_run_ends_with_a_picture_and_a_summary(options, capsys):
     folder = train.train_lora(dataclasses.replace(options, validate_every=3)).parent
     with Image.open(folder / "loss.png") as picture:
         assert picture.size == (960, 540)
+        shown = np.asarray(picture.convert("RGB")).reshape(-1, 3).astype(int)
+    pale = tuple(round(255 - (255 - c) * 0.35) for c in COLORS[0])  # charts.Line.pale
+    for color in (pale, COLORS[0], COLORS[1], COLORS[5]):  # training raw and smoothed, validation, the base's
+        assert (np.abs(shown - color).max(axis=1) < 12).sum() > 100, color
     text = capsys.readouterr().err
+    summary = text[text.index("\nvalidation loss ") + 1 :].splitlines()
+    assert summary[1].startswith("done "), "validation comes first"
     for part in ("adapter ", "lora-final", "best adapter ", "lora-best: val_loss", "validation loss ", " base, "):
         assert part in text
     assert "skipped" not in text

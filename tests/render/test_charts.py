@@ -87,6 +87,14 @@ def test_limits_hold_and_outliers_stay_inside():
     assert rows.min() >= 38
 
 
-def test_smoothing_is_a_running_mean():
-    assert smoothed([(0, 0), (1, 2), (2, 4), (3, 6)], share=0.5) == [(0, 0), (1, 1), (2, 3), (3, 5)]
-    assert smoothed([]) == []
+def test_smoothing_is_a_mean_over_neighbours_on_both_sides():
+    points = [(0, 0), (1, 2), (2, 4), (3, 9)]
+    assert smoothed(points, least=3) == [(0, 1), (1, 2), (2, 5), (3, 6.5)]
+    assert smoothed(points, least=1) == points and smoothed([]) == []
+
+
+def test_smoothing_takes_enough_points_of_few_and_a_share_of_many():
+    """Noise of +-1: what is left of it shrinks even where a share of the points would be less than one."""
+    few, many = ([(i, (-1.0) ** i) for i in range(n)] for n in (12, 500))
+    assert max(abs(y) for _, y in smoothed(few)) <= 0.2
+    assert max(abs(y) for _, y in smoothed(many)) < 0.04
