@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING
 from typing import Any
 
@@ -53,11 +53,11 @@ def _add_option(group: Any, name: str, entry: Entry) -> None:
     if entry.kind is bool:
         group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **settings)
         return
-    settings |= {"type": entry.kind, "choices": entry.choices}
+    settings |= {"type": _reader(entry), "choices": entry.choices and _choices(entry)}
     if entry.many:
         settings["nargs"] = entry.count or "+"
-    if not entry.choices and not entry.positional:
-        settings["metavar"] = entry.kind.__name__.upper()
+    if not entry.positional:
+        settings["metavar"] = f"{{{','.join(entry.choices)}}}" if entry.choices else entry.kind.__name__.upper()
     if entry.positional:
         settings.pop("default")
     if entry.switch:
@@ -65,6 +65,20 @@ def _add_option(group: Any, name: str, entry: Entry) -> None:
         off = {"dest": name, "action": "store_const", "const": entry.switch[0]}
         group.add_argument(f"--no-{name}", default=argparse.SUPPRESS, help=argparse.SUPPRESS, **off)
     group.add_argument(name if entry.positional else f"--{name}", **settings)
+
+
+def _reader(entry: Entry) -> Callable[[str], Any]:
+    """What makes a value of a word; `none` stays a word, and is understood where values are checked."""
+
+    def read(word: str) -> Any:
+        return word if entry.is_none(word) else entry.kind(word)
+
+    read.__name__ = entry.kind.__name__  # argparse names it in its errors
+    return read
+
+
+def _choices(entry: Entry) -> Sequence[str]:
+    return (*entry.choices, "none") if entry.is_none("none") else entry.choices
 
 
 def _help(entry: Entry) -> str:

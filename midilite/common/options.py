@@ -162,6 +162,12 @@ class Entry:
     many: bool
     count: int | None
 
+    def is_none(self, value: Any) -> bool:
+        """Whether a text, or a list of only that, is the word for no value: `none`, where that is no choice itself."""
+        value = value[0] if self.many and isinstance(value, (list, tuple)) and len(value) == 1 else value
+        word = isinstance(value, str) and value.lower() == "none"
+        return word and self.optional and not self.positional and value not in (self.choices or ())
+
     def __getattr__(self, name: str) -> Any:
         return self.field.metadata.get(name)
 
@@ -188,7 +194,7 @@ def _checked(cls: type, name: str, value: Any, where: str) -> Any:
     entry = entries_of(cls)[name]
     if entry.switch and isinstance(value, bool):
         value = entry.switch[value]
-    if value is None and entry.optional:
+    if entry.optional and (value is None or entry.is_none(value)):
         return None
     if not entry.many:
         value = _convert(value, entry.kind, where)

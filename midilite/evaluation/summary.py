@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,15 @@ def curve(history: Sequence[dict[str, Any]], key: str) -> list[tuple[float, floa
 
 
 def validation_curve(history: Sequence[dict[str, Any]], key: str = "val_loss") -> list[tuple[float, float]]:
-    """A validation loss, with the base's as step 0."""
-    points, base = curve(history, key), curve(history, "val_loss_base")
-    return [(0, base[0][1]), *points] if points and base else points
+    """A validation loss, with the base's as step 0; since the scenes are what they were at last.
+
+    Every start of a run logs the base's. Where that is another one, it was resumed with more validation scenes.
+    """
+    points, bases = curve(history, key), curve(history, "val_loss_base")
+    if not points or not bases:
+        return points
+    changes = [b[0] for a, b in pairwise(bases) if not math.isclose(a[1], b[1], rel_tol=1e-3)]
+    return [(0, bases[-1][1]), *(point for point in points if point[0] >= max(changes, default=0))]
 
 
 def write_loss_picture(history: Sequence[dict[str, Any]], path: Path) -> None:

@@ -1,11 +1,13 @@
 """Whether a run that is resumed is still the same run: its options, its processes, and the content of what it reads.
 
 A checkpoint remembers digests of the model's files and of every sample. So data or weights that changed at the same
-place are noticed, and the same content at another place is the same run.
+place are noticed, and the same content at another place is the same run. A run that shall only last longer, or be
+watched on more validation scenes, is the same run too.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +25,8 @@ from .options import TrainOptions
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 _SETS = {"scenes": "data_dir", "validation": "validation"}
 _SHOWN = 5  # changes that a message names
+_LENGTH = ("num_epochs", "max_train_steps")
+_WAYS_OUT = "train into another folder (--output_dir), or go on with what is given now by --allow_config_change"
 
 
 def run_contents(
@@ -47,7 +51,8 @@ def check_same_run(
 ) -> None:
     """Compare the run that wrote a checkpoint with the one that would continue it.
 
-    With `allow_config_change` anything may be different.
+    With `allow_config_change` anything may be different. Without it a run may still get longer (a schedule that falls
+    to the run's end is stretched then) and be validated on more scenes than before.
 
     Args:
         folder: the checkpoint, for messages.
@@ -65,19 +70,50 @@ def check_same_run(
         say(f"note: {folder.name} does not say what its run had read, so whether that is the same can't be told")
     comparable = bool(contents) and before is not None
     changed = changed_keys(state["options"], options, paths=not comparable)
+    if comparable:  # the validation scenes themselves are
+        changed = [line for line in changed if not line.startswith("val_fraction:")]
+    if not is_shorter(state["options"], options, processes, len(contents["scenes"]) if contents else None):
+        changed = [line for line in changed if line.partition(":")[0] not in _LENGTH]
     if (before_it := state.get("world_size", processes)) != processes:
         changed.append(f"number of processes: {before_it} -> {processes}")
     if changed:
         raise ValueError(
-            f"{folder}: was written by a run with other options ({'; '.join(changed)}); use the same options, or "
-            f"allow_config_change to continue with the new ones"
+            f"{folder}: was written by a run with other options ({'; '.join(changed)}); use the same options, "
+            f"{_WAYS_OUT}"
         )
     if comparable and (changes := _changes(folder, before, contents)):
         more = f"; and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
         raise ValueError(
-            f"{folder}: its run read other content ({'; '.join(changes[:_SHOWN])}{more}); put that back, start from "
-            "the beginning without resume_from_checkpoint, or continue with what is there now by allow_config_change"
+            f"{folder}: its run read other content ({'; '.join(changes[:_SHOWN])}{more}); put that back, {_WAYS_OUT}"
         )
+
+
+def is_shorter(before: Mapping[str, Any], options: TrainOptions, processes: int, num_scenes: int | None) -> bool:
+    """Whether a run would have fewer steps than the options before had asked for, or that can't be told.
+
+    Args:
+        before: a saved run's options, as json has them.
+        num_scenes: of an epoch; None: unknown, so that epochs can't be compared with steps.
+    """
+    pass_size = options.batch_size * options.gradient_accumulation_steps * processes
+    epoch = None if num_scenes is None else math.ceil(num_scenes / pass_size)
+    lengths = []
+    for epochs, steps in (
+        (before.get("num_epochs"), before.get("max_train_steps")),
+        (options.num_epochs, options.max_train_steps),
+    ):
+        if type(steps) is int:
+            lengths.append(("steps", steps))
+        elif type(epochs) is int and steps is None:
+            lengths.append(("epochs", epochs) if epoch is None else ("steps", epochs * epoch))
+    if len(lengths) < 2 or lengths[0][0] != lengths[1][0]:
+        return True
+    return lengths[1][1] < lengths[0][1]
+
+
+def same_validation(before: Any, now: Mapping[str, Any]) -> bool:
+    """Whether two runs' contents name the same validation scenes; without contents, they count as the same."""
+    return not now or not isinstance(before, dict) or before.get("validation") == now.get("validation")
 
 
 def _changes(folder: Path, before: Any, now: Mapping[str, Any]) -> list[str]:
@@ -90,4 +126,6 @@ def _changes(folder: Path, before: Any, now: Mapping[str, Any]) -> list[str]:
             changes += [f"{where}: {change[:200]}" for change in scene_changes(before.get(name), now[name])]
         except ValueError as error:
             raise ValueError(f"{folder}: {name}: {error}") from error
+    if all(change.startswith("validation: ") and change.endswith(" is new") for change in changes):
+        return []  # more of them change nothing of the training
     return changes

@@ -198,8 +198,10 @@ class TrainOptions(Options):
     checkpointing_steps: int = _saving(500, "full state every so many optimizer steps; 0 never", least=0)
     keep_checkpoints: int = _saving(0, "remove all but so many of the last full states; 0 keeps all", least=0)
     save_every_n_epochs: int = _saving(10, "adapter every so many epochs; 0 never", least=0)
-    resume_from_checkpoint: str | None = _saving(None, "'latest' or a checkpoint folder")
-    allow_config_change: bool = _saving(False, "resume although options that alter the run differ")
+    resume_from_checkpoint: str | None = _saving(
+        None, "'latest' or a checkpoint folder; steps and validation may grow (default: none, start afresh)"
+    )
+    allow_config_change: bool = _saving(False, "resume although options or data that alter the run differ")
     logging_steps: int = _saving(1, "progress line and metrics every so many optimizer steps", least=1)
 
     def check_together(self) -> None:

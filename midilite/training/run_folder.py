@@ -135,6 +135,8 @@ def start_folder(output_dir: Path, wanted: str | None, accept: Callable[[Path], 
     if beyond:
         names, moved = ", ".join(path.name for path in beyond), move_aside(*beyond)
         say(f"{names}: not part of this run, which starts at step {start}; moved to {moved}")
+    if wanted is not None and folder is None:
+        say(f"{output_dir} holds no checkpoint yet: the run starts from the beginning")
     _check_kinds(output_dir)
     if not mine:
         write_json(output_dir / RUN, {"launch": launch()})
@@ -168,9 +170,11 @@ def _move_earlier_run(output_dir: Path) -> None:
     found = [path for path in sorted(output_dir.iterdir()) if BELONGINGS.fullmatch(path.name)]
     found += [path for path in list_checkpoints(output_dir) if is_ours(path)]
     if found:
+        saved = [path.name for path in list_checkpoints(output_dir) if path in found][-1:]
         moved = move_aside(*found)
         names = ", ".join(path.name for path in found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
-        say(f"{output_dir} holds an earlier run ({names}): moved to {moved}")
+        on = f"; --resume_from_checkpoint {moved / saved[0]} would go on with it" if saved else ""
+        say(f"{output_dir} holds an earlier run ({names}): moved to {moved}{on}")
 
 
 def write_config(output_dir: Path, options: TrainOptions) -> None:

@@ -28,7 +28,7 @@ from ..common.transfer import receive, send
 from ..runtime.determinism import reproducible
 from .checkpoint import load_checkpoint, read_checkpoint, rotate, save_checkpoint
 from .checkpoint_contents import check_weights
-from .contents import NOTHING, check_same_run
+from .contents import NOTHING, check_same_run, same_validation
 from .interfaces import Batch, Observer, RunView, Task, TrainingError
 from .log import RunLog, say
 from .options import TrainOptions
@@ -288,3 +288,19 @@ class Trainer:
         self.progress = Progress(**{entry.name: state[entry.name] for entry in fields(Progress) if entry.name in state})
         if self.progress.scaler:
             self.update.scaler.load_state_dict(self.progress.scaler)
+        if self.progress.best and not same_validation(state.get("contents"), self.contents):
+            self.progress.best = {}  # it was the best on other scenes
+        if self.world.is_main:
+            self._say_resumed(folder, state["options"])
+
+    def _say_resumed(self, folder: Path, before: Mapping[str, Any]) -> None:
+        """What the run starts from, and what is left of it."""
+        done, left = self.progress.step, max(0, self.total_steps - self.progress.step)
+        text = f"resumed from {folder}: {done:,} of {self.total_steps:,} steps are done, " + (
+            f"{left:,} are left" if left else "nothing is left (max_train_steps or num_epochs would make it longer)"
+        )
+        names = ("num_epochs", "max_train_steps")
+        longer = any(before.get(name) != getattr(self.options, name) for name in names)
+        if left and longer and self.options.lr_scheduler in ("linear", "cosine"):
+            text += f"; the learning rate falls to 0 at step {self.total_steps:,} now"
+        say(text)

@@ -1,6 +1,7 @@
 """Options: flags win over the file, and nothing misspelt is passed over in silence."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +9,9 @@ from midilite.commands.infer import InferOptions
 from midilite.common.command_line import build_parser, parse
 from midilite.common.options import changed_keys, from_mapping, yaml_text
 from midilite.common.yaml_file import read_yaml
+from midilite.model.folder import ModelFolder
 from midilite.training.options import TrainOptions
+from midilite.training.preflight import check_ahead
 
 DOCUMENTED = (  # the flags that users already have in their scripts
     "pretrained_model data_dir output_dir batch_size num_epochs learning_rate lora_rank lora_alpha lora_dropout "
@@ -195,4 +198,24 @@ def test_help_is_grouped_by_what_a_person_wants_and_says_each_default_once():
     titles = ["data:", "adapter:", "optimisation:", "memory and speed:", "evaluation and previews:", "saving:"]
     places = [text.index(f"\n{title}\n") for title in titles]
     assert places == sorted(places) and "default: None" not in text
-    assert text.count("(default: a GPU when there is one)") == 1
+    assert " ".join(text.split()).count("(default: a GPU when there is one)") == 1, "however wide the terminal is"
+
+
+@pytest.mark.parametrize("word", ["none", "None"])
+def test_none_is_the_word_for_no_value(tmp_path, word):
+    """Wherever an option may have none, on the command line and in a file; where `none` is a choice it stays one."""
+    file = tmp_path / "a.yaml"
+    file.write_text(f"resume_from_checkpoint: {word}\nmax_train_steps: {word}\nquantize_base: none\n")
+    flags = ["--config", str(file), "--cache_dir", word, "--mi_attention_blocks", word, "--num_tokens", word]
+    options = parse(TrainOptions, ["--data_dir", "x", *flags])
+    assert options.resume_from_checkpoint is options.max_train_steps is options.cache_dir is None
+    assert options.mi_attention_blocks is options.num_tokens is None and options.quantize_base == "none"
+    assert parse(InferOptions, ["--quantize_base", "none", "--solver", "none"]).solver is None
+
+
+def test_the_template_starts_afresh_and_fits_any_model():
+    """Past bug: it resumed, so every change was refused, and it named blocks that the shipped model lacks."""
+    file = str(Path(__file__).parents[2] / "examples" / "configs" / "lora_finetune.yaml")
+    options = parse(TrainOptions, ["--config", file, "--pretrained_model", "tiny", "--data_dir", "demo"])
+    assert options.resume_from_checkpoint is None
+    assert check_ahead(ModelFolder("tiny"), options)

@@ -1,5 +1,6 @@
 """A resumed run reads what it has read before: the same samples and base, wherever they lie now."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -96,7 +97,7 @@ def test_other_content_at_the_same_place_is_noticed(folder, what):
         resume(folder)
     text = str(caught.value)
     assert "checkpoint-2: its run read other content" in text and "\n" not in text
-    assert "without resume_from_checkpoint, or continue with what is there now by allow_config_change" in text
+    assert "another folder (--output_dir), or go on with what is given now by --allow_config_change" in text
     assert before == sorted(path.name for path in (folder / "run").iterdir())
     assert resume(folder, allow_config_change=True).is_dir()
 
@@ -108,6 +109,27 @@ def test_the_same_content_is_the_same_run_however_its_path_is_written(folder, mo
         assert resume(folder, data_dir=name, pretrained_model="model").is_dir()
     shutil.move(folder / "data", folder / "moved")
     assert resume(folder, data_dir="moved").is_dir()
+
+
+def test_more_validation_is_the_same_run_and_the_best_is_sought_anew(prepared, tmp_path):
+    """Scenes that are only watched alter nothing; what was best on others is no measure. Fewer of them are refused."""
+    shutil.copytree(prepared, tmp_path / "data")
+    aside = sorted(path.parent for path in (tmp_path / "data").glob("*/surface.npy"))[3:]
+    for number, path in enumerate(aside):
+        (tmp_path / "val").mkdir(exist_ok=True)
+        shutil.move(path, tmp_path / "val" / f"v{number}")
+    shutil.copytree(tmp_path / "val" / "v0", tmp_path / "few" / "v0")
+    watched = {"val_fraction": 0.0, "validate_every": 1, "pretrained_model": str(GOLDEN / "midi_tiny" / "checkpoint")}
+    none = options(tmp_path, **watched)
+    few = options(tmp_path, **watched, val_dir=str(tmp_path / "few"), max_train_steps=3, checkpointing_steps=3)
+    more = options(tmp_path, **watched, val_dir=str(tmp_path / "val"), max_train_steps=4, checkpointing_steps=4)
+    best = []
+    for chosen in (none, few, more):
+        train.train_lora(dataclasses.replace(chosen, resume_from_checkpoint="latest"))
+        best.append(checkpoint.read_checkpoint(sorted((tmp_path / "run").glob("checkpoint-*"))[-1]).state["best"])
+    assert best[0] == {} and best[1]["step"] == 3 and best[2]["step"] == 4
+    with pytest.raises(ValueError, match="validation: sample v1 is gone"):
+        train.train_lora(dataclasses.replace(few, max_train_steps=5, resume_from_checkpoint="latest"))
 
 
 def test_a_checkpoint_without_digests_is_compared_by_its_paths(folder, monkeypatch, capsys):
