@@ -48,6 +48,9 @@ class InferOptions(Options):
     bake: bool = option(False, "GLB: all vertices in the scene's frame, instead of a pivot below each object")
     device: str | None = shared.device()
 
+    fast: bool = option(
+        False, "with the model's own speed adapter (its folder fast/): a few steps without guidance", group="adapters"
+    )
     lora_path: tuple[str, ...] | None = shared.lora_path(group="adapters")
     lora_scale: tuple[float, ...] = shared.lora_scale(group="adapters")
     lora_alpha: float | None = shared.lora_alpha(group="adapters")
@@ -129,6 +132,8 @@ def run(options: InferOptions) -> Result:
         compile=options.compile,
         offload_parts=options.offload_parts,
     )
+    if options.fast:
+        load_fast(pipe, options.pretrained_model)
     load_adapters(pipe, options.lora_path or (), options.lora_scale, options.lora_alpha)
     if world.is_main:
         partners = f" and {world.size - 1} more of their kind" if world.size > 1 else ""
@@ -201,6 +206,22 @@ def _generate(
             on_step=_show_step if pipe.world.is_main else None,
         )
     return result, [str(warning.message) for warning in caught]
+
+
+def load_fast(pipe: Pipeline, model: str) -> None:
+    """Load the speed adapter that lies in the folder `fast` of a model.
+
+    Raises:
+        ValueError: the model has none, or it does not fit.
+    """
+    from ..model.folder import resolve_model
+
+    folder = resolve_model(model) / "fast"
+    if not folder.is_dir():
+        raise ValueError(f"{model}: has no speed adapter (no folder fast/ in it); train.py --task distill makes one")
+    for note in pipe.load_adapter(folder, name="fast"):
+        if pipe.world.is_main:
+            say(f"{folder.name}: {note}")
 
 
 def load_adapters(pipe: Pipeline, paths: Sequence[str], scales: Sequence[float], lora_alpha: float | None) -> None:

@@ -27,6 +27,7 @@ from ..evaluation.meters import Meter
 from ..evaluation.scenes import Evaluation
 from ..evaluation.summary import PICTURE, closing_summary, read_history, write_loss_picture
 from ..evaluation.validation import KeepBest, Validation, best_metric
+from ..evaluation.walks import WalkValidation
 from ..model.dit import DiT
 from ..model.folder import ASSETS, ModelFolder
 from ..runtime.compile import compile_blocks
@@ -40,6 +41,7 @@ from ..training.memory import explain_out_of_memory
 from ..training.options import TrainOptions
 from ..training.preflight import Shapes, check_ahead
 from ..training.run_folder import occupied, write_config
+from ..training.tasks.distill import DistillTask, student_sampling
 from ..training.tasks.image_encoders import ImageEncoderTask, load_image_encoders
 from ..training.tasks.lora import LoRATask, modules_without_gradient
 from ..training.trainer import Trainer, find_start
@@ -87,8 +89,11 @@ def make_task(
     features: FeatureSource,
     options: TrainOptions,
     device: torch.device,
+    world_size: int = 1,
 ) -> LoRATask:
     """The task with fresh adapters: on the transformer, and with `train_image_encoders` on the image encoders too."""
+    if options.task == "distill":
+        return DistillTask(transformer, scenes, features, options, folder, world_size)
     timesteps = folder.load_scheduler().num_train_timesteps
     if not options.train_image_encoders:
         return LoRATask(transformer, scenes, features, options, timesteps)
@@ -199,9 +204,13 @@ def make_observers(
     observers: list[Observer] = [meter]
     shared = (task.transformer, task.features)
     if data.validation and options.validate_every:
-        observers.append(Validation(*shared, data.validation, options, task.networks, task.num_train_timesteps))
+        if isinstance(task, DistillTask):
+            observers.append(WalkValidation(task.teacher, task.features, data.validation, options))
+        else:
+            observers.append(Validation(*shared, data.validation, options, task.networks, task.num_train_timesteps))
     scenes = data.validation or first_views(data.scenes)
-    evaluation = Evaluation(*shared, folder, scenes, options, bool(data.validation), task.networks)
+    sampling = student_sampling(options, folder) if isinstance(task, DistillTask) else None
+    evaluation = Evaluation(*shared, folder, scenes, options, bool(data.validation), task.networks, sampling)
     if options.eval_every or options.preview_every:
         observers.append(evaluation)
     metric = best_metric(options, bool(data.validation))
@@ -226,7 +235,7 @@ def _train(
     features.prepare([*data.scenes, *data.validation], world.rank, world.size, _announce if world.is_main else None)
     world.barrier()
     transformer = training_base(folder, options, device)
-    task = make_task(transformer, folder, data.scenes, features, options, device)
+    task = make_task(transformer, folder, data.scenes, features, options, device, world.size)
     if options.shard_base:
         shard_base(transformer, task.parameters.values(), world, device)
     speed_up(task, options, device)

@@ -29,16 +29,18 @@ from ..data.sample_folder import sample_camera
 from ..data.scenes import Scene, read_scene_quietly
 from ..inference.decoding import NoSurfaceWarning, decode_meshes
 from ..inference.sampling import guided_velocity, initial_noise, sample
+from ..model.config import Sampling
 from ..model.dit import DiT
 from ..model.folder import ModelFolder
 from ..model.vae import VAE
 from ..render.renderer import preview_sheet
+from ..runtime.undisturbed import undisturbed
 from ..training.interfaces import RunView
 from ..training.log import say
 from ..training.options import TrainOptions
 from .comparison import SIZE, Outcome, Subject, comparison_sheet
 from .metrics import SCENE_KEYS, scene_metrics
-from .validation import load_plain, my_turns, undisturbed
+from .validation import load_plain, my_turns
 
 if TYPE_CHECKING:
     import trimesh
@@ -90,6 +92,7 @@ class Evaluation:
         options: of the run.
         with_metrics: whether metrics are wanted; they mean little for scenes that are trained on.
         networks: all that has the adapter, when that is more than the transformer.
+        sampling: how the adapter is sampled, when it is not as the model (which the base always is).
     """
 
     def __init__(
@@ -101,7 +104,9 @@ class Evaluation:
         options: TrainOptions,
         with_metrics: bool = True,
         networks: nn.Module | None = None,
+        sampling: Sampling | None = None,
     ) -> None:
+        self.sampling = sampling or folder.sampling
         self.networks = networks or transformer
         self.transformer, self.features, self.folder, self.options = transformer, features, folder, options
         self.scenes, self.with_metrics = scenes[: options.eval_scenes], with_metrics
@@ -154,7 +159,7 @@ class Evaluation:
         if number not in self._fixed:
             scene = self.scenes[number]
             with lora.temporary_weights(self.networks, {}):
-                generated = self.generate(scene, vae, decode)
+                generated = self.generate(scene, vae, decode, self.folder.sampling)
             if not decode:
                 return {}
             base = Outcome(generated.meshes, generated.metrics(device)["none"]["scene_f_score"])
@@ -176,9 +181,9 @@ class Evaluation:
         """The VAE that decodes, in the transformer's type."""
         return self.folder.load_vae(device, self.transformer.dtype)
 
-    def generate(self, scene: Scene, vae: VAE, decode: bool = True) -> Generated:
+    def generate(self, scene: Scene, vae: VAE, decode: bool = True, sampling: Sampling | None = None) -> Generated:
         """Generate one scene with the adapters as they are; without `decode` only the network's passes are done."""
-        options, sampling = self.options, self.folder.sampling
+        options, sampling = self.options, sampling or self.sampling
         features, rows = load_plain(self.features, scene, options)
         noise = initial_noise(len(features), features.mean.shape[1], self.transformer, options.seed, scene.name)
         together = options.enable_multi_instance_attention

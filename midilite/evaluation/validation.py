@@ -11,7 +11,6 @@ number of processes does not change the result either.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator, Sequence
 
@@ -28,6 +27,7 @@ from ..data.scenes import Scene
 from ..flow.schedule import add_noise, target
 from ..model.dit import DiT
 from ..model.vae import sample_latents
+from ..runtime.undisturbed import undisturbed
 from ..training.interfaces import RunView
 from ..training.log import say
 from ..training.objective import TIMESTEPS, SceneBatch, SceneInputs, instance_losses
@@ -53,21 +53,7 @@ def load_plain(source: FeatureSource, scene: Scene, options: TrainOptions) -> tu
     return features.select(rows), rows
 
 
-# ------------------------------------------------------------------------------------------- leaving no trace
-
-
-@contextlib.contextmanager
-def undisturbed(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Within this context a module is in evaluation mode, without gradients; all modes and generators are restored."""
-    modes = [(part, part.training) for part in module.modules()]
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
-        module.eval()
-        try:
-            yield
-        finally:
-            for part, mode in modes:
-                part.training = mode
+# ------------------------------------------------------------------------------------------------ sharing the work
 
 
 def my_turns(count: int, world: World) -> Iterator[tuple[int, bool]]:

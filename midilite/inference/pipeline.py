@@ -8,9 +8,6 @@ noise comes from (seed, "latents") on the CPU, so that every device starts from 
 
 from __future__ import annotations
 
-import functools
-import threading
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -52,6 +49,8 @@ from .pictures import PictureSettings, read_pictures, trained_fit
 from .result import ImageConditions as ImageConditions
 from .result import Result as Result
 from .sampling import check_num_tokens, initial_noise, sample
+from .speed import adapter_sampling, spelt
+from .turns import alone
 
 if TYPE_CHECKING:
     import trimesh
@@ -114,21 +113,6 @@ def load_pipeline(
     return pipe
 
 
-_in_use: weakref.WeakKeyDictionary[DiT, threading.RLock] = weakref.WeakKeyDictionary()
-
-
-def _alone(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method that runs while no other thread is in one of the same networks: their adapters' weights are theirs."""
-
-    @functools.wraps(method)
-    def waiting(self: Pipeline, *arguments: Any, **named: Any) -> Any:
-        # one that a thread may take again: __call__ calls other methods. Pipelines may share a transformer
-        with _in_use.setdefault(self.transformer, threading.RLock()):
-            return method(self, *arguments, **named)
-
-    return waiting
-
-
 class Pipeline:
     """Inference with a loaded model; see `load_pipeline`.
 
@@ -154,9 +138,10 @@ class Pipeline:
         self.clip, self.dinov2 = clip, dinov2
         self.clip_preprocessor, self.dinov2_preprocessor = clip_preprocessor, dinov2_preprocessor
         self._trained_fits: dict[str, str | None] = {}  # of adapters that were loaded
+        self._samplings: dict[str, dict[str, Any]] = {}  # of adapters that ask for a way of sampling
         self.low_memory = False  # see parallel.shared_velocity and decoding.decode_shape
 
-    @_alone
+    @alone
     def offload_parts(self) -> None:
         """Use as little of the transformer's device as can be without changing results by more than rounding.
 
@@ -186,7 +171,7 @@ class Pipeline:
             f"  adapters: {adapters or 'none'}"
         )
 
-    @_alone
+    @alone
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Pipeline:
         """Move all networks to a device, or to another floating point type, or both; returns this pipeline.
 
@@ -219,7 +204,7 @@ class Pipeline:
         """The image encoders by the names of their folders."""
         return {self.layout.dinov2: self.dinov2, **({self.layout.clip: self.clip} if self.layout.clip else {})}
 
-    @_alone
+    @alone
     @torch.inference_mode()
     def __call__(
         self,
@@ -272,7 +257,7 @@ class Pipeline:
         """
         steps = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
         steps |= {"solver": solver, "guidance_interval": guidance_interval}
-        self.sampling.changed(**steps, grid_depth=grid_depth)
+        self.sampling_with(**steps, grid_depth=grid_depth)
         seed = self._seed(seed)
         check_num_tokens(self.default_num_tokens if num_tokens is None else num_tokens)
         check_smoothing(smoothing)
@@ -283,7 +268,7 @@ class Pipeline:
         scene = build_scene(meshes, conditions.labels)
         return Result(scene, latents.cpu(), meshes, conditions.labels, conditions, seed)
 
-    @_alone
+    @alone
     @torch.inference_mode()
     def encode_images(
         self,
@@ -315,7 +300,7 @@ class Pipeline:
         with onload(encoder):
             return encode_pixels(encoder, pixels)
 
-    @_alone
+    @alone
     @torch.inference_mode()
     def sample(
         self,
@@ -335,7 +320,7 @@ class Pipeline:
             [n, T, C] in fp32 on the transformer's device.
         """
         count = conditions.dinov2.shape[0]
-        sampling = self.sampling.changed(
+        sampling = self.sampling_with(
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             solver=solver,
@@ -347,6 +332,20 @@ class Pipeline:
         velocity_of = partial(shared_velocity, world=self.world, low_memory=self.low_memory)
         return sample(self.transformer, self.scheduler, conditions.tensors(), latents, sampling, velocity_of, on_step)
 
+    def sampling_with(self, **given: Any) -> Sampling:
+        """How scenes are sampled now: the model's own way, changed by the adapters that act, changed by what is given.
+
+        Raises:
+            ValueError: a value can't be used, or two adapters that act ask for different ways.
+        """
+        active = lora.active_weights(self.networks)
+        wanted = {name: ways for name, ways in self._samplings.items() if active.get(name)}
+        if len({tuple(sorted(ways.items())) for ways in wanted.values()}) > 1:
+            asked = "; ".join(f"{name}: {spelt(ways)}" for name, ways in wanted.items())
+            raise ValueError(f"these adapters are made for different ways of sampling ({asked}): use one of them")
+        ways = next(iter(wanted.values()), {})
+        return self.sampling.changed(**{**ways, **{key: value for key, value in given.items() if value is not None}})
+
     def _seed(self, seed: int | None) -> int:
         """A seed that is one, the same on all ranks."""
         return self.world.broadcast(partial(check_seed, None)) if seed is None else check_seed(seed)
@@ -356,7 +355,7 @@ class Pipeline:
         """Latent tokens per instance when none are asked for."""
         return default_num_tokens(self.layout, self.transformer.config)
 
-    @_alone
+    @alone
     @torch.inference_mode()
     def decode_meshes(
         self, latents: Tensor, labels: Sequence[int], grid_depth: int | None = None, smoothing: str = "none"
@@ -375,7 +374,7 @@ class Pipeline:
             raise ValueError("no instance has a surface: the model made nothing solid of this image")
         return meshes
 
-    @_alone
+    @alone
     def load_adapter(
         self, path: str | Path, scale: float = 1.0, name: str = "default", lora_alpha: float | None = None
     ) -> list[str]:
@@ -387,7 +386,7 @@ class Pipeline:
             lora_alpha: for files that don't hold their alpha; default their rank.
 
         Returns:
-            Notes about the file, such as an assumed alpha.
+            Notes about the file, such as an assumed alpha, or steps that it asks for (`sampling_with`).
 
         Raises:
             ValueError: a key does not land, the name is taken, or the scale is no finite number.
@@ -399,21 +398,25 @@ class Pipeline:
         apply_adapter(networks, adapter, name)
         self._trained_fits[name] = trained_fit(adapter.metadata)
         lora.set_adapters(networks, {**active, name: scale})
+        self._samplings.pop(name, None)
+        if ways := adapter_sampling(adapter, path):
+            self._samplings[name] = ways
+            return [*adapter.notes, f"is made for {spelt(ways)}: so it is sampled unless other numbers are given"]
         return adapter.notes
 
-    @_alone
+    @alone
     def set_adapters(self, weights: Mapping[str, float]) -> None:
         """Make exactly these adapters active, each with its weight."""
         lora.set_adapters(self.networks, weights)
 
     @property
-    @_alone
+    @alone
     def adapters(self) -> dict[str, float]:
         """{name: weight} of all loaded adapters; 0 for those that do not act."""
         networks = self.networks
         return {name: 0.0 for name in lora.adapter_names(networks)} | lora.active_weights(networks)
 
-    @_alone
+    @alone
     def unload_adapters(self, *names: str) -> None:
         """Remove the adapters of these names, or all; the base is then bit for bit what it was.
 
@@ -422,12 +425,16 @@ class Pipeline:
         """
         lora.remove_adapters(self.networks, names or None)
 
-    @_alone
+    @alone
     def merge_adapters(self) -> None:
-        """Add the active adapters into the base weights (fp32 sums, one rounding) and remove them."""
+        """Add the active adapters into the base weights (fp32 sums, one rounding) and remove them.
+
+        A way of sampling that they ask for becomes the model's own.
+        """
+        self.sampling = self.sampling_with()
         lora.merge_adapters(self.networks)
 
-    @_alone
+    @alone
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write the model as a checkpoint folder that the reference reads too. Active adapters must be merged first."""
         if lora.adapter_names(self.networks):

@@ -60,6 +60,7 @@ def guided_velocity(
     project_ahead: bool = True,
     split_guidance: bool = False,
     capture: bool = True,
+    scenes: Sequence[int] | None = None,
 ) -> Velocity:
     """The velocity of one scene with classifier-free guidance; the unconditional half is one more scene of the batch.
 
@@ -75,9 +76,10 @@ def guided_velocity(
         split_guidance: compute the two halves one after the other: all that a step needs besides weights and
             conditions is then half as large.
         capture: as a CUDA graph, where that pays; needs conditions that are projected ahead.
+        scenes: how many instances each of several scenes has; default: all are of one.
     """
     count, scale = len(noise), sampling.guidance_scale
-    groups = [count] if multi_instance else [1] * count
+    groups = list(scenes or [count]) if multi_instance else [1] * count
     known = partial(known_conditions, transformer, project_ahead=project_ahead)
     told = known(conditions, count if scale > 1 and not split_guidance else 0)
     having = plain_velocity(transformer, replace(told, unconditional=0), groups)

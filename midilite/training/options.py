@@ -24,6 +24,12 @@ MOST_CHANGE = 1e30  # of a weight in one step; AdamW multiplies it by up to 10 a
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 CHECKPOINTING = ("off", "full", "selective")
 BASES = ("none", *QUANTIZATIONS)
+TASKS = ("lora", "distill")
+_OF_TASK = {  # options that one task alone looks at
+    "lora": "sigma_density logit_mean logit_std loss_weighting condition_dropout single_object_share "
+    "train_image_encoders",
+    "distill": "distill_steps teacher_steps teacher_guidance_scale walk_epochs",
+}
 BEST_METRICS = (
     "val_loss", "val_loss_ema", "eval_scene_f_score", "eval_object_f_score", "eval_scene_chamfer",
     "eval_object_chamfer", "eval_bounding_box_iou",
@@ -44,6 +50,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 _data = partial(option, group="data")
 _adapter = partial(option, group="adapter")
 _optimisation = partial(option, group="optimisation")
+_distill = partial(option, group="distillation (task distill)")
 _memory = partial(option, group="memory and speed")
 _watching = partial(option, group="evaluation and previews", alters_run=False)
 _saving = partial(option, group="saving", alters_run=False)
@@ -81,6 +88,9 @@ class TrainOptions(Options):
     )
     dry_run: bool = option(
         False, "print sizes, memory per preset and the time of two steps; write nothing", alters_run=False
+    )
+    task: str = option(
+        "lora", "lora adapts to the data; distill makes scenes in a few steps without guidance, from pictures", TASKS
     )
     pretrained_model: str = shared.pretrained_model()
     device: str | None = shared.device(alters_run=False)
@@ -160,6 +170,13 @@ class TrainOptions(Options):
         0.3, "probability of training a scene's objects each on its own", least=0, most=1
     )
 
+    distill_steps: int = _distill(4, "steps that the adapter is to make a scene in", least=1, most=50)
+    teacher_steps: int = _distill(24, "guided steps of the teacher, a multiple of distill_steps", least=1, most=1000)
+    teacher_guidance_scale: float | None = shared.guidance_scale(
+        None, "the teacher's guidance (default: the model's own)", group="distillation (task distill)"
+    )
+    walk_epochs: int = _distill(8, "epochs that each walk of the teacher is used for", least=1)
+
     mixed_precision: str = _memory("no", "type of the frozen base; the adapter is always fp32", shared.PRECISIONS)
     gradient_checkpointing: str = _memory(
         "off",
@@ -209,10 +226,26 @@ class TrainOptions(Options):
         if self.lora_image_encoder_targets is not None and not self.train_image_encoders:
             raise ValueError("lora_image_encoder_targets is given without train_image_encoders, so it would do nothing")
         check_base(self.forms(), training=True)
+        self._check_task()
         self._check_folders()
         exported_config(self.adapter_config())  # what is saved is checked now, not when it is saved
         self._check_rates()
         self._check_validation()
+
+    def _check_task(self) -> None:
+        """Options that the other task looks at would do nothing."""
+        for task, names in _OF_TASK.items():
+            changed = [name for name in names.split() if getattr(self, name) != getattr(type(self), name)]
+            if task != self.task and changed:
+                raise ValueError(f"{changed[0]} is given, which only task {task} looks at, but the task is {self.task}")
+        if self.task != "distill":
+            return
+        if self.teacher_steps % self.distill_steps:
+            raise ValueError(
+                f"teacher_steps is {self.teacher_steps}, expected a multiple of distill_steps {self.distill_steps}"
+            )
+        if self.shard_base:
+            raise ValueError("shard_base and task distill can't be combined: each process walks scenes of its own")
 
     @property
     def recomputes(self) -> bool:

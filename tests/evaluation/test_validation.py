@@ -26,6 +26,7 @@ from midilite.mesh.geometry import sample_surface
 from midilite.model.config import Sampling
 from midilite.model.folder import ModelFolder
 from midilite.render.charts import COLORS
+from midilite.runtime.undisturbed import undisturbed
 from midilite.training import flops
 from midilite.training.interfaces import RunView
 from midilite.training.objective import SceneBatch, SceneInputs
@@ -77,7 +78,7 @@ def test_an_undisturbed_module_gets_its_modes_and_generators_back():
     module = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(2, 2)).train()
     module[1].eval()
     before = torch.get_rng_state()
-    with pytest.raises(KeyError), validation.undisturbed(module, torch.device("cpu")):
+    with pytest.raises(KeyError), undisturbed(module, torch.device("cpu")):
         assert not module[0].training and not torch.is_grad_enabled()
         torch.rand(3)
         raise KeyError

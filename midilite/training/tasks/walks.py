@@ -1,0 +1,164 @@
+"""The teacher's walks of training scenes, made when they are due and kept while they are used.
+
+A walk belongs to a scene and a **generation** of so many epochs: within it the scene's noise, view and choice of
+instances stay, so that one walk serves several steps. It is made for a whole batch of scenes, in which its roundings
+depend on its neighbours; so each scene's **home** is the batch that it is in at the first epoch of the generation,
+which the plan of the run decides. That makes a walk a function of (seed, generation, scene): a resumed run, which asks
+for the same walks in another order, sees the same bits.
+
+Points are kept in 16 bits in host memory; those of generations that are over are forgotten. Several processes each make
+the walks of the homes that they need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ... import lora
+from ...common.seeds import torch_generator
+from ...data.augment import choose, choose_instances
+from ...data.cache import FeatureSource
+from ...data.features import Features
+from ...data.scenes import Scene
+from ...flow.schedule import RectifiedFlowScheduler
+from ...flow.walks import stops, walk
+from ...inference.sampling import guided_velocity
+from ...model.config import Sampling
+from ...model.dit import DiT
+from ...runtime.undisturbed import undisturbed
+from ..options import TrainOptions
+from ..plan import Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """A teacher's walk of one scene of n instances, on the CPU.
+
+    Attributes:
+        points: [K + 1, n, T, C], from noise to data.
+        conditions: one [n, S, E] per condition.
+    """
+
+    points: Tensor
+    conditions: tuple[Tensor, ...]
+
+
+class Teacher:
+    """The network without the adapter that is trained, sampled with guidance on the model's own schedule.
+
+    Args:
+        transformer: the student's network: the teacher is the same with other weights of adapters.
+        networks: all that has adapters.
+        scheduler: the model's.
+        sampling: steps and guidance of the teacher.
+        student_steps: K; must divide the teacher's steps.
+        weights: {adapter: weight} of the teacher; default none.
+        multi_instance: whether the instances of a scene attend to each other.
+
+    Attributes:
+        sigmas: the student's K + 1 noise levels, which are some of the teacher's.
+    """
+
+    def __init__(
+        self,
+        transformer: DiT,
+        networks: nn.Module,
+        scheduler: RectifiedFlowScheduler,
+        sampling: Sampling,
+        student_steps: int,
+        weights: dict[str, float] | None = None,
+        multi_instance: bool = True,
+    ) -> None:
+        self.transformer, self.networks, self.sampling = transformer, networks, sampling
+        self.weights, self.multi_instance = weights or {}, multi_instance
+        self.kept = stops(sampling.num_inference_steps, student_steps)
+        self.num_train_timesteps = scheduler.num_train_timesteps
+        schedule = scheduler.schedule(sampling.num_inference_steps)
+        self.timesteps, self._sigmas = schedule.timesteps, schedule.sigmas.tolist()
+        self.sigmas = [self._sigmas[level] for level in self.kept]
+
+    def walks(self, features: Sequence[Features], noises: Sequence[Tensor]) -> list[Walk]:
+        """The walks of several scenes, made together.
+
+        Args:
+            features: of each scene.
+            noises: [n, T, C] of each.
+        """
+        device, counts = self.transformer.device, [len(noise) for noise in noises]
+        conditions = [torch.cat(parts).to(device) for parts in zip(*(f.conditions() for f in features), strict=True)]
+        noise, timesteps = torch.cat(list(noises)).to(device), self.timesteps.to(device)
+        low, high = self.sampling.guidance_interval
+        # like every pass of a run that may shard or offload its base, nothing is projected ahead
+        make = partial(guided_velocity, project_ahead=False, capture=False, multi_instance=self.multi_instance)
+        with undisturbed(self.networks, device), lora.temporary_weights(self.networks, self.weights):
+            velocity = make(self.transformer, conditions, noise, self.sampling, scenes=counts)
+
+            def at(x: Tensor, level: int) -> Tensor:
+                return velocity(x, timesteps[level, None], low <= self._sigmas[level] <= high)
+
+            points = walk(at, noise, self._sigmas, self.kept, self.sampling.solver)
+        parts = points.to("cpu", torch.float16).split(counts, dim=1)
+        return [Walk(part, scene.conditions()) for part, scene in zip(parts, features, strict=True)]
+
+
+class WalkStore:
+    """The walks that a run's steps ask for.
+
+    Args:
+        teacher: who walks.
+        scenes: the training scenes.
+        features: where their encoded form comes from.
+        options: seed, size of batches and epochs of a generation.
+        world_size: processes of the run; with the options it decides which scenes are a home.
+    """
+
+    def __init__(
+        self, teacher: Teacher, scenes: list[Scene], features: FeatureSource, options: TrainOptions, world_size: int = 1
+    ) -> None:
+        self.teacher, self.scenes, self.features, self.options = teacher, scenes, features, options
+        self.plan = Plan(len(scenes), options.batch_size, options.gradient_accumulation_steps, world_size, options.seed)
+        self.kept: dict[tuple[int, int], Walk] = {}  # by generation and scene
+
+    def generation(self, step: int) -> int:
+        """The generation that a step belongs to."""
+        return self.plan.epoch_of(step) // self.options.walk_epochs
+
+    def use(self, step: int) -> int:
+        """The how manieth use of its walk a scene makes at a step, from 0."""
+        return self.plan.epoch_of(step) % self.options.walk_epochs
+
+    def get(self, scenes: Sequence[int], step: int) -> list[Walk]:
+        """The walks of these scenes at a step; those that are missing are made, with all that share their home."""
+        generation = self.generation(step)
+        for old in [key for key in self.kept if key[0] < generation]:
+            del self.kept[old]
+        homes = self._homes(generation)
+        for scene in scenes:
+            if (generation, scene) not in self.kept:
+                self._make(generation, homes(scene))
+        return [self.kept[generation, scene] for scene in scenes]
+
+    def _homes(self, generation: int) -> Callable[[int], list[int]]:
+        """What gives the batch that a scene is in at a generation's first epoch."""
+        first = generation * self.options.walk_epochs * self.plan.steps_per_epoch
+        ranks, steps = range(self.plan.world_size), range(first, first + self.plan.steps_per_epoch)
+        batches = [batch for step in steps for rank in ranks for batch in self.plan.batches(step, rank)]
+        home = {scene: batch for batch in batches for scene in batch}
+        return home.__getitem__
+
+    def _make(self, generation: int, batch: Sequence[int]) -> None:
+        features, noises = [], []
+        for scene in (self.scenes[number] for number in batch):
+            generator = torch_generator(self.options.seed, "walk", generation, scene.name)
+            view, variant = choose(len(scene.views), generator), choose(len(self.features.mask_variants), generator)
+            found = self.features.load(scene, view, variant)
+            most, least = self.options.max_num_instances, self.options.min_mask_share
+            features.append(found.select(choose_instances(found.mask_share, generator, most, least)))
+            noises.append(torch.randn(features[-1].mean.shape, generator=generator))
+        for number, made in zip(batch, self.teacher.walks(features, noises), strict=True):
+            self.kept[generation, number] = made

@@ -1,0 +1,298 @@
+"""Speed adapters: windows and their sign, walks that do not depend on when they are asked for, and what files say."""
+
+import json
+import shutil
+import signal
+
+import pytest
+import torch
+from golden_files import relative_error
+from PIL import Image
+
+import midilite
+from midilite import lora
+from midilite.commands.launch import run
+from midilite.commands.train import make_task, open_features, resolve_data, train_lora, training_base
+from midilite.data.scenes import find_scenes
+from midilite.flow.schedule import RectifiedFlowScheduler, target
+from midilite.flow.solvers import euler
+from midilite.flow.walks import mean_velocity, stops, walk
+from midilite.inference.sampling import guided_velocity, sample
+from midilite.lora.files import read_adapter
+from midilite.lora.writers import write_peft_folder
+from midilite.model.config import Sampling
+from midilite.model.folder import ModelFolder
+from midilite.training.options import TrainOptions
+
+X0, EPS = torch.randn(2, 3, 8, 5, generator=torch.Generator().manual_seed(0)).unbind(0)
+SIGMAS = RectifiedFlowScheduler(shift=3.0).schedule(24).sigmas.tolist()
+
+
+def bent(x, level):
+    """A field whose paths are curved: the exact target, bent along the way."""
+    return target(X0, EPS) + torch.sin(3 * x) * SIGMAS[level]
+
+
+# ---- windows -------------------------------------------------------------------------------------------------------
+
+
+def test_a_student_that_returns_the_target_of_each_window_walks_as_the_teacher():
+    """Fails when the sign of the mean velocity flips, or when windows and levels do not belong together."""
+    kept = stops(24, 4)
+    points = walk(bent, EPS, SIGMAS, kept)
+    sigmas = [SIGMAS[level] for level in kept]
+
+    def student(x, k):
+        return mean_velocity(points[k], points[k + 1], sigmas[k], sigmas[k + 1])
+
+    *_, end = euler(student, EPS, sigmas)
+    assert relative_error(end, points[-1]) < 1e-5
+    *_, away = euler(lambda x, k: -student(x, k), EPS, sigmas)
+    assert relative_error(away, points[-1]) > 1
+
+
+def test_the_walk_is_the_teacher_s_own():
+    *_, end = euler(bent, EPS, SIGMAS)
+    points = walk(bent, EPS, SIGMAS, stops(24, 6))
+    assert points.shape == (7, *EPS.shape) and torch.equal(points[0], EPS) and torch.equal(points[-1], end)
+
+
+def test_straight_paths_have_one_velocity_in_every_window():
+    """A teacher of straight paths is reproduced in one step, and its windows ask for the training target."""
+    points = walk(lambda x, level: target(X0, EPS), EPS, SIGMAS, stops(24, 3))
+    sigmas = [SIGMAS[level] for level in stops(24, 3)]
+    for k in range(3):
+        velocity = mean_velocity(points[k], points[k + 1], sigmas[k], sigmas[k + 1])
+        assert relative_error(velocity, target(X0, EPS)) < 1e-4
+    whole = mean_velocity(points[0], points[-1], 1.0, 0.0)
+    *_, end = euler(lambda x, k: whole, EPS, [1.0, 0.0])
+    assert relative_error(end, X0) < 1e-5
+
+
+@pytest.mark.parametrize(("teacher", "student"), [(24, 5), (4, 8), (3, 0)])
+def test_windows_that_do_not_divide_the_walk(teacher, student):
+    with pytest.raises(ValueError, match=f"{teacher} steps of the teacher do not fall into {student} equal windows"):
+        stops(teacher, student)
+
+
+# ---- options -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"task": "distill", "condition_dropout": 0.2}, "condition_dropout is given, which only task lora looks at"),
+        ({"task": "distill", "train_image_encoders": True}, "train_image_encoders is given, which only task lora"),
+        ({"walk_epochs": 3}, "walk_epochs is given, which only task distill looks at, but the task is lora"),
+        ({"task": "distill", "distill_steps": 5}, "teacher_steps is 24, expected a multiple of distill_steps 5"),
+        ({"task": "distil"}, "task"),
+    ],
+)
+def test_options_of_the_other_task_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        TrainOptions(data_dir="demo", **given)
+
+
+# ---- walks ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def distilling(small_run, tmp_path):
+    """Options of a run of 10 steps with 2 windows of a teacher of 4 steps, each walk used for 3 epochs."""
+
+    def make(**changes):
+        fast = {"task": "distill", "distill_steps": 2, "teacher_steps": 4, "walk_epochs": 3, "batch_size": 2}
+        return TrainOptions(**small_run | {"output_dir": str(tmp_path / "run"), "max_train_steps": 10} | fast | changes)
+
+    return make
+
+
+@pytest.fixture
+def task(distilling):
+    options = distilling()
+    folder, device = ModelFolder(options.pretrained_model), torch.device("cpu")
+    scenes = find_scenes(resolve_data(options.data_dir))
+    features = open_features(folder, options, device, 16)
+    return make_task(training_base(folder, options, device), folder, scenes, features, options, device)
+
+
+def test_a_walk_is_the_guided_sampling_of_the_base(task):
+    """Its last point is what the pipeline's own sampler makes of the same noise, with all steps and guidance."""
+    (made,) = task.walks.get([0], step=0)
+    noise, teacher = made.points[0].float(), task.teacher
+    assert teacher.sampling == Sampling(4, 7.0) and made.points.dtype == torch.float16
+    with torch.no_grad():
+        expected = sample(
+            task.transformer.eval(),
+            ModelFolder(task.options.pretrained_model).load_scheduler(),
+            made.conditions,
+            noise,
+            teacher.sampling,
+            guided_velocity,
+        )
+    assert relative_error(made.points[-1].float(), expected) < 2e-3, "16 bits, and noise that was rounded to them"
+
+
+def test_walks_do_not_depend_on_when_they_are_asked_for(task, distilling):
+    """In the order of training, in another, and by a run that begins in the middle of a generation: the same bits."""
+    wanted = [(scenes, step) for step in (0, 4, 8, 10) for scenes in task.walks.plan.batches(step, 0)]
+    first = {
+        (i, step): w.points
+        for scenes, step in wanted
+        for i, w in zip(scenes, task.walks.get(scenes, step), strict=True)
+    }
+    for scenes, step in reversed(wanted):
+        task.walks.kept.clear()
+        for number in reversed(scenes):
+            (again,) = task.walks.get([number], step)
+            assert torch.equal(again.points, first[number, step])
+
+
+def test_walks_are_renewed_after_their_epochs_and_then_forgotten(task):
+    """Five scenes in batches of two: three steps an epoch, so nine steps a generation."""
+    store = task.walks
+    assert [store.generation(step) for step in (0, 8, 9, 17, 18)] == [0, 0, 1, 1, 2]
+    assert [store.use(step) for step in (0, 2, 3, 8, 9)] == [0, 0, 1, 2, 0]
+    old, same = (store.get([1], step)[0] for step in (0, 8))
+    assert same is old
+    new = store.get([1], 9)[0]
+    assert not torch.equal(new.points[0], old.points[0]) and all(generation == 1 for generation, _ in store.kept)
+
+
+def test_every_window_comes_once_in_as_many_uses(task):
+    for number in range(task.num_scenes):
+        steps = [next(s for s in range(3 * e, 3 * e + 3) if number in task.walks.plan.scenes(s)) for e in range(2)]
+        sigmas = {task.draw([number], step).scenes[0].sigma for step in steps}
+        assert sigmas == set(task.teacher.sigmas[:-1])
+
+
+def test_the_teacher_does_not_learn(task):
+    """A walk with a student that has moved is the walk from before; modes and generators come back."""
+    (before,) = task.walks.get([2], 0)
+    with torch.no_grad():
+        for parameter in task.parameters.values():
+            parameter.add_(0.1)
+    task.walks.kept.clear()
+    task.networks.train()
+    state = torch.get_rng_state()
+    (after,) = task.walks.get([2], 0)
+    assert torch.equal(before.points, after.points)
+    assert task.transformer.training and torch.equal(state, torch.get_rng_state())
+
+
+def test_targets_point_from_noise_to_data(task):
+    batch = task.draw([0, 1], 0)
+    for scene in batch.scenes:
+        walks = task.walks.get([0, 1], 0)
+        (made,) = [w for w in walks if any(torch.equal(p.float(), scene.noised) for p in w.points)]
+        window = task.teacher.sigmas.index(scene.sigma)
+        step = task.teacher.sigmas[window] - task.teacher.sigmas[window + 1]
+        assert relative_error(scene.noised + step * scene.target, made.points[window + 1].float()) < 1e-5
+        assert scene.groups == [len(scene.noised)] and not scene.dropped
+
+
+# ---- runs ----------------------------------------------------------------------------------------------------------
+
+
+def lines(folder):
+    return [json.loads(line) for line in open(folder / "metrics.jsonl")]
+
+
+def test_a_run_comes_nearer_to_its_teacher_and_says_how_it_is_sampled(distilling, tmp_path):
+    options = distilling(val_fraction=0.4, validate_every=10, max_train_steps=30, learning_rate=3e-3, ema_decay=0.9)
+    final = train_lora(options)
+    *_, last = found = lines(tmp_path / "run")
+    (base,) = [line["val_loss_base"] for line in found if "val_loss_base" in line]
+    assert last["val_loss"] < 0.5 * base and 0 < last["val_distance"] < 2 and last["val_norm"] > 0
+    assert {"val_loss_window_0", "val_loss_window_1", "val_loss_ema"} <= last.keys()
+    facts = read_adapter(final).metadata
+    assert facts["sampling"] == {"num_inference_steps": 2, "guidance_scale": 1.0, "solver": "euler"}
+    assert facts["training"]["teacher"]["num_inference_steps"] == 4 and facts["training"]["sigmas"] == [1.0, 0.75, 0.0]
+
+
+def test_a_killed_and_resumed_run_writes_the_same_bytes(forks, flags, tmp_path):
+    """In the middle of a generation, whose walks the resumed run has to make anew."""
+    more = ["--task", "distill", "--distill_steps", 2, "--teacher_steps", 4, "--walk_epochs", 3, "--batch_size", 2]
+    more += ["--max_train_steps", 8, "--checkpointing_steps", 3]
+    whole, part, log = tmp_path / "whole", tmp_path / "part", tmp_path / "log"
+    assert forks.run("train", log, arguments=flags(whole, *more)) == 0
+    assert forks.run("train_until_killed", log, arguments=flags(part, *more), step=5) == -signal.SIGKILL
+    assert forks.run("train", log, arguments=flags(part, *more, "--resume_from_checkpoint", "latest")) == 0
+    first, second = ((run / "lora-final" / "adapter_model.safetensors").read_bytes() for run in (whole, part))
+    assert first == second
+
+
+def test_two_processes_train_as_one(forks, flags, tmp_path):
+    more = ["--task", "distill", "--distill_steps", 2, "--teacher_steps", 4, "--max_train_steps", 4]
+    alone, together, log = tmp_path / "alone", tmp_path / "together", tmp_path / "log"
+    assert forks.run("train", log, arguments=flags(alone, *more, "--batch_size", 2)) == 0
+    assert forks.run_group("train", log, 2, arguments=flags(together, *more, "--batch_size", 1)) == [0, 0]
+    first, second = (read_adapter(run / "lora-final").state for run in (alone, together))
+    assert all((first[key] - second[key]).abs().max() < 1e-4 for key in first)
+
+
+# ---- in use --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def speed(tmp_path_factory):
+    """An adapter of the shipped model that asks for 3 steps without guidance."""
+    pipe = midilite.load_pipeline("tiny", "cpu")
+    config = lora.LoRAConfig(rank=2, alpha=2)
+    lora.inject(pipe.transformer, config)
+    folder = tmp_path_factory.mktemp("speed") / "fast"
+    ways = {"num_inference_steps": 3, "guidance_scale": 1.0, "solver": "euler"}
+    write_peft_folder(folder, lora.adapter_state(pipe.transformer), config, {"sampling": ways})
+    pipe.unload_adapters()
+    return pipe, folder
+
+
+def test_the_file_says_how_it_is_sampled_and_what_is_given_wins(speed):
+    pipe, folder = speed
+    notes = pipe.load_adapter(folder)
+    assert any("is made for 3 steps, no guidance" in note for note in notes)
+    own = pipe.sampling
+    assert pipe.sampling_with() == own.changed(num_inference_steps=3, guidance_scale=1.0)
+    assert pipe.sampling_with(num_inference_steps=7).num_inference_steps == 7
+    pipe.set_adapters({"default": 0.0})
+    assert pipe.sampling_with() == own, "an adapter that is off asks for nothing"
+    pipe.set_adapters({"default": 1.0})
+    pipe.load_adapter(folder, name="again")
+    assert pipe.sampling_with().num_inference_steps == 3, "two that ask for the same"
+    pipe.unload_adapters()
+    assert pipe.sampling_with() == own
+
+
+def test_a_scene_takes_as_many_steps_as_the_adapter_asks_for(speed):
+    pipe, folder = speed
+    pipe.load_adapter(folder)
+    steps = []
+    picture, mask = Image.new("RGB", (64, 64), (90, 120, 60)), torch.zeros(64, 64, dtype=torch.int32)
+    mask[16:48, 16:48] = 1
+    conditions = pipe.encode_images(picture, mask.numpy())
+    pipe.sample(conditions, num_tokens=16, on_step=lambda done, total: steps.append((done, total)))
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+    pipe.unload_adapters()
+
+
+@pytest.mark.parametrize("ways", [7, {"steps": 3}, {"num_inference_steps": 0}, {"solver": "rk4"}])
+def test_ways_that_a_file_can_t_ask_for(speed, tmp_path, ways):
+    pipe, folder = speed
+    adapter = read_adapter(folder)
+    write_peft_folder(tmp_path / "bad", adapter.state, adapter.config, {"sampling": ways})
+    with pytest.raises(ValueError, match="sampling"):
+        pipe.load_adapter(tmp_path / "bad", name="bad")
+    pipe.unload_adapters() if lora.adapter_names(pipe.networks) else None
+
+
+def test_fast_takes_the_adapter_of_the_model_s_own_folder(speed, tmp_path, capsys):
+    _, folder = speed
+    model = tmp_path / "model"
+    shutil.copytree(ModelFolder("tiny").path, model)
+    wanted = ["--pretrained_model", str(model), "--fast", "--device", "cpu", "--grid_depth", "4", "--num_tokens", "64"]
+    assert run("infer", [*wanted, "--output", str(tmp_path / "a.glb")]) == 1
+    assert "has no speed adapter (no folder fast/ in it); train.py --task distill makes one" in capsys.readouterr().err
+    shutil.copytree(folder, model / "fast")
+    run("infer", [*wanted, "--output", str(tmp_path / "a.glb")])
+    said = capsys.readouterr().err
+    assert "fast: is made for 3 steps, no guidance" in said and "denoising 3/3" in said
