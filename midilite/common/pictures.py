@@ -24,6 +24,7 @@ from .files import refuse_special
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn: 256 MiB in three colours
 ORIENTATION = 0x0112  # the EXIF tag: 1 is upright, 2 to 4 keep width and height, 5 to 8 exchange them
+_BITS_PER_SAMPLE, _PLANAR_CONFIGURATION = 258, 284  # of a TIFF
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _DARK = 16  # no value of a picture's 8 bits reaches this: what was read are 12 bits in 16 or fewer
 
@@ -52,6 +53,7 @@ def read_pixels(path: str | os.PathLike[str], exact: bool = False) -> Image.Imag
             `exact` is set or the high ones are nearly all black.
     """
     with _reading(path) as image:
+        refuse_planes(image)
         deep, exchanged = is_deep(image), _exchanged(image)
         high = _loaded(image)
     if not deep:
@@ -81,6 +83,14 @@ def is_deep(image: Image.Image) -> bool:
         or (image.format == "PPM" and isinstance(each, tuple) and isinstance(each[-1], int) and each[-1] > 255)
         for each in arguments
     )
+
+
+def refuse_planes(image: Image.Image) -> None:
+    """Raise ValueError for a TIFF of more than 8 bits in channels that lie apart: Pillow makes another picture of it."""
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(_BITS_PER_SAMPLE, ())
+    if tags.get(_PLANAR_CONFIGURATION) == 2 and isinstance(bits, tuple) and len(bits) > 1 and max(bits) > 8:
+        raise ValueError("it has 16 bits in each channel, and its channels one after the other; save it as PNG")
 
 
 def _exchanged(image: Image.Image) -> list[Any] | None:
@@ -144,7 +154,10 @@ def _reading(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
     except FileNotFoundError as error:
         raise ValueError(f"{name}: no such image file") from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"{name}: cannot be read as an image (none of {', '.join(FORMATS)}, or damaged)") from error
+        which = f"none of {', '.join(FORMATS)}, or damaged"
+        if _begins(path, 4) in (b"II*\0", b"MM\0*"):
+            which = "a TIFF of a kind that is not read, such as colours in floating point, or damaged; save it as PNG"
+        raise ValueError(f"{name}: cannot be read as an image ({which})") from error
     except (TooLargeError, _NoHeifError):
         raise
     except Exception as error:  # a damaged file makes Pillow's plugins raise almost anything
@@ -155,9 +168,13 @@ class _NoHeifError(ValueError):
     """The package that reads HEIC is missing."""
 
 
-def _is_heif(path: str | os.PathLike[str]) -> bool:
+def _begins(path: str | os.PathLike[str], count: int) -> bytes:
     with open(path, "rb") as file:
-        start = file.read(12)
+        return file.read(count)
+
+
+def _is_heif(path: str | os.PathLike[str]) -> bool:
+    start = _begins(path, 12)
     return start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS
 
 

@@ -20,7 +20,16 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..common.errors import WrongTypeError
-from ..common.pictures import EIGHT_OF_SIXTEEN, ORIENTATION, check_size, is_deep, orientation, read_picture, read_pixels
+from ..common.pictures import (
+    EIGHT_OF_SIXTEEN,
+    ORIENTATION,
+    check_size,
+    is_deep,
+    orientation,
+    read_picture,
+    read_pixels,
+    refuse_planes,
+)
 
 ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray
 WHITE = (255, 255, 255)
@@ -42,6 +51,7 @@ def open_image(source: ImageSource) -> Image.Image:
         raise WrongTypeError(wrong_type("image", source, "a uint8 array [H, W], [H, W, 3] or [H, W, 4]"))
     check_size(*source.size, "the image")
     try:
+        refuse_planes(source)
         source.load()  # Pillow's images are read when they are needed
         turned = source.getexif().get(ORIENTATION, 1) != 1  # what needs no turning is not copied
         return ImageOps.exif_transpose(source) if turned else source

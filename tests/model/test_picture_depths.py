@@ -130,6 +130,24 @@ def test_pictures_of_16_bits_without_a_file_and_of_grey_with_alpha_are_not_black
     assert far(loaded(tmp_path / "b.tif"), RGB) <= 1
 
 
+def test_what_pillow_can_not_read_in_16_bits_is_refused(tmp_path):
+    """Colours one after the other came out as another picture; 12 bits that a PPM says to be 16 were black."""
+    tifffile = pytest.importorskip("tifffile")
+    deep = RGB.astype(np.uint16) * 16
+    tifffile.imwrite(tmp_path / "a.tif", np.moveaxis(deep, -1, 0).copy(), photometric="rgb", planarconfig="separate")
+    for source in (tmp_path / "a.tif", Image.open(tmp_path / "a.tif")):
+        with pytest.raises(ValueError, match="16 bits in each channel, and its channels one after the other.*PNG"):
+            load_rgb(source)
+    tifffile.imwrite(tmp_path / "b.tif", (RGB / 255).astype(np.float32), photometric="rgb")
+    with pytest.raises(ValueError, match="a TIFF of a kind that is not read, such as colours in floating point"):
+        load_rgb(tmp_path / "b.tif")
+    (tmp_path / "c.ppm").write_bytes(b"P6 160 120 65535\n" + deep.astype(">u2").tobytes())
+    with pytest.raises(ValueError, match=r"c\.ppm: .* only the upper 8 are read .* and those are black"):
+        load_rgb(tmp_path / "c.ppm")
+    (tmp_path / "c.ppm").write_bytes(b"P6 160 120 4095\n" + deep.astype(">u2").tobytes())
+    assert far(loaded(tmp_path / "c.ppm"), RGB) <= 1
+
+
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 40
 
 
