@@ -86,7 +86,7 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def refuse_planes(image: Image.Image) -> None:
-    """Raise ValueError for a TIFF of more than 8 bits in channels that lie apart: Pillow makes another picture of it."""
+    """Raise ValueError for a TIFF of more than 8 bits in channels that lie apart: Pillow makes something else of it."""
     tags = getattr(image, "tag_v2", {})
     bits = tags.get(_BITS_PER_SAMPLE, ())
     if tags.get(_PLANAR_CONFIGURATION) == 2 and isinstance(bits, tuple) and len(bits) > 1 and max(bits) > 8:
