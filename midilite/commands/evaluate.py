@@ -76,6 +76,8 @@ class EvaluateOptions(Options):
         None, "surface grid of 2^depth cells per axis around each object (default: the model's)", least=3, most=10
     )
 
+    picture_fit: str | None = shared.picture_fit(group=SCENE)
+
     protocol: str = _measure(
         "plain", "how it is measured: plainly, or as MIDI's own evaluation does, with its mistakes", tuple(PROTOCOLS)
     )
@@ -187,7 +189,7 @@ def evaluate_scene(
         strength: float | Mapping[str, float] = 1.0 if kind == "adapter" else {}
         with torch.inference_mode(), lora.temporary_weights(pipe.networks, strength), warnings.catch_warnings():
             warnings.simplefilter("ignore", NoSurfaceWarning)  # counted in the metrics
-            conditions = encode_scene(pipe, data)
+            conditions = encode_scene(pipe, data, options.picture_fit)
             steps, scale = options.num_inference_steps, options.guidance_scale
             ways = {"solver": options.solver, "guidance_interval": options.guidance_interval}
             latents = pipe.sample(conditions, steps, scale, latents=noise, **ways)
@@ -216,12 +218,13 @@ def _measured_part(data: SceneData, options: EvaluateOptions) -> SceneData:
     return dataclasses.replace(data, labels=new[data.labels], surfaces=data.surfaces[rows], indices=indices)
 
 
-def encode_scene(pipe: Pipeline, data: SceneData) -> ImageConditions:
+def encode_scene(pipe: Pipeline, data: SceneData, picture_fit: str | None = None) -> ImageConditions:
     """Conditions of all instances of a scene, in its order."""
     import torch
 
     count, labels = len(data.surfaces), data.labels
-    known = {"mask_background": 0, "min_object_pixels": 0}  # all of them are objects of the data set
+    # all of them are objects of the data set
+    known = {"mask_background": 0, "min_object_pixels": 0, "picture_fit": picture_fit}
     try:
         if pipe.clip is not None:
             return pipe.encode_images(data.image, data.labels, **known)

@@ -129,6 +129,8 @@ def orientation(source: str | os.PathLike[str] | Image.Image) -> int:
 
 
 def _orientation(image: Image.Image) -> int:
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # it might stand behind the pixels, which would have to be read for that
     found = image.getexif().get(ORIENTATION, 1)
     return found if found in range(1, 9) else 1
 

@@ -27,7 +27,7 @@ from ..common.npy import load_npy
 from ..common.seeds import numpy_generator
 from ..mesh.normals import estimate_normals
 from ..model.label_maps import label_values
-from ..model.masks import load_mask
+from ..model.masks import ambiguous_turn, load_mask
 from ..model.pictures import load_rgb
 from .front3d import find_rooms
 from .front3d_lists import is_front3d
@@ -191,7 +191,8 @@ def read_scene_quietly(
     chosen = scene.views[view]
     _check_files(scene, chosen)
     image = load_rgb(chosen.image)
-    notes: list[str] = []
+    masks = {chosen.mask or source.mask for source in scene.instances}
+    notes = [note for mask in sorted(masks) if (note := ambiguous_turn(chosen.image, mask, image.size))]
     labels, indices = _label_map(scene, chosen, image.size, notes)
     surfaces = _surfaces(scene, indices, {} if known is None else known, notes, estimate)
     count = num_points or max(map(len, surfaces))

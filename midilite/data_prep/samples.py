@@ -24,7 +24,7 @@ from ..common.seeds import numpy_generator
 from ..mesh.geometry import sample_surface, scene_transform
 from ..model.config import MAX_LABELS
 from ..model.label_maps import label_values
-from ..model.masks import load_mask, load_matching_mask
+from ..model.masks import ambiguous_turn, load_mask, load_matching_mask
 from ..model.pictures import load_rgb
 from ..render.camera import Camera, orbit_camera
 from ..render.render_mesh import RenderMesh, to_render_mesh
@@ -108,7 +108,8 @@ def build_samples(
         )
     if source.rgb or source.seg:
         files, manifest = _given_sample(source, Path(input_dir), instances, settings)
-        yield sample_name(source.name, 0), files, {**manifest, **notes}
+        told = [*loaded.notes, *manifest.pop("warnings", [])]
+        yield sample_name(source.name, 0), files, {**manifest, **({"warnings": told} if told else {})}
         return
     mapping = Path(input_dir) / source.mapping if source.mapping else None
     shapes = [Shape.of(instance) for instance in match_labels(None, instances, mapping).values()]
@@ -132,7 +133,8 @@ def _given_sample(
             f"{missing} is missing beside {present}; add it, or remove {present} to have the scene rendered"
         )
     rgb = load_rgb(root / source.rgb)
-    notes: list[str] = []
+    turned = ambiguous_turn(root / source.rgb, root / source.seg, rgb.size)
+    notes = [turned] if turned else []
     if source.mapping:  # names the labels, as they stand there
         labels = load_mask(root / source.seg, size=rgb.size, background=0, notes=notes)
     else:
@@ -149,8 +151,8 @@ def _given_sample(
     manifest = _manifest(source, 0, shapes, ids, frame, settings)
     for entry, label in zip(manifest["instances"], pairs, strict=True):
         entry["label_in_seg"] = label
-    told = {"mask_notes": notes} if notes else {}
-    return files, {**manifest, "image": "given", "skipped_meshes": [], **told}
+    notes = [note.replace(f"{root}/", "") for note in notes]  # reports name files relative to the input folder
+    return files, {**manifest, "image": "given", "skipped_meshes": [], **({"warnings": notes} if notes else {})}
 
 
 @dataclass(frozen=True, eq=False)

@@ -282,7 +282,8 @@ class Pipeline:
         """Encode an image (and mask) to conditions; see `__call__` for the arguments and errors."""
         settings = PictureSettings(padding, picture_fit, mask_background, min_object_pixels)
         preprocessors = self.clip_preprocessor, self.dinov2_preprocessor
-        trained = {name: self._trained_fits[name] for name in self.adapters if self._trained_fits.get(name)}
+        acting = [name for name, weight in self.adapters.items() if weight]
+        trained = {name: fit for name in acting if (fit := self._trained_fits.get(name)) is not None}
         image, labels = read_pictures(rgb, mask, preprocessors, settings, trained)
         if self.clip is None:
             if labels is not None:

@@ -78,26 +78,35 @@ def load_pair(
 ) -> tuple[Image.Image, np.ndarray]:
     """A picture and its mask, upright: RGB [W x H] and int32 [H, W].
 
-    A picture that its EXIF tag turns without changing its size may have a mask that was drawn before or after turning:
-    where the mask has no tag of its own, it is taken as drawn on what people see, and that is said.
-
     Raises:
         ValueError: as `load_rgb` and `load_mask`.
     """
     image = load_rgb(rgb)
+    text = ambiguous_turn(rgb, mask, image.size)
+    if text and notes is None:
+        warnings.warn(text, MaskWarning, stacklevel=2)
+    elif text:
+        notes.append(text)
+    return image, load_mask(mask, image.size, background=background, notes=notes)
+
+
+def ambiguous_turn(rgb: ImageSource, mask: MaskSource, size: tuple[int, int]) -> str:
+    """A sentence where a mask fits a picture that its EXIF tag turns before and after that; else nothing.
+
+    It is so where turning does not change the size. A mask with a tag of its own is turned by that; one without is
+    taken as drawn on what people see.
+
+    Args:
+        size: (width, height) of the upright picture.
+    """
     turned = orientation_of(rgb)
     # 5 to 8 exchange width and height, which a mask of a picture that is no square shows
-    if turned in (2, 3, 4) or (turned > 4 and image.width == image.height):
-        if orientation_of(mask) == 1:
-            text = (
-                f"{source_name(mask)}: the picture is {_TURNS[turned]} by its EXIF tag and the mask has no tag: "
-                "whether it was drawn before or after that is ambiguous; it is taken as drawn on the upright picture"
-            )
-            if notes is None:
-                warnings.warn(text, MaskWarning, stacklevel=2)
-            else:
-                notes.append(text)
-    return image, load_mask(mask, image.size, background=background, notes=notes)
+    if not (turned in (2, 3, 4) or (turned > 4 and size[0] == size[1])) or orientation_of(mask) != 1:
+        return ""
+    return (
+        f"{source_name(mask)}: the picture is {_TURNS[turned]} by its EXIF tag and the mask has no tag: whether it was "
+        "drawn before or after that is ambiguous; it is taken as drawn on the upright picture"
+    )
 
 
 _TURNS = {

@@ -1,5 +1,6 @@
 """People's pictures and masks through the shipped model: as files, as PIL images and as arrays, with what is said."""
 
+import dataclasses
 import warnings
 
 import numpy as np
@@ -139,6 +140,21 @@ def test_adapters_say_how_they_were_trained(tiny):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read_pictures(EXAMPLE / "rgb.png", EXAMPLE / "seg.png", preprocessors, settings, {"old": "reference"})
+
+
+def test_an_adapter_that_acts_is_compared_with_the_fit_of_the_picture(tmp_path):
+    pipe = midilite.load_pipeline(MIDI / "checkpoint", device="cpu")
+    adapter = midilite.read_adapter(MIDI / "lora" / "peft_state_dict.safetensors", lora_alpha=8)
+    facts = {"training": {"picture_fit": "pad", "seed": 1}}
+    midilite.write_adapter(tmp_path / "padded", dataclasses.replace(adapter, metadata=facts))
+    pipe.load_adapter(tmp_path / "padded", name="padded")
+    with pytest.warns(PictureFitWarning, match="by 'reference'; adapter 'padded' was trained by 'pad'"):
+        pipe.encode_images(MIDI / "scene_rgb.png", MIDI / "scene_seg.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipe.encode_images(MIDI / "scene_rgb.png", MIDI / "scene_seg.png", picture_fit="pad")
+        pipe.set_adapters({"padded": 0.0})
+        pipe.encode_images(MIDI / "scene_rgb.png", MIDI / "scene_seg.png")
 
 
 def infer(tmp_path, capsys, rgb, seg, *flags) -> tuple[int, str]:

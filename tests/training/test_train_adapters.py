@@ -116,6 +116,7 @@ def test_patterns_reach_the_adapter_and_its_file(options):
     assert adapter.config.scale_of("blocks.1.ff.net.2") == pytest.approx(16 / 2**0.5)
     facts = adapter.metadata["training"]
     assert facts["scenes"] == 5
+    assert facts["picture_fit"] == "reference", "this model crops"
 
 
 def test_modules_that_can_not_train_are_named_once(options, capsys):
