@@ -9,7 +9,8 @@ kept, and the trainer draws latents anew at each step (`vae.sample_latents`).
 scene's name and a digest of the tensors.
 
 **It can't lie.** The key is a hash of everything that the tensors depend on: the contents of image, masks and surfaces,
-weights and configs of the encoders, tokens, type, seed, mask variant, and `ENCODING_VERSION`. A changed input has
+weights and configs of the encoders, tokens, type, seed, mask variant, how a picture that is not square is fitted, and
+`ENCODING_VERSION`. A changed input has
 another key, so an old entry is not found rather than wrongly used. Contents are hashed anew by each process: a table
 of file times would be faster and wrong after a copy that keeps times. (About 1 s per GB, and once per file and run:
 a file that is changed while a run reads it is noticed by the next run.) An entry's digest is compared when a process

@@ -25,6 +25,8 @@ from .pictures import WHITE, ImageSource, load_rgb, open_image
 
 _LARGE = 2**21  # pixels: smaller pictures are resized as wholes, as they always were
 
+_OF_RESIZING = ("do_resize", "resize_to", "shortest_edge", "resample")
+
 
 class Preprocessor:
     """An image processor of `transformers` (CLIPImageProcessor, BitImageProcessor), driven by its json."""
@@ -38,17 +40,31 @@ class Preprocessor:
         Raises:
             ValueError: unreadable image, or no RGB image while the config has `do_convert_rgb` off.
         """
-        config = self.config
-        image = load_rgb(image) if config.do_convert_rgb else open_image(image)
+        image = load_rgb(image) if self.config.do_convert_rgb else open_image(image)
         if image.mode != "RGB":
             raise ValueError(f"the image's mode is {image.mode}, but do_convert_rgb is false; pass an RGB image")
-        if config.do_resize:
-            height, width = self._resized(image.height, image.width)
-            image = image.resize((width, height), resample=Image.Resampling(config.resample))
-        return self._finished(np.asarray(image))
+        return self._finished(self._resize(image))
 
-    def instance(self, instance: Instance) -> Tensor:
+    def instance(self, instance: Instance, resized: np.ndarray | None = None) -> Tensor:
         """The pixels of the instance's whole picture, float32 [3, H', W'], from its own rectangle.
+
+        Args:
+            resized: of `resize`, when it is there already.
+        """
+        return self._finished(self.resize(instance) if resized is None else resized)
+
+    def resizes_as(self, other: Preprocessor) -> bool:
+        """Whether `resize` gives the same for both."""
+        return all(getattr(self.config, name) == getattr(other.config, name) for name in _OF_RESIZING)
+
+    def _resize(self, image: Image.Image) -> np.ndarray:
+        if self.config.do_resize:
+            height, width = self._resized(image.height, image.width)
+            image = image.resize((width, height), resample=Image.Resampling(self.config.resample))
+        return np.asarray(image)
+
+    def resize(self, instance: Instance) -> np.ndarray:
+        """The instance's whole picture, uint8 [H, W, 3], resized and not yet cropped, from its own rectangle.
 
         Of a large picture only the rows that are not all white are made narrow, and then all of it is made low. Pillow
         does both in one, in the order that costs less: where it takes the other, roundings in between differ.
@@ -56,14 +72,14 @@ class Preprocessor:
         width, height = instance.whole_size
         resample = Image.Resampling(self.config.resample)
         if width * height <= _LARGE or not self.config.do_resize or resample == Image.Resampling.NEAREST:
-            return self(instance.whole().rgb)
+            return self._resize(instance.whole().rgb)
         new_height, new_width = self._resized(height, width)
         left, top = instance.corner
         strip = Image.new("RGB", (width, instance.rgb.height), WHITE)
         strip.paste(instance.rgb, (left, 0))
         narrow = Image.new("RGB", (new_width, height), WHITE)
         narrow.paste(strip.resize((new_width, strip.height), resample), (0, top))
-        return self._finished(np.asarray(narrow.resize((new_width, new_height), resample)))
+        return np.asarray(narrow.resize((new_width, new_height), resample))
 
     def _finished(self, pixels: np.ndarray) -> Tensor:
         """Resized pixels uint8 [H, W, 3] -> float32 [3, H', W']."""
@@ -143,19 +159,22 @@ def _centre_crop(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return pixels
 
 
-def dinov2_pixels(instance: Instance, scene: ImageSource | Tensor, preprocessor: Preprocessor) -> Tensor:
+def dinov2_pixels(
+    instance: Instance, scene: ImageSource | Tensor, preprocessor: Preprocessor, resized: np.ndarray | None = None
+) -> Tensor:
     """The 7 channels that MIDI's DINOv2 reads: instance image (3), scene image (3), instance mask (1).
 
     Args:
         instance: from `split_instances`.
         scene: the scene image, or its pixels [3, H, W] if they are there already (they are equal for all instances).
         preprocessor: `feature_extractor_2`.
+        resized: what it resizes the instance to, when it is there already.
 
     Returns:
         float32 [7, H, W].
     """
     scene_pixels = scene if isinstance(scene, Tensor) else preprocessor(scene)
-    return torch.cat([preprocessor.instance(instance), scene_pixels, preprocessor.mask(instance)])
+    return torch.cat([preprocessor.instance(instance, resized), scene_pixels, preprocessor.mask(instance)])
 
 
 def condition_pixels(
@@ -165,9 +184,12 @@ def condition_pixels(
 
     The instances are gone through once, one at a time.
     """
-    scene_pixels = dinov2(scene)
-    pairs = [(clip.instance(instance), dinov2_pixels(instance, scene_pixels, dinov2)) for instance in instances]
-    for_clip, for_dinov2 = zip(*pairs, strict=True)
+    scene_pixels, alike = dinov2(scene), clip.resizes_as(dinov2)
+    for_clip, for_dinov2 = [], []
+    for instance in instances:
+        resized = dinov2.resize(instance)
+        for_clip.append(clip.instance(instance, resized if alike else None))
+        for_dinov2.append(dinov2_pixels(instance, scene_pixels, dinov2, resized))
     return torch.stack(for_clip), torch.stack(for_dinov2)
 
 
