@@ -68,17 +68,19 @@ def find_background(labels: np.ndarray, name: str, notes: list[str]) -> np.ndarr
     if label <= 0 or share <= _MOST_OF_BORDER or zero >= _BACKGROUND_TOUCHES or not (others or (labels == 0).any()):
         return labels
     covers = f"{name}: label {shown(label)} covers {share:.0%} of the mask's border"
-    if others and (zero > _INVERTED_TOUCHES or 0 in solid_values(labels)):
+    solid = solid_values(labels)
+    alone = not any(value in solid for value in others)  # but for values in between, if any, which are looked at later
+    if not alone and (zero > _INVERTED_TOUCHES or 0 in solid):
         raise ValueError(
             f"{covers}, and 0 (black) lies within, beside other labels: it can't be told whether that is an object or "
             f"the background; make the background 0, or pass mask_background (--mask_background) {label} or 0"
         )
-    if others:
+    if not alone or 0 not in solid:
         notes.append(f"{covers}: it is taken as the background; {_WAY_OUT}")
         return np.where(labels == label, 0, labels)
     notes.append(f"{covers} and 0 (black) what lies within: the mask is inverted, black is taken as the object and the "
                  "rest as the background (mask_background 0 takes it as it is)")  # fmt: skip
-    return use_background(labels, label, name)
+    return label - labels if labels.max() == label else use_background(labels, label, name)
 
 
 def _without(labels: np.ndarray, value: int, name: str, notes: list[str]) -> np.ndarray:

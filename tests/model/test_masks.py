@@ -266,6 +266,12 @@ def test_an_averaged_object_with_few_in_between_values_stays_one():
     assert len(notes) == 1 and "the values 64, 128" in notes[0]
 
 
+def test_an_inverted_mask_with_few_in_between_values():
+    found, notes = read(averaged((SEG != 3) * 255, 2))
+    assert list(found) == [255] and abs(found[255] - 2849) < 0.06 * 2849
+    assert len(notes) == 2 and "the mask is inverted" in notes[0] and "only along edges" in notes[1]
+
+
 @pytest.mark.parametrize("quality", [75, 95, 100])
 def test_jpeg_masks_are_refused(quality):
     for labels in ((SEG > 0) * 255, SEG, SEG * 80):
