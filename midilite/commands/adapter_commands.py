@@ -16,6 +16,7 @@ from ..common import shared_options as shared
 from ..common.options import Options, option
 from ..common.terminal import tell
 from ..lora.config import FORMATS
+from .bases import choose_base
 
 if TYPE_CHECKING:
     from ..lora.files import AdapterFile
@@ -107,7 +108,7 @@ class AverageOptions(Options):
 class MergeOptions(Options):
     """A checkpoint folder with adapters merged into the base."""
 
-    pretrained_model: str = shared.pretrained_model()
+    pretrained_model: str | None = shared.base_model()
     lora_path: tuple[str, ...] | None = _adapters()
     lora_scale: tuple[float, ...] = shared.lora_scale()
     lora_alpha: float | None = shared.lora_alpha()
@@ -122,7 +123,7 @@ class MergeOptions(Options):
 class SweepOptions(Options):
     """One scene rendered at several strengths side by side."""
 
-    pretrained_model: str = shared.pretrained_model()
+    pretrained_model: str | None = shared.base_model()
     lora_path: tuple[str, ...] | None = _adapters()
     lora_scale: tuple[float, ...] = shared.lora_scale()
     lora_alpha: float | None = shared.lora_alpha()
@@ -215,7 +216,8 @@ def _average(options: AverageOptions) -> None:
 def _merge(options: MergeOptions) -> None:
     from .adapter import merge
 
-    merge(options.pretrained_model, options.lora_path, options.output, options.lora_scale, options.lora_alpha)
+    base = choose_base(options.pretrained_model, options.lora_path)
+    merge(base, options.lora_path, options.output, options.lora_scale, options.lora_alpha)
     tell(f"wrote {options.output}: a checkpoint folder that needs no adapter")
 
 
@@ -225,7 +227,7 @@ def _sweep(options: SweepOptions) -> None:
     from .adapter import SweepSettings, sweep
     from .infer import load_adapters
 
-    pipe = load_pipeline(options.pretrained_model, options.device)
+    pipe = load_pipeline(choose_base(options.pretrained_model, options.lora_path), options.device)
     load_adapters(pipe, options.lora_path, options.lora_scale, options.lora_alpha)
     steps = options.num_inference_steps, options.guidance_scale, options.seed
     settings = SweepSettings(*steps, options.num_tokens, options.grid_depth)

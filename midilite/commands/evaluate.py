@@ -24,6 +24,7 @@ from ..common.options import Options, option
 from ..common.terminal import say, tell
 from ..data.sample_layout import LAYOUTS
 from ..evaluation.report import PROTOCOLS
+from .bases import choose_base
 from .infer import SCENE
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ _MOST_WARNINGS = 20  # that are shown
 class EvaluateOptions(Options):
     """Measure a model on a folder of samples: Chamfer distance, F-score and bounding-box IoU."""
 
-    pretrained_model: str = shared.pretrained_model()
+    pretrained_model: str | None = shared.base_model()
     output: str = option("outputs/evaluation.json", "all numbers, of every scene and their means", writes=True)
     mixed_precision: str | None = shared.run_precision()
     device: str | None = shared.device()
@@ -123,6 +124,7 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
 
     if options.data_dir is None:
         raise ValueError("data_dir is missing: pass --data_dir, a folder of samples or MIDI's 3D-Front set")
+    base = choose_base(options.pretrained_model, options.lora_path or ())
     chosen = None if options.index_range is None else (options.index_range[0], options.index_range[1])
     lists, warned = (options.room_list, options.object_list, options.front3d_list), []
     scenes = find_scenes(options.data_dir, options.layout, chosen, *lists, problems=warned)
@@ -133,7 +135,7 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     scenes = scenes[: options.max_scenes]
     device = choose_device(options.device)
     dtype = choose_dtype(options.mixed_precision, device)
-    pipe = load_pipeline(options.pretrained_model, device, dtype, options.mi_attention_blocks)
+    pipe = load_pipeline(base, device, dtype, options.mi_attention_blocks)
     load_adapters(pipe, options.lora_path or (), options.lora_scale, options.lora_alpha)
     kinds = ("base", "adapter") if options.lora_path else ("base",)
     results: dict[str, dict[str, Any]] = {kind: {} for kind in kinds}

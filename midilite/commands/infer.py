@@ -19,6 +19,7 @@ from ..common.options import Options, option
 from ..common.terminal import say
 from ..mesh.scene import check_suffix, export_scene
 from ..runtime.exclusions import QUANTIZATIONS, check_base
+from .bases import choose_base
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +39,7 @@ _scene, _memory = partial(option, group=SCENE), partial(option, group=MEMORY)
 class InferOptions(Options):
     """Turn an image and its instance mask into a 3D scene of separate objects."""
 
-    pretrained_model: str = shared.pretrained_model()
+    pretrained_model: str | None = shared.base_model()
     rgb_image: str | None = option(None, "the picture (default: the example that ships with midilite)", reads=True)
     seg_image: str | None = option(None, "its instance mask; TripoSG models need none", reads=True)
     output: str = option(
@@ -120,9 +121,10 @@ def run(options: InferOptions) -> Result:
 
     started = time.monotonic()
     pictures = _read_pictures(options)
+    base = choose_base(options.pretrained_model, options.lora_path or ())
     world, device = start(options.device, PATIENCE)
     pipe = load_pipeline(
-        options.pretrained_model,
+        base,
         device,
         choose_dtype(options.mixed_precision, device),
         options.mi_attention_blocks,
@@ -137,7 +139,7 @@ def run(options: InferOptions) -> Result:
     load_adapters(pipe, options.lora_path or (), options.lora_scale, options.lora_alpha)
     if world.is_main:
         partners = f" and {world.size - 1} more of their kind" if world.size > 1 else ""
-        say(f"loaded {options.pretrained_model} on {pipe.device}{partners} in {time.monotonic() - started:.1f} s")
+        say(f"loaded {base} on {pipe.device}{partners} in {time.monotonic() - started:.1f} s")
     result, problems = _generate(pipe, options, *pictures)
     if world.is_main:
         for problem in problems:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from ..common.distributed import World, start, stop
+from ..common.distributed import World, described_world, start, stop
 from ..common.terminal import say
 from ..data.cache import FeatureCache, FeatureSource
 from ..data.check import check_data
@@ -29,7 +29,7 @@ from ..evaluation.summary import PICTURE, closing_summary, read_history, write_l
 from ..evaluation.validation import KeepBest, Validation, best_metric
 from ..evaluation.walks import WalkValidation
 from ..model.dit import DiT
-from ..model.folder import ASSETS, ModelFolder
+from ..model.folder import ASSETS, ModelFolder, is_shipped
 from ..runtime.compile import compile_blocks
 from ..runtime.cuda_graphs import LossGraphs
 from ..runtime.exclusions import not_captured
@@ -124,6 +124,11 @@ def train_lora(options: TrainOptions, observers: Sequence[Observer] = ()) -> Pat
         Interrupted: SIGTERM or ctrl-C came; a checkpoint is saved.
     """
     folder = ModelFolder(options.pretrained_model)
+    if is_shipped(options.pretrained_model) and described_world().is_main:
+        say(
+            f"base: {options.pretrained_model}, the small model that ships with midilite; adapters of it fit no other "
+            "(--pretrained_model FOLDER takes published weights)"
+        )
     shapes = check_ahead(folder, options)
     data = training_data(options, folder)
     world, device = start(options.device)

@@ -27,6 +27,12 @@ MIN_OBJECT_PIXELS = 16  # of an object where an image encoder sees it: 4 x 4, a 
 FRONT3D_LISTS = ("midi", "train", "test", "valid")
 
 pretrained_model = partial(option, "tiny", "checkpoint folder, name of a shipped model, or hub:OWNER/NAME", reads=True)
+base_model = partial(
+    option,
+    None,
+    "checkpoint folder, shipped model, or hub:OWNER/NAME (default: the base that the adapter names, else tiny)",
+    reads=True,
+)
 device = partial(option, None, "cpu, cuda, cuda:N or mps (default: a GPU when there is one)", check=_check_device)
 mi_attention_blocks = partial(
     option, None, "blocks with multi-instance attention, as 8 or blocks.8 (default: the model's)", check=_check_block

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from .. import lora
 from ..common.files import refuse_special
+from ..common.terminal import printable
 from ..common.version import __version__
 from ..model.fingerprint import base_fingerprint, same_base
 from ..model.layers import Linear
@@ -292,14 +293,14 @@ def apply_adapter(model: nn.Module, adapter: AdapterFile, name: str = "default")
 
     Raises:
         ValueError: listing every module that the model doesn't have (with the nearest name that it has), every shape
-            that is another one, every target without weights; with both widths when it is for another width. Or the
-            name is taken.
+            that is another one, every target without weights; or with both widths, and the base that it needs, when it
+            is for another width. Or the name is taken.
     """
     prefix = OUR_NETWORK if _is_group(model) else ""
     linears = {path.removeprefix(prefix): entry for path, entry in lora.named_linears(model).items()}
     problems = _misfits(adapter, linears)
     if problems:
-        raise ValueError(f"adapter {name!r} does not fit this model:{_widths(adapter, linears)}{shorten(problems)}")
+        raise ValueError(f"adapter {name!r} does not fit this model:{_widths(adapter, linears) or shorten(problems)}")
     named = {path: path if path.startswith(IMAGE_ENCODERS) else prefix + path for path in ranks_of(adapter.state)}
     ranks = {named[path]: rank for path, rank in ranks_of(adapter.state).items()}
     alphas = {name: alpha_of(adapter.config, path) for path, name in named.items()}
@@ -343,7 +344,7 @@ def _misfits(adapter: AdapterFile, linears: Mapping[str, tuple[Linear, slice]]) 
 
 
 def _widths(adapter: AdapterFile, linears: Mapping[str, tuple[Linear, slice]]) -> str:
-    """A sentence when all that is wrong with the shapes is one width in place of another."""
+    """A sentence when all that is wrong with the shapes is one width in place of another: the rest follows from it."""
     pairs: collections.Counter[tuple[int, int]] = collections.Counter()
     for path in ranks_of(adapter.state).keys() & linears.keys():
         linear, rows = linears[path]
@@ -353,9 +354,12 @@ def _widths(adapter: AdapterFile, linears: Mapping[str, tuple[Linear, slice]]) -
         return ""
     (expected, found), count = pairs.most_common(1)[0]
     others = sum(n for (e, f), n in pairs.items() if e == expected and f != found)
-    if expected == found or others > count // 10:
+    transposed = found < max(ranks_of(adapter.state).values())  # a rank above the width
+    if expected == found or others > count // 10 or transposed:
         return ""
-    return f" it is made for width {found}, the model has width {expected}"
+    base = adapter.metadata.get("base_model")
+    named = f"its base {printable(str(base))[:200]}" if base else "the base that it was trained on"
+    return f" it is made for width {found}, the model has width {expected}; load {named} (pretrained_model)"
 
 
 def _warn_of_other_base(model: nn.Module, adapter: AdapterFile, name: str) -> None:

@@ -80,6 +80,12 @@ def default_num_tokens(layout: ModelLayout, config: DiTConfig) -> int:
     return config.width if layout is MIDI else TRIPOSG_TOKENS
 
 
+def is_shipped(name: str | Path) -> bool:
+    """Whether a model of that name ships with midilite (and no folder here has the name)."""
+    text = str(name)
+    return "/" not in text and not Path(text).is_dir() and (ASSETS / text / "model_index.json").is_file()
+
+
 def resolve_model(name: str | Path) -> Path:
     """The folder that a name means: a folder, a model that ships with midilite, or `hub:OWNER/NAME` from the hub.
 
@@ -92,7 +98,7 @@ def resolve_model(name: str | Path) -> Path:
     if Path(text).is_dir():
         return Path(text)
     shipped = ASSETS / text
-    if "/" not in text and (shipped / "model_index.json").is_file():
+    if is_shipped(text):
         return shipped
     models = sorted(path.parent.name for path in ASSETS.glob("*/model_index.json"))
     raise ValueError(
