@@ -136,13 +136,15 @@ def stored_dtype(folder: ModelFolder, part: str) -> torch.dtype:
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """How a scene is generated at every strength."""
+    """How a scene is generated at every strength; None is what the model says (`Pipeline.sampling`)."""
 
-    num_inference_steps: int = 50
-    guidance_scale: float = 7.0
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
     seed: int = 42
     num_tokens: int | None = None
-    depth: int = 7
+    depth: int | None = None
+    solver: str | None = None
+    guidance_interval: tuple[float, float] | None = None
     size: int = 256  # pixels of each picture
 
 
@@ -168,10 +170,12 @@ def sweep(
         with lora.temporary_weights(pipe.networks, scale):
             conditions = pipe.encode_images(rgb, mask)
             steps = settings.num_inference_steps, settings.guidance_scale, settings.seed, settings.num_tokens
-            latents = pipe.sample(conditions, *steps)
+            ways = {"solver": settings.solver, "guidance_interval": settings.guidance_interval}
+            latents = pipe.sample(conditions, *steps, **ways)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NoSurfaceWarning)
-            meshes = decode_meshes(pipe.vae, latents, conditions.labels, settings.depth)
+            depth = pipe.sampling.changed(grid_depth=settings.depth).grid_depth
+            meshes = decode_meshes(pipe.vae, latents, conditions.labels, depth)
         there = sum(mesh is not None for mesh in meshes)
         say(f"scale {scale:g}: {there} of {len(meshes)} objects, {time.monotonic() - started:.1f} s")
         columns.append(scene_pictures(build_scene(meshes, conditions.labels), settings.size))

@@ -121,7 +121,7 @@ class MergeOptions(Options):
 
 @dataclass(frozen=True)
 class SweepOptions(Options):
-    """One scene rendered at several strengths side by side."""
+    """One scene rendered at several strengths side by side, sampled as the model says unless told otherwise."""
 
     pretrained_model: str | None = shared.base_model()
     lora_path: tuple[str, ...] | None = _adapters()
@@ -131,15 +131,18 @@ class SweepOptions(Options):
     seg_image: str | None = option(None, "its instance mask; needed for MIDI models", reads=True)
     scales: tuple[float, ...] = option((0.0, 0.5, 1.0), "factors on all lora_scales")
     output: str = option("outputs/sweep.png", "where the picture goes", writes=True)
-    num_inference_steps: int = option(50, "denoising steps", least=1, most=1000)
-    guidance_scale: float = shared.guidance_scale(7.0, "1 switches guidance off and halves the work")
+    num_inference_steps: int | None = shared.num_inference_steps()
+    guidance_scale: float | None = shared.guidance_scale()
+    solver: str | None = shared.solver()
+    guidance_interval: tuple[float, ...] | None = shared.guidance_interval()
     seed: int = shared.seed("of the initial noise")
     num_tokens: int | None = shared.num_tokens()
-    grid_depth: int = option(7, "surface grid of 2^depth cells per axis", least=3, most=10)
+    grid_depth: int | None = shared.grid_depth()
     device: str | None = shared.device()
 
     def check_together(self) -> None:
-        """Raise ValueError for neither one scale nor one each."""
+        """Raise ValueError for neither one scale nor one each, or an interval that is none."""
+        shared.check_interval(self.guidance_interval)
         shared.check_scales(self.lora_path, self.lora_scale)
 
 
@@ -230,6 +233,7 @@ def _sweep(options: SweepOptions) -> None:
     pipe = load_pipeline(choose_base(options.pretrained_model, options.lora_path), options.device)
     load_adapters(pipe, options.lora_path, options.lora_scale, options.lora_alpha)
     steps = options.num_inference_steps, options.guidance_scale, options.seed
-    settings = SweepSettings(*steps, options.num_tokens, options.grid_depth)
+    ways = options.solver, options.guidance_interval
+    settings = SweepSettings(*steps, options.num_tokens, options.grid_depth, *ways)
     write_png(options.output, sweep(pipe, options.rgb_image, options.seg_image, options.scales, settings))
     tell(f"wrote {options.output}")

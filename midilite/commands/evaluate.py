@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ..inference.pipeline import ImageConditions, Pipeline
 
 
-_data, _scene = partial(option, group="data"), partial(option, group=SCENE)
+_data = partial(option, group="data")
 _measure = partial(option, group="measures")
 _MOST_WARNINGS = 20  # that are shown
 
@@ -64,18 +64,14 @@ class EvaluateOptions(Options):
     lora_scale: tuple[float, ...] = shared.lora_scale(group="adapters (the base is shown, too)")
     lora_alpha: float | None = shared.lora_alpha(group="adapters (the base is shown, too)")
 
-    num_inference_steps: int | None = _scene(None, "denoising steps (default: the model's)", least=1, most=1000)
-    guidance_scale: float | None = shared.guidance_scale(
-        None, "1 switches guidance off and halves the work (default: the model's)", group=SCENE
-    )
+    num_inference_steps: int | None = shared.num_inference_steps(group=SCENE)
+    guidance_scale: float | None = shared.guidance_scale(group=SCENE)
     solver: str | None = shared.solver(group=SCENE)
     guidance_interval: tuple[float, ...] | None = shared.guidance_interval(group=SCENE)
     seed: int = shared.seed("of the initial noise, together with each scene's name", group=SCENE)
     num_tokens: int | None = shared.num_tokens(group=SCENE)
     mi_attention_blocks: tuple[str, ...] | None = shared.mi_attention_blocks(group=SCENE)
-    grid_depth: int | None = _scene(
-        None, "surface grid of 2^depth cells per axis around each object (default: the model's)", least=3, most=10
-    )
+    grid_depth: int | None = shared.grid_depth(group=SCENE)
 
     picture_fit: str | None = shared.picture_fit(group=SCENE)
 

@@ -56,20 +56,14 @@ class InferOptions(Options):
     lora_scale: tuple[float, ...] = shared.lora_scale(group="adapters")
     lora_alpha: float | None = shared.lora_alpha(group="adapters")
 
-    num_inference_steps: int | None = _scene(
-        None, "denoising steps (default: the model's, 50 for published ones)", least=1, most=1000
-    )
-    guidance_scale: float | None = shared.guidance_scale(
-        None, "1 switches guidance off and halves the work (default: the model's, 7)", group=SCENE
-    )
+    num_inference_steps: int | None = shared.num_inference_steps(group=SCENE)
+    guidance_scale: float | None = shared.guidance_scale(group=SCENE)
     solver: str | None = shared.solver(group=SCENE)
     guidance_interval: tuple[float, ...] | None = shared.guidance_interval(group=SCENE)
     seed: int = shared.seed("of the initial noise", group=SCENE)
     num_tokens: int | None = shared.num_tokens(group=SCENE)
     mi_attention_blocks: tuple[str, ...] | None = shared.mi_attention_blocks(group=SCENE)
-    grid_depth: int | None = _scene(
-        None, "surface grid of 2^depth cells per axis (default: the model's, 8)", least=3, most=10
-    )
+    grid_depth: int | None = shared.grid_depth(group=SCENE)
     smoothing: str = _scene("none", "mean over 3x3x3 grid nodes before the surface is taken", ("none", "box3"))
     picture_fit: str | None = shared.picture_fit(group=SCENE)
     mask_background: int | None = shared.mask_background(group=SCENE)

@@ -37,7 +37,13 @@ device = partial(option, None, "cpu, cuda, cuda:N or mps (default: a GPU when th
 mi_attention_blocks = partial(
     option, None, "blocks with multi-instance attention, as 8 or blocks.8 (default: the model's)", check=_check_block
 )
-guidance_scale = partial(option, least=0, most=1000)
+num_inference_steps = partial(
+    option, None, "denoising steps (default: the model's, 50 for published ones)", least=1, most=1000
+)
+guidance_scale = partial(
+    option, None, "1 switches guidance off and halves the work (default: the model's, 7)", least=0, most=1000
+)
+grid_depth = partial(option, None, "surface grid of 2^depth cells per axis (default: the model's, 8)", least=3, most=10)
 solver = partial(
     option,
     None,

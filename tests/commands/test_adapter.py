@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,13 @@ from safetensors.torch import load_file, save_file
 
 import midilite
 from midilite import lora
+from midilite.commands import adapter as adapter_work
 from midilite.commands.adapter import report
+from midilite.inference import pipeline
 from midilite.lora.arithmetic import average, block_norms, block_of, change_norms, resize
 from midilite.lora.files import AdapterFile, apply_adapter, describe, ranks_of, read_adapter, write_adapter
+from midilite.model.config import Sampling
+from midilite.model.folder import SAMPLING_KEY
 
 MIDI = GOLDEN / "midi_tiny"
 
@@ -266,3 +271,28 @@ def test_sweep_shows_one_scene_at_every_strength(tmp_path, command, capsys):
     with pytest.raises(SystemExit, match="2"):
         command(["sweep", *arguments, "--lora_scale", "1", "2", "--scales", "0"])
     assert "1 adapters but 2 scales" in capsys.readouterr().err
+
+
+def test_sweep_samples_as_the_model_says(tmp_path, command, monkeypatch):
+    """Past bug: 50 steps, guidance 7 and depth 7 of its own, whatever the model said."""
+    model, asked = tmp_path / "model", []
+    shutil.copytree(MIDI / "checkpoint", model)
+    index = json.loads((model / "model_index.json").read_text())
+    own = {"num_inference_steps": 3, "guidance_scale": 1.5, "grid_depth": 4, "solver": "ab2"}
+    (model / "model_index.json").write_text(json.dumps(index | {SAMPLING_KEY: own}))
+    write_adapter(tmp_path / "a", random_adapter(CONFIG))
+    original, decode = pipeline.sample, adapter_work.decode_meshes
+
+    def sample(transformer, scheduler, conditions, latents, sampling, *more):
+        asked.append(sampling)
+        return original(transformer, scheduler, conditions, latents, sampling, *more)
+
+    monkeypatch.setattr(pipeline, "sample", sample)
+    monkeypatch.setattr(adapter_work, "decode_meshes", lambda *a: asked.append(a[3]) or decode(*a))
+    given = ["--pretrained_model", str(model), "--lora_path", str(tmp_path / "a"), "--device", "cpu", "--scales", "1"]
+    given += ["--rgb_image", str(MIDI / "scene_rgb.png"), "--seg_image", str(MIDI / "scene_seg.png")]
+    assert command(["sweep", *given, "--num_tokens", "8", "--output", str(tmp_path / "s.png")]) == 0
+    assert asked == [Sampling(**own), 4]
+    more = ["--num_inference_steps", "2", "--solver", "euler", "--guidance_interval", "0.1", "0.9", "--grid_depth", "3"]
+    assert command(["sweep", *given, *more, "--num_tokens", "8", "--output", str(tmp_path / "s.png")]) == 0
+    assert asked[2:] == [Sampling(2, 1.5, 4, "euler", (0.1, 0.9)), 3], "meshes have the depth asked for"
