@@ -30,6 +30,7 @@ from ..render.charts import bar_chart
 from ..render.renderer import preview_sheet
 from .infer import load_adapters
 
+_WIDTH = 120  # of a line of facts
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -53,7 +54,7 @@ def report(adapter: AdapterFile, path: str | Path) -> str:
         f"rank: {_values(ranks)}; alpha: {_values(alphas)}; scale: {_values(scales)}",
     ]
     lines += [f"note: {note}" for note in adapter.notes]
-    lines += [f"{printable(key)}: {_fact(value)}" for key, value in adapter.metadata.items()]
+    lines += [f"{printable(key)}: {_fact(value, key)}" for key, value in adapter.metadata.items()]
     still = [module for module, norm in norms.items() if norm == 0]
     if still:
         lines.append(f"modules that change nothing: {len(still)} ({_counted(_last_names(still))})")
@@ -81,11 +82,19 @@ def _values(values: Mapping[str, float]) -> str:
     return ", ".join(f"{value:g}" + (f" ({count} modules)" if len(found) > 1 else "") for value, count in found)
 
 
-def _fact(value: Any) -> str:
+def _fact(value: Any, key: str = "") -> str:
+    """A fact as text of bounded length; of a fingerprint, which is for comparing, its hash alone."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{printable(str(key))} {printable(str(fact))}" for key, fact in value.items())
+        facts = (f"{printable(str(name))} {_fact(fact, str(name))}" for name, fact in value.items())
+        return _short(", ".join(facts), 4 * _WIDTH)
+    if "fingerprint" in key and isinstance(value, (list, tuple)):
+        return _short(", ".join(_fact(one, key) for one in value), 2 * _WIDTH)
     text = printable(str(value))
-    return text if len(text) < 120 else f"{text[:117]}..."
+    return text.partition("-")[0] if "fingerprint" in key else _short(text, _WIDTH)
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) < most else f"{text[: most - 3]}..."
 
 
 def _total(norms: Mapping[str, float]) -> float:

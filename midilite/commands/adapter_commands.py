@@ -19,6 +19,7 @@ from ..lora.config import FORMATS
 from .bases import choose_base
 
 if TYPE_CHECKING:
+    from ..lora.arithmetic import Resized
     from ..lora.files import AdapterFile
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"  # of a PEFT folder
@@ -185,14 +186,15 @@ def _inspect(options: InspectOptions) -> None:
 
 def _rewrite(options: ConvertOptions) -> None:
     """Convert, or resize."""
-    from ..lora.arithmetic import resize
     from ..lora.files import write_adapter
+    from ..lora.writers import check_destination
 
+    check_destination(options.out, format_for(options.out, options.format))
     adapter = _read(options.file, options.lora_alpha)
     for note in adapter.notes:
         tell(f"note: {note}")
     if isinstance(options, ResizeOptions):
-        result = resize(adapter, options.rank)
+        result = _resized(adapter, options.rank)
         for module, error in result.errors.items():
             tell(f"{module}: relative error {error:.3g}")
         tell(f"all modules together: relative error {result.error:.3g}")
@@ -201,15 +203,28 @@ def _rewrite(options: ConvertOptions) -> None:
     tell(f"wrote {options.out} ({format_for(options.out, options.format)})")
 
 
+def _resized(adapter: AdapterFile, rank: int) -> Resized:
+    """The adapter of another rank, with a word where that is no less than it has."""
+    from ..lora.arithmetic import resize
+    from ..lora.tensors import ranks_of
+
+    most = max(ranks_of(adapter.state).values())
+    if rank > most:
+        tell(f"note: rank {rank} is more than the adapter's {most}: it does the same as before, what is added is zeros")
+    return resize(adapter, rank)
+
+
 def _average(options: AverageOptions) -> None:
     """Average adapters, and resize the result when asked to."""
-    from ..lora.arithmetic import average, resize
+    from ..lora.arithmetic import average
     from ..lora.files import write_adapter
+    from ..lora.writers import check_destination
 
     *files, out = options.files
+    check_destination(out, format_for(out, options.format))
     adapter = average([_read(file, options.lora_alpha) for file in files], options.weights)
     if options.rank:
-        result = resize(adapter, options.rank)
+        result = _resized(adapter, options.rank)
         tell(f"rank {options.rank}: relative error {result.error:.3g}")
         adapter = result.adapter
     write_adapter(out, adapter, format_for(out, options.format))

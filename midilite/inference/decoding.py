@@ -16,6 +16,7 @@ from torch import Tensor
 from ..common.devices import precise_device
 from ..common.distributed import World
 from ..mesh.isosurface import NoSurfaceError, extract_surface
+from ..mesh.scene import instance_names
 from ..model.vae import VAE
 
 if TYPE_CHECKING:
@@ -96,9 +97,9 @@ def make_meshes(shapes: Sequence[Shape], labels: Sequence[int]) -> list[trimesh.
     import trimesh
 
     meshes: list[trimesh.Trimesh | None] = []
-    for label, shape in zip(labels, shapes, strict=True):
+    for name, shape in zip(instance_names(labels), shapes, strict=True):
         if shape.problem:
-            text = f"instance {label} has no surface and is left out ({shape.problem})"
+            text = f"{name.replace('_', ' ')} has no surface and is left out ({shape.problem})"
             warnings.warn(text, NoSurfaceWarning, stacklevel=3)
         meshes.append(None if shape.problem else trimesh.Trimesh(shape.vertices, shape.faces, process=False))
     return meshes

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..mesh.scene import export_scene
+from ..mesh.scene import export_scene, instance_names
 
 if TYPE_CHECKING:
     import trimesh
@@ -66,10 +66,10 @@ class Result:
     def __repr__(self) -> str:
         """What came out of each instance, in a line each."""
         lines = [f"Result: {len(self.scene.geometry)} of {len(self.labels)} instances have a surface"]
-        for label, mesh in zip(self.labels, self.meshes, strict=True):
+        for name, mesh in zip(instance_names(self.labels), self.meshes, strict=True):
             if mesh is None:
-                lines.append(f"  instance_{label}: no surface")
+                lines.append(f"  {name}: no surface")
                 continue
             size = " x ".join(f"{side:.2f}" for side in mesh.extents)
-            lines.append(f"  instance_{label}: {len(mesh.vertices):,} vertices, {len(mesh.faces):,} faces, size {size}")
+            lines.append(f"  {name}: {len(mesh.vertices):,} vertices, {len(mesh.faces):,} faces, size {size}")
         return "\n".join(lines)

@@ -28,6 +28,9 @@ from .names import IMAGE_ENCODERS, KOHYA_PREFIX, kohya_name
 from .peft_config import OUR_NETWORK, alpha_of, check_alpha, config_to_peft, shorten
 from .tensors import ranks_of, state_problems
 
+_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+_SUFFIXES = {"peft": (), "diffusers": (".safetensors",), "kohya": (".safetensors",),
+             "state_dict": (".safetensors", ".pth")}  # fmt: skip
 _ABSOLUTE = re.compile(r"/|~|file:|\\\\|[A-Za-z]:[/\\]")
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 OWN_ENTRY, DIFFUSERS_ENTRY = "midilite", "lora_adapter_metadata"
@@ -39,17 +42,32 @@ def write_peft_folder(
     """Write `adapter_model.safetensors` and then `adapter_config.json`, which makes the folder complete.
 
     Raises:
-        ValueError: the adapter isn't whole; nothing is written then.
+        ValueError: the adapter isn't whole, or the name is one of a file; nothing is written then.
     """
-    folder, tensors = Path(folder), _checked(state, config)
-    if folder.is_file():
-        raise ValueError(f"{folder}: is a file, expected a folder to write")
+    folder = check_destination(folder, "peft")
+    tensors = _checked(state, config)
     (folder / PEFT_CONFIG).unlink(missing_ok=True)  # never new weights beside old settings
     named = {f"base_model.model.{key}": value for key, value in _with_networks(tensors).items()}
     write_safetensors(folder / PEFT_WEIGHTS, named, {OWN_ENTRY: _entry(tensors, config, metadata)})
     settings = config_to_peft(config, ranks_of(tensors), names_only((metadata or {}).get("base_model")))
     # unsorted, unlike files.write_json: the order of patterns decides
     write_bytes(folder / PEFT_CONFIG, (json.dumps(settings, indent=2) + "\n").encode())
+
+
+def check_destination(path: str | Path, format: str) -> Path:
+    """The path as one. Raises ValueError when its name does not suit what the format writes: a folder, or a file."""
+    path, suffixes = Path(path), _SUFFIXES[format]
+    if not suffixes:
+        if path.is_file():
+            raise ValueError(f"{path}: is a file, expected a folder to write")
+        if path.suffix in _FILES:
+            raise ValueError(
+                f"{path}: the format peft is a folder, which should not be called like a file; leave out "
+                f"{path.suffix}, or choose a format that is a file (diffusers, kohya, state_dict)"
+            )
+    elif path.suffix not in suffixes:
+        raise ValueError(f"{path}: expected a file name that ends in {' or '.join(suffixes)}")
+    return path
 
 
 def write_diffusers(
@@ -70,7 +88,7 @@ def write_diffusers(
         DIFFUSERS_ENTRY: json.dumps({f"{prefix}{key}": value for key, value in settings.items()}, indent=2),
         OWN_ENTRY: _entry(tensors, config, metadata),
     }
-    write_safetensors(_suffixed(path), _with_networks(tensors, prefix), entries)
+    write_safetensors(check_destination(path, "diffusers"), _with_networks(tensors, prefix), entries)
 
 
 def write_kohya(
@@ -100,7 +118,7 @@ def write_kohya(
         "ss_network_alpha": str(config.alpha),
         OWN_ENTRY: _entry(tensors, config, metadata),
     }
-    write_safetensors(_suffixed(path), named, entries)
+    write_safetensors(check_destination(path, "kohya"), named, entries)
 
 
 def write_state_dict(
@@ -113,7 +131,7 @@ def write_state_dict(
     """
     tensors = collections.OrderedDict(_with_networks(_checked(state, config)))
     entry = {OWN_ENTRY: _entry(state, config, metadata)}
-    if _suffixed(path, ".safetensors", ".pth").suffix == ".safetensors":
+    if check_destination(path, "state_dict").suffix == ".safetensors":
         write_safetensors(Path(path), tensors, entry)
         return
     tensors._metadata = entry  # torch's own place for facts about a state dict; weights-only loading keeps it
@@ -127,13 +145,6 @@ def _with_networks(tensors: Mapping[str, Tensor], prefix: str | None = None) -> 
     if prefix is None:
         prefix = OUR_NETWORK if any(key.startswith(IMAGE_ENCODERS) for key in tensors) else ""
     return {key if key.startswith(IMAGE_ENCODERS) else f"{prefix}{key}": value for key, value in tensors.items()}
-
-
-def _suffixed(path: str | Path, *suffixes: str) -> Path:
-    path, suffixes = Path(path), suffixes or (".safetensors",)
-    if path.suffix not in suffixes:
-        raise ValueError(f"{path}: expected a file name that ends in {' or '.join(suffixes)}")
-    return path
 
 
 def kohya_alpha(config: LoRAConfig, path: str) -> float:

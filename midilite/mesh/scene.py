@@ -10,7 +10,7 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from .glb import to_glb
 if TYPE_CHECKING:
     import trimesh
 
+EXTRAS = "extras"  # of a mesh's metadata: what its node in a GLB file tells beside its name
+_COLOURS = 2**16  # labels from here on are r << 16 | g << 8 | b; numbers of objects have 16 bits at most
 SUFFIXES = (".glb", ".obj", ".ply", ".stl")
 _Z_UP = np.array([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])  # the front looks along -y
 
@@ -30,18 +32,32 @@ def instance_color(index: int) -> tuple[int, int, int]:
     return tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, 0.55, 0.95))
 
 
+def instance_names(labels: Sequence[int]) -> list[str]:
+    """`instance_<label>`; numbers from 1 where a label is a colour of 24 bits, as masks in colour have them."""
+    colours = any(label >= _COLOURS for label in labels)
+    return [f"instance_{number if colours else label}" for number, label in enumerate(labels, start=1)]
+
+
+def label_facts(name: str, label: int) -> dict[str, Any]:
+    """What a node tells beside its name: the mask's label and its colour; nothing where the name has the label."""
+    if name == f"instance_{label}":
+        return {}
+    return {"label": label, "color": f"#{label:06x}"} if label < 2**24 else {"label": label}
+
+
 def build_scene(meshes: Sequence[trimesh.Trimesh | None], labels: Sequence[int]) -> trimesh.Scene:
-    """A scene with one geometry named `instance_<label>` per mesh, each in a colour of its own."""
+    """A scene with one geometry per mesh, named by `instance_names`, each in a colour of its own."""
     import trimesh
 
     scene = trimesh.Scene()
-    for i, (label, mesh) in enumerate(zip(labels, meshes, strict=True)):
+    for i, (name, label, mesh) in enumerate(zip(instance_names(labels), labels, meshes, strict=True)):
         if mesh is None:
             continue
-        name, color = f"instance_{label}", [*instance_color(i), 255]
+        color = [*instance_color(i), 255]
         material = trimesh.visual.material.PBRMaterial(baseColorFactor=color, metallicFactor=0.0, roughnessFactor=0.8)
         mesh.visual = trimesh.visual.TextureVisuals(material=material)
         mesh.metadata["name"] = name
+        mesh.metadata[EXTRAS] = label_facts(name, label)
         scene.add_geometry(mesh, node_name=name, geom_name=name)
     return scene
 
@@ -67,7 +83,8 @@ def export_scene(scene: trimesh.Scene, path: str | Path, bake: bool = False) -> 
     suffix = check_suffix(path)
     if suffix == ".glb":
         colors = {name: geometry_color(mesh) for name, mesh in scene.geometry.items()}
-        data = to_glb(scene.geometry, colors, bake=bake)
+        extras = {name: mesh.metadata[EXTRAS] for name, mesh in scene.geometry.items() if mesh.metadata.get(EXTRAS)}
+        data = to_glb(scene.geometry, colors, extras, bake)
     elif suffix == ".obj":
         data = _obj(scene).encode()
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -22,6 +23,15 @@ def choose_dtype(mixed_precision: str | torch.dtype | None, device: torch.device
     if mixed_precision is None:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return mixed_precision if isinstance(mixed_precision, torch.dtype) else DTYPES[mixed_precision]
+
+
+def warn_of_slow_type(dtype: torch.dtype, device: torch.device) -> None:
+    """Warn where a processor computes in a type so slowly that nobody can want it: fp16 on CPUs, which emulate it."""
+    if device.type == "cpu" and dtype == torch.float16:
+        warnings.warn(
+            "fp16 on the CPU is many times slower than fp32 or bf16, because it is emulated: leave mixed_precision out",
+            stacklevel=3,
+        )
 
 
 def load_base(

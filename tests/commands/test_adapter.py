@@ -296,3 +296,37 @@ def test_sweep_samples_as_the_model_says(tmp_path, command, monkeypatch):
     more = ["--num_inference_steps", "2", "--solver", "euler", "--guidance_interval", "0.1", "0.9", "--grid_depth", "3"]
     assert command(["sweep", *given, *more, "--num_tokens", "8", "--output", str(tmp_path / "s.png")]) == 0
     assert asked[2:] == [Sampling(2, 1.5, 4, "euler", (0.1, 0.9)), 3], "meshes have the depth asked for"
+
+
+# --- what was met -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["out.safetensors", "out.pth"])
+def test_a_folder_is_not_called_like_a_file(tmp_path, command, capsys, name):
+    """Past bug: `--format peft` made a folder of the name out.safetensors."""
+    write_adapter(tmp_path / "a", random_adapter(CONFIG))
+    given = [str(tmp_path / "a"), str(tmp_path / name), "--format", "peft"]
+    for arguments in (["convert", *given], ["resize", *given, "--rank", "2"]):
+        assert command(arguments) == 1
+        said = capsys.readouterr()
+        assert (
+            "the format peft is a folder, which should not be called like a file" in said.err
+            and "error" not in said.out
+        )
+    assert not (tmp_path / name).exists()
+
+
+def test_inspect_shows_the_hash_of_a_fingerprint_and_bounds_every_fact(tmp_path):
+    print_ = "4aa40e888ef833cd-" + "A" * 172
+    facts = {"base_fingerprint": print_, "training": {"base_fingerprint": [print_] * 9, "note": "x" * 3000}}
+    text = report(replace(random_adapter(CONFIG), metadata=facts), "a")
+    assert "base_fingerprint: 4aa40e888ef833cd\n" in text and "AAAA" not in text
+    assert max(map(len, text.splitlines())) < 500
+
+
+def test_a_rank_above_the_adapters_is_told(tmp_path, command, capsys):
+    adapter = random_adapter(replace(CONFIG, rank=4))
+    write_adapter(tmp_path / "a", adapter)
+    for rank, told in ((4, False), (9, True)):
+        assert command(["resize", str(tmp_path / "a"), str(tmp_path / f"b{rank}"), "--rank", str(rank)]) == 0
+        assert (f"note: rank {rank} is more than the adapter's 4" in capsys.readouterr().out) == told

@@ -1,6 +1,7 @@
 """The inference command: files of every kind open again, previews show what was made, mistakes are one line."""
 
 import importlib.util
+import warnings
 
 import numpy as np
 import pytest
@@ -127,3 +128,11 @@ def test_a_full_disk_is_reported(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("midilite.mesh.scene.write_bytes", full)
     assert golden_run(tmp_path / "scene.glb") == 1
     assert "No space left on device" in capsys.readouterr().err
+
+
+def test_fp16_on_the_cpu_is_slow_and_says_so(tmp_path):
+    with pytest.warns(UserWarning, match="fp16 on the CPU is many times slower"):
+        assert golden_run(tmp_path / "a.glb", "--mixed_precision", "fp16", "--no-preview") == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert golden_run(tmp_path / "a.glb", "--mixed_precision", "bf16", "--no-preview") == 0

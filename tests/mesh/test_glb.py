@@ -119,3 +119,19 @@ def test_a_scene_without_objects_is_a_file_all_the_same():
     data = to_glb({}, {})
     assert struct.unpack_from("<4sII", data) == (b"glTF", 2, len(data))
     assert json.loads(data[20:])["scenes"] == [{}]
+
+
+def test_objects_of_a_colour_mask_are_numbered_and_keep_their_colour(tmp_path):
+    """Past bug: nodes were called instance_16711680. Masks of numbers keep their labels as names."""
+    labels = [255, 0xFF0000, 0x00FF00]
+    scene = build_scene([trimesh.creation.box() for _ in labels], labels)
+    export_scene(scene, tmp_path / "scene.glb")
+    nodes = parsed((tmp_path / "scene.glb").read_bytes())[0]["nodes"]
+    assert [node["name"] for node in nodes] == ["instance_1", "instance_2", "instance_3"]
+    assert [node["extras"] for node in nodes] == [
+        {"label": 255, "color": "#0000ff"}, {"label": 0xFF0000, "color": "#ff0000"},
+        {"label": 0x00FF00, "color": "#00ff00"},
+    ]  # fmt: skip
+    export_scene(build_scene([trimesh.creation.box()], [26001]), tmp_path / "plain.glb")
+    (node,) = parsed((tmp_path / "plain.glb").read_bytes())[0]["nodes"]
+    assert node["name"] == "instance_26001" and "extras" not in node
