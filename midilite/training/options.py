@@ -172,8 +172,8 @@ class TrainOptions(Options):
 
     distill_steps: int = _distill(4, "steps that the adapter is to make a scene in", least=1, most=50)
     teacher_steps: int = _distill(24, "guided steps of the teacher, a multiple of distill_steps", least=1, most=1000)
-    teacher_guidance_scale: float | None = shared.guidance_scale(
-        None, "the teacher's guidance (default: the model's own)", group="distillation (task distill)"
+    teacher_guidance_scale: float | None = _distill(
+        None, "the teacher's guidance (default: the model's own)", least=0, most=1000
     )
     walk_epochs: int = _distill(8, "epochs that each walk of the teacher is used for", least=1)
 
