@@ -183,7 +183,7 @@ def sweep(
             latents = pipe.sample(conditions, *steps, **ways)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NoSurfaceWarning)
-            depth = pipe.sampling.changed(grid_depth=settings.depth).grid_depth
+            depth = pipe.sampling_with(grid_depth=settings.depth).grid_depth
             meshes = decode_meshes(pipe.vae, latents, conditions.labels, depth)
         there = sum(mesh is not None for mesh in meshes)
         say(f"scale {scale:g}: {there} of {len(meshes)} objects, {time.monotonic() - started:.1f} s")

@@ -129,7 +129,7 @@ def run(options: InferOptions) -> Result:
         offload_parts=options.offload_parts,
     )
     if options.fast:
-        load_fast(pipe, options.pretrained_model)
+        load_fast(pipe, base)
     load_adapters(pipe, options.lora_path or (), options.lora_scale, options.lora_alpha)
     if world.is_main:
         partners = f" and {world.size - 1} more of their kind" if world.size > 1 else ""

@@ -41,7 +41,7 @@ from ..model.vae import VAE
 from ..runtime.compile import compile_blocks
 from ..runtime.exclusions import check_base
 from ..runtime.offload import offload_network, onload
-from ..runtime.placement import choose_device, choose_dtype, load_base, move, warn_of_slow_type
+from ..runtime.placement import choose_device, choose_dtype, load_base, move
 from .decoding import NoSurfaceWarning as NoSurfaceWarning
 from .decoding import decode_meshes
 from .parallel import shared_velocity
@@ -90,7 +90,6 @@ def load_pipeline(
     check_base({"compile": compile, "offload_blocks": offload_blocks})
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
-    warn_of_slow_type(dtype, device)
     model = ModelFolder(folder)
     clip_preprocessor, dinov2_preprocessor = model.load_preprocessors()
     transformer = load_base(model, device, dtype, multi_instance_blocks, quantize_base, offload_blocks)

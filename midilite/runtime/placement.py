@@ -25,15 +25,6 @@ def choose_dtype(mixed_precision: str | torch.dtype | None, device: torch.device
     return mixed_precision if isinstance(mixed_precision, torch.dtype) else DTYPES[mixed_precision]
 
 
-def warn_of_slow_type(dtype: torch.dtype, device: torch.device) -> None:
-    """Warn where a processor computes in a type so slowly that nobody can want it: fp16 on CPUs, which emulate it."""
-    if device.type == "cpu" and dtype == torch.float16:
-        warnings.warn(
-            "fp16 on the CPU is many times slower than fp32 or bf16, because it is emulated: leave mixed_precision out",
-            stacklevel=3,
-        )
-
-
 def load_base(
     folder: ModelFolder,
     device: torch.device,
@@ -57,11 +48,21 @@ def load_base(
     """
     forms = {"quantize_base": quantize_base, "offload_blocks": offload_blocks, "shard_base": shard_base}
     check_base({**forms, "compile": compile})
+    _warn_of_slow_type(dtype, device)
     aside = any(forms.values())  # what ends in another form never takes the GPU's memory whole
     transformer = folder.load_transformer("cpu" if aside else device, dtype, multi_instance_blocks)
     if not shard_base:
         place_base(transformer, device, quantize_base, offload_blocks)
     return transformer
+
+
+def _warn_of_slow_type(dtype: torch.dtype, device: torch.device) -> None:
+    """Warn where a processor computes in a type so slowly that nobody can want it: fp16 on CPUs, which emulate it."""
+    if device.type == "cpu" and dtype == torch.float16:
+        warnings.warn(
+            "fp16 on the CPU is many times slower than fp32 or bf16, because it is emulated: leave mixed_precision out",
+            stacklevel=4,
+        )
 
 
 def place_base(

@@ -15,7 +15,6 @@ from .. import lora
 from ..common.devices import choose_device
 from ..common.distributed import described_world
 from ..model.folder import ModelFolder
-from ..runtime.placement import DTYPES, warn_of_slow_type
 from ..runtime.quantize import check_device
 from .options import TrainOptions
 from .tasks.image_encoders import default_targets
@@ -35,7 +34,6 @@ def check_ahead(folder: ModelFolder, options: TrainOptions) -> Shapes:
     """
     world = described_world()
     device = choose_device(options.device)
-    warn_of_slow_type(DTYPES[options.mixed_precision], device)
     if options.quantize_base != "none":
         check_device(options.quantize_base, device)
     if options.shard_base and world.size == 1:
