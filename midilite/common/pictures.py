@@ -117,7 +117,7 @@ def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def orientation(source: str | os.PathLike[str] | Image.Image) -> int:
-    """The EXIF tag of a picture file or of an image, 1 to 8; 1 where there is none.
+    """The EXIF tag of a picture file or of an image, 1 to 8; 0 where there is none.
 
     Raises:
         ValueError: as `read_picture`.
@@ -130,9 +130,9 @@ def orientation(source: str | os.PathLike[str] | Image.Image) -> int:
 
 def _orientation(image: Image.Image) -> int:
     if image.format == "PNG" and "exif" not in image.info:
-        return 1  # it might stand behind the pixels, which would have to be read for that
-    found = image.getexif().get(ORIENTATION, 1)
-    return found if found in range(1, 9) else 1
+        return 0  # it might stand behind the pixels, which would have to be read for that
+    found = image.getexif().get(ORIENTATION, 0)
+    return found if found in range(1, 9) else 0
 
 
 def _loaded(image: Image.Image) -> Image.Image:

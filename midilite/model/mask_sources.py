@@ -22,6 +22,7 @@ from ..common.errors import WrongTypeError
 from ..common.files import read_json, refuse_special
 from ..common.npy import load_npy
 from ..common.pictures import check_size
+from .label_maps import border
 from .pictures import open_image, open_pixels, wrong_type
 from .run_lengths import decode_run_lengths, is_run_lengths
 
@@ -30,6 +31,7 @@ _MOST_MASKS = 4096  # of a stack or list
 _ARRAYS = "an array of labels [H, W] or colours [H, W, 3]; masks of single objects come as [n, H, W] or as a list"
 _JSON = 'a list of {"segmentation": {"size": [height, width], "counts": [...]}}, one for each object'
 _LOSSY = ("JPEG", "MPO")
+_AROUND_ALL, _AROUND_ONE = 0.5, 0.75  # shares of the border: objects can't all have more than half of it
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,11 +58,12 @@ def source_name(source: Any) -> str:
     return os.fsdecode(source) if isinstance(source, (str, os.PathLike)) else "mask"
 
 
-def read_mask(source: MaskSource, size: tuple[int, int] | None = None) -> RawMask:
+def read_mask(source: MaskSource, size: tuple[int, int] | None = None, as_is: bool = False) -> RawMask:
     """Read a mask of any kind.
 
     Args:
         size: (width, height) of the picture, which tells [n, H, W] from [H, W, n].
+        as_is: masks of single objects are never taken as inverted.
 
     Raises:
         ValueError: an unreadable file, or contents that are no mask.
@@ -71,16 +74,16 @@ def read_mask(source: MaskSource, size: tuple[int, int] | None = None) -> RawMas
         source = name
         kind = _kind_of(source)
         if kind == "npy":
-            return _of_array(_plain_array(load_npy(source), name), name, size)
+            return _of_array(_plain_array(load_npy(source), name), name, size, as_is)
         if kind == "json":
-            return _of_json(source, name)
+            return _of_json(source, name, as_is)
     if isinstance(source, np.ndarray):
-        return _of_array(source, name, size)
+        return _of_array(source, name, size, as_is)
     if isinstance(source, (list, tuple, Mapping)):
         entries = _entries(source, name)
         if entries is None:
             raise WrongTypeError(wrong_type("mask", source, _ARRAYS))
-        return _of_list(entries, name)
+        return _of_list(entries, name, as_is)
     if not isinstance(source, (str, os.PathLike, Image.Image)):
         raise WrongTypeError(wrong_type("mask", source, _ARRAYS))
     pixels = open_pixels(source, exact=True)
@@ -189,7 +192,10 @@ def integer_labels(values: np.ndarray, name: str) -> np.ndarray:
         ValueError: they are no whole numbers, or other than -1 and 0 to 2^31 - 1.
     """
     if values.dtype.kind == "f" and not (np.isfinite(values).all() and (values == np.round(values)).all()):
-        raise ValueError(f"{name}: a mask of floating-point values must hold whole numbers")
+        raise ValueError(
+            f"{name}: a mask of floating-point values must hold whole numbers; scores become a mask by a threshold, as "
+            "scores > 0"
+        )
     if values.dtype.kind not in "biuf" or values.min(initial=0) < -1 or values.max(initial=0) > 2**31 - 1:
         raise ValueError(f"{name}: mask values of type {values.dtype} must be labels from 0 to {2**31 - 1}")
     return values.astype(np.int32)
@@ -198,7 +204,7 @@ def integer_labels(values: np.ndarray, name: str) -> np.ndarray:
 # ------------------------------------------------------------------------------------------- one mask for each object
 
 
-def _of_array(values: np.ndarray, name: str, size: tuple[int, int] | None) -> RawMask:
+def _of_array(values: np.ndarray, name: str, size: tuple[int, int] | None, as_is: bool) -> RawMask:
     """An array [H, W], [H, W, 3 or 4] of colours, or a stack of masks; axes of length 1 are dropped."""
     shape = values.shape
     if values.ndim == 3 and shape[2] in (3, 4) and values.dtype in (np.uint8, np.uint16):
@@ -206,7 +212,7 @@ def _of_array(values: np.ndarray, name: str, size: tuple[int, int] | None) -> Ra
             return _of_deep(values) if values.dtype == np.uint16 else _of_image(open_image(values), name, False)
     if values.ndim > 2 and 1 in shape:
         spare = [axis for axis in range(values.ndim) if shape[axis] == 1][: values.ndim - 2]
-        return _of_array(values.squeeze(tuple(spare)), name, size)
+        return _of_array(values.squeeze(tuple(spare)), name, size, as_is)
     if values.ndim == 2:
         return RawMask(integer_labels(values, name))
     if values.ndim != 3 or values.dtype.kind not in "biuf":
@@ -215,14 +221,14 @@ def _of_array(values: np.ndarray, name: str, size: tuple[int, int] | None) -> Ra
             "uint8 [H, W, 3 or 4], or masks of single objects [n, H, W]"
         )
     first = shape[:0:-1] == size or (shape[1::-1] != size and shape[0] <= shape[2])
-    return _of_list(list(values if first else np.moveaxis(values, -1, 0)), name)
+    return _of_list(list(values if first else np.moveaxis(values, -1, 0)), name, as_is)
 
 
-def _of_json(path: str | os.PathLike[str], name: str) -> RawMask:
+def _of_json(path: str | os.PathLike[str], name: str, as_is: bool) -> RawMask:
     entries = _entries(read_json(Path(os.fsdecode(path))), name)
     if entries is None or not all(isinstance(entry, Mapping) for entry in entries):  # it names no files to open
         raise ValueError(f"{name}: holds no masks that are known; expected {_JSON}")
-    return _of_list(entries, name)
+    return _of_list(entries, name, as_is)
 
 
 def _entries(value: Any, name: str) -> list[Any] | None:
@@ -247,13 +253,18 @@ def _is_annotation(value: Any) -> bool:
     return isinstance(value, Mapping) and "segmentation" in value
 
 
-def _of_list(entries: list[Any], name: str) -> RawMask:
-    """Label i + 1 where mask i is; of masks that overlap the smaller one is in front."""
+def _of_list(entries: list[Any], name: str, as_is: bool) -> RawMask:
+    """Label i + 1 where mask i is; of masks that overlap the smaller one is in front.
+
+    Where each of them covers most of the picture's border, they are the pictures of what is around the objects.
+    """
+    if not entries:
+        raise ValueError(f"{name}: holds no mask")
     if len(entries) > _MOST_MASKS:
         raise ValueError(f"{name}: has {len(entries)} masks, at most {_MOST_MASKS} are read")
     notes: list[str] = []
     labels, areas = None, []
-    places = []  # of each object: small ones are kept as their pixels' numbers, and all of them are bounded by that
+    places, around = [], []  # a bit for each pixel; and the share of the border
     for number, entry in enumerate(entries, start=1):
         one = _single(entry, f"{name}: mask {number} of {len(entries)}", notes)
         labels = np.zeros(one.shape, np.int32) if labels is None else labels
@@ -264,6 +275,11 @@ def _of_list(entries: list[Any], name: str) -> RawMask:
             )
         places.append(np.packbits(one))
         areas.append(int(one.sum()))
+        around.append(float(border(one).mean()) if one.size and not one.all() else 0.0)
+    if not as_is and min(around) > (_AROUND_ALL if len(entries) > 1 else _AROUND_ONE):
+        notes.append(f"{name}: each mask covers most of the border, so they are inverted and are taken the other way "
+                     "round (mask_background 0 takes them as they are)")  # fmt: skip
+        places, areas = [~place for place in places], [labels.size - area for area in areas]
     for index in sorted(range(len(entries)), key=lambda i: -areas[i]):
         labels[np.unpackbits(places[index], count=labels.size).reshape(labels.shape) > 0] = index + 1
     seen = np.bincount(labels.ravel(), minlength=len(entries) + 1)[1:]

@@ -60,7 +60,7 @@ def load_mask(
     """
     said: list[str] = []
     name = source_name(source)
-    raw = read_mask(source, size)
+    raw = read_mask(source, size, as_is=background is not None)
     said.extend(raw.notes)
     if size is not None and raw.labels.shape[::-1] != tuple(size):
         raise ValueError(f"{name}: {_other_size(raw.labels.shape[::-1], tuple(size))}")
@@ -101,7 +101,7 @@ def ambiguous_turn(rgb: ImageSource, mask: MaskSource, size: tuple[int, int]) ->
     """
     turned = orientation_of(rgb)
     # 5 to 8 exchange width and height, which a mask of a picture that is no square shows
-    if not (turned in (2, 3, 4) or (turned > 4 and size[0] == size[1])) or orientation_of(mask) != 1:
+    if not (turned in (2, 3, 4) or (turned > 4 and size[0] == size[1])) or orientation_of(mask):
         return ""
     return (
         f"{source_name(mask)}: the picture is {_TURNS[turned]} by its EXIF tag and the mask has no tag: whether it was "

@@ -85,11 +85,11 @@ def open_pixels(source: ImageSource, exact: bool = False) -> Image.Image | np.nd
 
 
 def orientation_of(source: Any) -> int:
-    """The EXIF orientation of a picture file or PIL image, 1 to 8; 1 for all that has none."""
+    """The EXIF orientation of a picture file or PIL image, 1 to 8; 0 for all that has none."""
     if isinstance(source, (str, os.PathLike, Image.Image)):
         with contextlib.suppress(ValueError, OSError):
             return orientation(source)
-    return 1
+    return 0
 
 
 def wrong_type(what: str, value: Any, arrays: str) -> str:

@@ -158,9 +158,19 @@ def test_of_masks_that_overlap_the_smaller_is_in_front_and_hidden_ones_are_named
     ]
 
 
+def test_inverted_masks_of_single_objects():
+    found, notes = read(~BOOLS)
+    assert found == PIXELS and len(notes) == 1 and "each mask covers most of the border" in notes[0]
+    assert read([~BOOLS[2]])[0] == {1: 2849}
+    assert read([~BOOLS[2]], background=0)[0] == {1: 19200 - 2849}
+    with_walls = np.concatenate([BOOLS, ~BOOLS.any(0)[None]])
+    assert read(with_walls) == ({**PIXELS, 4: 19200 - sum(PIXELS.values())}, []), "one for the wall is an object"
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
+        (np.zeros((0, 120, 160), bool), "mask: holds no mask"),
         ([{"segmentation": [[1, 2, 30, 4, 5, 60]]}], "mask 1 of 1: is an outline .a polygon.*run lengths"),
         ([BOOLS[0], BOOLS[0][1:]], "mask 2 is 160 x 119 pixels .* the first one 160 x 120"),
         ([SEG], "mask 1 of 1: has 3 values besides 0; each mask .* is of one object"),
@@ -313,7 +323,8 @@ def test_a_mask_of_a_turned_picture(name):
         assert len(notes) == (name == "exif3.jpg")
         assert all("turned by 180 degrees by its EXIF tag and the mask has no tag" in note for note in notes)
     exif = Image.Exif()
-    exif[0x0112] = 3
-    tagged = saved(Image.fromarray(np.rot90(SEG, 2).astype(np.uint8)), format="PNG", exif=exif)
-    notes = []
-    assert np.array_equal(load_pair(CASES / "exif3.jpg", tagged, notes=notes)[1], SEG) and notes == []
+    for tag, lying in ((3, np.rot90(SEG, 2)), (1, SEG)):  # turned as the picture was, or known to be upright
+        exif[0x0112] = tag
+        tagged = saved(Image.fromarray(lying.astype(np.uint8)), format="PNG", exif=exif)
+        notes = []
+        assert np.array_equal(load_pair(CASES / "exif3.jpg", tagged, notes=notes)[1], SEG) and notes == []
