@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..common import shared_options as shared
 from ..common.options import Options, option
+from ..common.progress import Progress
 from ..common.terminal import say
 from ..mesh.scene import check_suffix, export_scene
 from ..runtime.exclusions import QUANTIZATIONS, check_base
@@ -178,10 +179,12 @@ def _generate(
     pipe: Pipeline, options: InferOptions, image: Image.Image, labels: np.ndarray | None
 ) -> tuple[Result, list[str]]:
     """The scene, and the warnings about the mask and about instances without a surface."""
+    from ..inference.decoding import watched_decoding
     from ..inference.pictures import PictureFitWarning
     from ..inference.pipeline import MaskWarning, NoSurfaceWarning
 
-    with warnings.catch_warnings(record=True) as caught:
+    decoding = Progress("decoding", "objects").show if pipe.world.is_main else None
+    with warnings.catch_warnings(record=True) as caught, watched_decoding(decoding):
         for kind in (NoSurfaceWarning, MaskWarning, PictureFitWarning):
             warnings.simplefilter("always", kind)
         result = pipe(
@@ -199,7 +202,7 @@ def _generate(
             picture_fit=options.picture_fit,
             mask_background=0,  # `_read_pictures` has found it
             min_object_pixels=options.min_object_pixels,
-            on_step=_show_step if pipe.world.is_main else None,
+            on_step=Progress("denoising", "steps").show if pipe.world.is_main else None,
         )
     return result, [str(warning.message) for warning in caught]
 
@@ -240,8 +243,3 @@ def write_preview(result: Result, path: Path) -> None:
     from ..inference.preview import scene_sheet
 
     write_png(path, scene_sheet(result.conditions.image, result.conditions.mask, result.scene))
-
-
-def _show_step(done: int, total: int) -> None:
-    if done == total or done % max(1, total // 10) == 0:
-        say(f"denoising {done}/{total}")

@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 
 from ..common.command_line import parse, parse_command
 from ..common.errors import CommandError
-from ..common.terminal import printable, say
+from ..common.terminal import end_live, printable, say
 from ..common.version import __version__
 
 COMMANDS = {  # options (a class, or one for each subcommand), and what is done with them
@@ -90,7 +90,10 @@ def _guarded(program: str, work: Callable[[], Any], given: Sequence[Any] = ()) -
     """The exit code of work that may return one; errors that a user can mend are one line."""
     try:
         with _warnings_in_a_line(program):
-            code = work()
+            try:
+                code = work()
+            finally:
+                end_live()  # errors stand below it
         return code if isinstance(code, int) else 0
     except KeyboardInterrupt:  # where nothing is to be saved
         return 130

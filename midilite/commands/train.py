@@ -12,11 +12,13 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from ..common.distributed import World, described_world, start, stop
+from ..common.progress import Progress
 from ..common.terminal import say
 from ..data.cache import FeatureCache, FeatureSource
 from ..data.check import check_data
@@ -237,7 +239,8 @@ def _train(
     start = find_start(
         options, world, contents, shapes
     )  # whether it can resume is better known before hours of encoding
-    features.prepare([*data.scenes, *data.validation], world.rank, world.size, _announce if world.is_main else None)
+    encoding = partial(_announce, Progress("encoding", "views")) if world.is_main else None
+    features.prepare([*data.scenes, *data.validation], world.rank, world.size, encoding)
     world.barrier()
     transformer = training_base(folder, options, device)
     task = make_task(transformer, folder, data.scenes, features, options, device, world.size)
@@ -289,5 +292,9 @@ def _conclude(trainer: Trainer, data: TrainingData, seconds: float) -> None:
     say(closing_summary(trainer, history, trainer.output_dir / FINAL, seconds, facts))
 
 
-def _announce(done: int, total: int, text: str) -> None:
-    say(f"encoding {done}/{total} {text}" if total else text)
+def _announce(progress: Progress, done: int, total: int, text: str) -> None:
+    """What the cache tells: first what there is to do, then every view."""
+    if done:
+        progress.show(done, total, text)
+    else:
+        say(text)

@@ -6,6 +6,8 @@ direction of reading. Whatever midilite prints goes through here and shows such 
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 import unicodedata
 from typing import TextIO
@@ -32,6 +34,32 @@ def _is_obeyed(char: str) -> bool:
     return char in _TURNING or unicodedata.category(char) in _UNSEEN
 
 
+# --- the live line: the last line of a terminal, which is written over (progress.py) ----------------------------------
+
+_ERASE = "\r\x1b[K"  # back to the line's beginning, and empty it (ECMA-48, EL)
+_live = ""  # what stands there now
+
+
+def has_live() -> bool:
+    """Whether standard error is a terminal that can write over a line."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+
+
+def show_live(text: str) -> None:
+    """Put a text into the live line, cut to the terminal's width. Only where `has_live`."""
+    global _live
+    _live = printable(text)[: max(1, shutil.get_terminal_size().columns - 1)]
+    print(_ERASE + _shown(sys.stderr, _live), end="", file=sys.stderr, flush=True)
+
+
+def end_live() -> None:
+    """Leave the live line, if there is one, as it is, and go on below it."""
+    global _live
+    if _live:
+        print(file=sys.stderr, flush=True)
+        _live = ""
+
+
 def tell(text: str) -> None:
     """Print a result on standard output."""
     _write(sys.stdout, text)
@@ -43,6 +71,14 @@ def say(text: str) -> None:
 
 
 def _write(stream: TextIO, text: str) -> None:
+    if _live:
+        print(_ERASE, end="", file=sys.stderr, flush=True)
+    print(_shown(stream, printable(text, lines=True)), file=stream, flush=True)
+    if _live:
+        print(_shown(sys.stderr, _live), end="", file=sys.stderr, flush=True)
+
+
+def _shown(stream: TextIO, text: str) -> str:
+    """Text in letters that a stream has."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    shown = printable(text, lines=True).encode(encoding, "backslashreplace").decode(encoding)
-    print(shown, file=stream, flush=True)
+    return text.encode(encoding, "backslashreplace").decode(encoding)

@@ -5,8 +5,10 @@ Several processes deal out the objects among them, and each gets all meshes.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -67,6 +69,22 @@ def decode_shape(
     return Shape(surface.vertices.cpu().numpy(), surface.faces.cpu().numpy())
 
 
+_watcher: ContextVar[Callable[[int, int], None] | None] = ContextVar("watcher of decoding", default=None)
+
+
+@contextlib.contextmanager
+def watched_decoding(watch: Callable[[int, int], None] | None) -> Iterator[None]:
+    """Within this context `watch` is called with (objects done, objects) of this process after each is decoded.
+
+    Decoding happens deep within a pipeline's call, whose arguments are about scenes.
+    """
+    token = _watcher.set(watch)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
 def decode_meshes(
     vae: VAE,
     latents: Tensor,
@@ -86,8 +104,13 @@ def decode_meshes(
     """
     world = world or World()
     mine = range(world.rank, len(latents), world.size)
+    own: dict[int, Shape] = {}
+    for done, i in enumerate(mine, start=1):
+        own[i] = decode_shape(vae, latents[i], grid_depth, smoothing, low_memory)
+        if (watch := _watcher.get()) is not None:
+            watch(done, len(mine))
     shapes: dict[int, Shape] = {}
-    for part in world.all_gather({i: decode_shape(vae, latents[i], grid_depth, smoothing, low_memory) for i in mine}):
+    for part in world.all_gather(own):
         shapes |= part
     return make_meshes([shapes[i] for i in range(len(latents))], labels)
 

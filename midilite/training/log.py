@@ -1,4 +1,4 @@
-"""The log of a run: `metrics.jsonl`, a progress line, and TensorBoard events where that package is installed.
+"""The log of a run: `metrics.jsonl`, how far it is (common/progress.py), and TensorBoard's events (board.py).
 
 One step's loss says more about the noise levels that were drawn than about the run, so what a line says of loss,
 gradient and pace is a mean over the steps since the line before it (in a resumed run, since its start).
@@ -17,11 +17,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 from PIL import Image
 
 from ..common.files import write_bytes, writing
+from ..common.progress import Progress, clock_text
+from ..common.terminal import end_live, has_live
 from ..common.terminal import say as say
+from .board import Board, open_board
 
 METRICS = "metrics.jsonl"
 _AVERAGED = ("loss", "mse", "grad_norm", "step_seconds")
@@ -30,9 +32,10 @@ _AVERAGED = ("loss", "mse", "grad_norm", "step_seconds")
 class RunLog:
     """Writes metrics on the main rank and nothing on the others. Use it in a `with` statement."""
 
-    def __init__(self, folder: Path, step: int, active: bool = True) -> None:
+    def __init__(self, folder: Path, step: int, active: bool = True, options: Mapping[str, Any] | None = None) -> None:
         self.active = active
-        self.board: Any = None
+        self.progress = Progress("step")
+        self.board: Board | None = None
         self._since: list[Mapping[str, float]] = []  # the metrics of the steps since the last line
         if not active:
             return
@@ -42,12 +45,15 @@ class RunLog:
         with writing(path):
             self.file = open(path, "a", encoding="utf-8")
         with writing(folder):
-            self.board = _tensorboard(folder, step)
+            self.board = open_board(folder, step, options or {})
 
-    def add(self, metrics: Mapping[str, float]) -> None:
-        """Take note of a step's metrics for the means of the next line."""
-        if self.active:
-            self._since.append(dict(metrics))
+    def add(self, step: int, total: int, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Take note of a step's metrics for the means of the next line; a live line shows those so far."""
+        if not self.active:
+            return
+        self._since.append(dict(metrics))
+        if has_live() and step < total:
+            self.progress.show(step, total, facts_of(epoch, {**metrics, **means(self._since)}))
 
     def write(self, step: int, total: int, epoch: int, metrics: Mapping[str, float | None]) -> None:
         """Record the metrics after `step` of `total` steps, means where steps were added; None is undefined."""
@@ -61,23 +67,23 @@ class RunLog:
         with writing(self.file.name):
             self.file.write(json.dumps({"step": step, "epoch": epoch, **finite}) + "\n")
             self.file.flush()
-        say(progress_line(step, total, epoch, metrics))
+        if not has_live() or step >= total:
+            self.progress.show(step, total, facts_of(epoch, metrics))
         if self.board is not None:
             with writing(Path(self.file.name).parent):  # its thread's errors come out here
-                for key, value in metrics.items():
-                    if value is not None:
-                        self.board.add_scalar(f"train/{key}", value, step)
+                self.board.write(step, metrics)
 
     def image(self, step: int, name: str, image: Image.Image) -> None:
         """Show a picture in TensorBoard, if that is there."""
         if self.board is not None:
-            self.board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+            self.board.image(step, name, image)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.active:
+            end_live()
             with contextlib.suppress(*([OSError] if error is not None else [])):  # a full disk was told of already
                 with writing(self.file.name):
                     self.file.close()
@@ -125,19 +131,9 @@ def _step(line: str) -> int:
     return step if type(step) is int and step >= 0 else -1
 
 
-def _tensorboard(folder: Path, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None  # optional: pip install 'midilite[tensorboard]'
-    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
-
-
-def progress_line(step: int, total: int, epoch: int, metrics: Mapping[str, float]) -> str:
-    """One line: step, epoch, loss, learning rate, samples per second, time left."""
-    left = int(metrics["eta_seconds"])
-    eta = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
+def facts_of(epoch: int, metrics: Mapping[str, float | None]) -> str:
+    """What a progress line says besides the step: epoch, loss, learning rate, scenes per second, time left."""
     return (
-        f"step {step}/{total} epoch {epoch} loss {metrics['loss']:.4f} lr {metrics['lr']:.2e} "
-        f"{metrics['samples_per_second']:.2f} scenes/s eta {eta}"
+        f"epoch {epoch} loss {metrics['loss']:.4f} lr {metrics['lr']:.2e} "
+        f"{metrics['samples_per_second']:.2f} scenes/s eta {clock_text(metrics['eta_seconds'])}"
     )

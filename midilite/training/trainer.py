@@ -127,7 +127,7 @@ class Trainer:
         with (
             self.stop,
             contextlib.closing(self),
-            RunLog(self.output_dir, self.progress.step, self.world.is_main) as log,
+            RunLog(self.output_dir, self.progress.step, self.world.is_main, asdict(self.options)) as log,
         ):
             started, first = time.monotonic(), self.progress.step
             while self.progress.step < self.total_steps:
@@ -138,7 +138,7 @@ class Trainer:
                 metrics["step_seconds"] = time.monotonic() - before
                 metrics["samples_per_second"] = len(self.plan.scenes(step)) / metrics["step_seconds"]
                 metrics["eta_seconds"] = pace * (self.total_steps - done)
-                log.add(metrics)
+                log.add(done, self.total_steps, self.plan.epoch_of(step) + 1, metrics)
                 run = self._view(log)
                 observed: dict[str, float | None] = {}
                 for observer in self.observers:

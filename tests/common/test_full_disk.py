@@ -128,7 +128,7 @@ def outcome(write, folder) -> str:
 @pytest.fixture(autouse=True)
 def no_tensorboard(monkeypatch):
     """Its thread writes on its own, when it likes."""
-    monkeypatch.setattr("midilite.training.log._tensorboard", lambda *where: None)
+    monkeypatch.setattr("midilite.training.log.open_board", lambda *where: None)
 
 
 @pytest.mark.parametrize("name", WRITERS)

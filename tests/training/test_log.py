@@ -22,13 +22,13 @@ def step(loss: float, seconds: float = 1.0, scenes: int = 2) -> dict[str, float]
 def test_a_line_says_the_means_since_the_line_before(tmp_path, capsys):
     with RunLog(tmp_path, 0) as log:
         for number, loss in enumerate((1.0, 5.0, 9.0, 7.0), start=1):
-            log.add(step(loss))
+            log.add(number, 4, 1, step(loss))
             if number != 2:
                 log.write(number, 4, 1, step(loss))
     assert [line["loss"] for line in lines(tmp_path)] == [1.0, 7.0, 7.0]
     assert [line["mse"] for line in lines(tmp_path)] == [0.5, 3.5, 3.5]
     assert [line["lr"] for line in lines(tmp_path)] == [1.0, 9.0, 7.0], "of the step itself"
-    assert "step 3/4 epoch 1 loss 7.0000" in capsys.readouterr().err
+    assert "step 4/4 epoch 1 loss 7.0000" in capsys.readouterr().err
 
 
 def test_means_leave_out_what_is_not_finite_and_pace_is_of_all_scenes():

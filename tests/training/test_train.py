@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -156,6 +157,25 @@ def test_tensorboard_events_hold_the_losses(options):
     events = reader.EventAccumulator(options.output_dir).Reload()
     found = [scalar.value for scalar in events.Scalars("train/loss")]
     assert found == pytest.approx(losses(options), rel=1e-6)
+
+
+def test_tensorboard_has_validation_beside_the_base_and_the_options_once(options):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run(options, val_fraction=0.3, validate_every=2)
+    events = reader.EventAccumulator(options.output_dir).Reload()
+    loss, base = events.Scalars("validation/loss"), events.Scalars("validation/loss_base")
+    assert [e.step for e in loss] == [e.step for e in base] == [2, 4, 6]
+    assert len({e.value for e in base}) == 1 and len({e.value for e in loss}) == 3
+    assert not [tag for tag in events.Tags()["scalars"] if tag.startswith("train/val_")]
+    (options_told,) = events.Tensors("options/text_summary")
+    assert b"| lora_rank | 4 |" in options_told.tensor_proto.string_val[0]
+
+
+def test_without_tensorboard_a_run_says_so_once(options, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    run(options, max_train_steps=1)
+    text = capsys.readouterr().err
+    assert text.count("TensorBoard is not installed (pip install 'midilite[tensorboard]')") == 1
 
 
 # ---------------------------------------------------------------------------------------------- plans and schedules
