@@ -167,6 +167,8 @@ def training_data(options: TrainOptions, folder: ModelFolder) -> TrainingData:
         skipped += more
     elif options.val_fraction:
         scenes, validation = split_scenes(scenes, options.val_fraction, options.seed)
+    if options.eval_every and not any(scene.has_surfaces for scene in validation):
+        raise ValueError("eval_every measures scenes against surfaces, and no validation sample has any: leave it out")
     return TrainingData(scenes, first_views(validation), skipped)
 
 
@@ -192,7 +194,10 @@ def _checked_scenes(
     data_dir: str, options: TrainOptions, folder: ModelFolder, front3d_list: str | None
 ) -> tuple[list[Scene], int]:
     num_tokens = options.num_tokens or folder.default_num_tokens
-    report = check_data(resolve_data(data_dir), num_tokens=num_tokens, front3d_list=front3d_list)
+    bare = options.task == "distill"  # which needs pictures and masks alone
+    report = check_data(
+        resolve_data(data_dir), num_tokens=num_tokens, front3d_list=front3d_list, need_surfaces=not bare
+    )
     if report.problems:
         say(report.to_text())
     scenes = report.usable(options.skip_bad_samples)
@@ -215,10 +220,11 @@ def make_observers(
             observers.append(WalkValidation(task.teacher, task.features, data.validation, options))
         else:
             observers.append(Validation(*shared, data.validation, options, task.networks, task.num_train_timesteps))
-    scenes = data.validation or first_views(data.scenes)
+    # only what has a true surface can be compared with it
+    scenes = [scene for scene in data.validation or first_views(data.scenes) if scene.has_surfaces]
     sampling = student_sampling(options, folder) if isinstance(task, DistillTask) else None
     evaluation = Evaluation(*shared, folder, scenes, options, bool(data.validation), task.networks, sampling)
-    if options.eval_every or options.preview_every:
+    if scenes and (options.eval_every or options.preview_every):
         observers.append(evaluation)
     metric = best_metric(options, bool(data.validation))
     return [*observers, KeepBest(metric)] if metric else observers

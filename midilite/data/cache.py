@@ -298,7 +298,8 @@ class FeatureCache:
             "scene": scene.name,
             "image": self.digest(chosen.image),
             "instances": [
-                [self.digest(chosen.mask or s.mask), s.label, self.digest(s.surface), s.row] for s in scene.instances
+                [self.digest(chosen.mask or s.mask), s.label, s.surface and self.digest(s.surface), s.row]
+                for s in scene.instances
             ],
             "mask_pixels": self.mask_variants[variant],
             **self.encoder.identity,

@@ -104,6 +104,7 @@ def check_data(
     min_mask_share: float = MIN_MASK_SHARE,
     num_workers: int = 4,
     front3d_list: str | None = None,
+    need_surfaces: bool = True,
 ) -> DataReport:
     """Read every view of every scene of a folder and report.
 
@@ -112,12 +113,13 @@ def check_data(
         min_mask_share: masks that cover less of the picture are a warning.
         num_workers: threads; the report does not depend on it.
         front3d_list: one of 3D-Front's published lists, see `front3d_lists.read_lists`.
+        need_surfaces: False takes samples that are pictures and masks alone, too.
 
     Raises:
         ValueError: no such folder, or nothing in it that looks like a sample.
     """
     report = DataReport(printable(str(data_dir)))
-    scenes = scan(data_dir, report.problems, front3d_list=front3d_list)
+    scenes = scan(data_dir, report.problems, front3d_list=front3d_list, need_surfaces=need_surfaces)
     unreadable = {problem.scene for problem in report.errors}
     report.found = len(scenes) + len(unreadable - {scene.name for scene in scenes})
     seen: dict[str, str] = {}
@@ -160,7 +162,7 @@ def _check_view(
     problems = [Problem("warning", scene.name, file, note) for note in data.notes]
     problems += [Problem("warning", scene.name, file, text) for text in _remarks(scene, view, data, min_mask_share)]
     points = data.surfaces.shape[1]
-    if num_tokens is not None and points < num_tokens:
+    if num_tokens is not None and points < num_tokens and scene.has_surfaces:
         text = f"the surfaces have {points} points, fewer than the {num_tokens} latent tokens"
         return _Facts([*problems, Problem("error", scene.name, file, text)])
     pixels = hashlib.blake2b(data.image.tobytes() + data.labels.tobytes(), digest_size=16)
@@ -186,7 +188,7 @@ def _remarks(scene: Scene, view: int, data: SceneData, min_mask_share: float) ->
             pixels = round(float(share) * data.labels.size)
             mask = scene.views[view].mask or source.mask
             remarks.append(f"{mask}: mask too small: label {source.label} covers {pixels} pixels ({share:.3%})")
-        farthest = float(surface[:, :3].abs().max())
+        farthest = float(surface[:, :3].abs().amax()) if len(surface) else 0.0
         if farthest > 1.0:
             row = "" if source.row is None else f" (row {source.row})"
             remarks.append(f"{source.surface}: points outside [-1, 1]: largest coordinate {farthest:.4g}{row}")

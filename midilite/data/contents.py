@@ -35,7 +35,7 @@ def scene_digests(scenes: Iterable[Scene], digest: Callable[[Path], str]) -> Dig
         masks = [view.mask and digest(view.mask) for view in scene.views]
         own = [[digest(source.mask), source.label] for source in scene.instances] if None in masks else None
         labels = [source.label for source in scene.instances]
-        surfaces = [[digest(source.surface), source.row] for source in scene.instances]
+        surfaces = [[source.surface and digest(source.surface), source.row] for source in scene.instances]
         found.append([scene.name, *map(_short, (pictures, [masks, own, labels], surfaces))])
     return found
 

@@ -160,13 +160,16 @@ class SceneEncoder:
             torch.cuda.empty_cache()
 
     def latents(self, data: SceneData) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance, fp32 [n, T, C].
+        """Mean and log-variance, fp32 [n, T, C]; zeros where there are no surfaces.
 
         Raises:
             ValueError: the surfaces have fewer points than there are tokens.
         """
-        vae: VAE = self._network("vae")
         points = data.surfaces.shape[1]
+        if points == 0:  # a sample of pictures and masks alone: what its latents would be like is all that is known
+            channels = VAEConfig.from_json(self.model.path / "vae" / "config.json").latent_channels
+            return torch.zeros(2, len(data.surfaces), self.num_tokens, channels).unbind(0)
+        vae: VAE = self._network("vae")
         if points < self.num_tokens:
             raise ValueError(
                 f"{data.name}: the surfaces have {points} points, fewer than the {self.num_tokens} latent tokens; "

@@ -39,14 +39,14 @@ class InstanceSource:
     Attributes:
         mask: the label image in which it is marked (a `View` may replace it).
         label: its label there, as `images.load_mask` reads it.
-        surface: the `.npy` file with its points.
+        surface: the `.npy` file with its points; None where only pictures and masks are wanted and there is none.
         row: its row when that file is [K, N, C]; None when the file is its surface alone.
         cleaned: the mask holds more values than there are surfaces, and is cleaned (`model/mask_cleaning.py`).
     """
 
     mask: Path
     label: int
-    surface: Path
+    surface: Path | None
     row: int | None
     cleaned: bool = False
 
@@ -75,6 +75,11 @@ class Scene:
         """The picture of the first view."""
         return self.views[0].image
 
+    @property
+    def has_surfaces(self) -> bool:
+        """Whether the true surfaces of its objects are there."""
+        return all(source.surface is not None for source in self.instances)
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -93,14 +98,18 @@ class Problem:
         return f"{self.severity}: {self.scene}: {self.reason}"
 
 
-def find_samples(root: Path, problems: list[Problem]) -> list[Scene]:
-    """Scenes of the documented layout, sorted by name; folders that can't be used are appended to `problems`."""
+def find_samples(root: Path, problems: list[Problem], need_surfaces: bool = True) -> list[Scene]:
+    """Scenes of the documented layout, sorted by name; folders that can't be used are appended to `problems`.
+
+    Args:
+        need_surfaces: False takes samples without `surface.npy`, too.
+    """
     scenes: list[Scene] = []
     by_size: dict[int, list[Scene]] = {}  # user-made samples that may share their picture
     for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
         try:
             _check_name(folder)
-            scene = _folder_scene(folder, problems)
+            scene = _folder_scene(folder, problems, need_surfaces)
             size = scene.image.stat().st_size if scene is not None else 0
         except (ValueError, OSError) as error:
             problems.append(Problem("error", folder.name, str(folder), str(error)))
@@ -122,7 +131,7 @@ def _check_name(folder: Path) -> None:
         raise ValueError(f"{folder}: the folder's name is not valid UTF-8 or has control characters; rename it")
 
 
-def _folder_scene(folder: Path, problems: list[Problem]) -> Scene | None:
+def _folder_scene(folder: Path, problems: list[Problem], need_surfaces: bool) -> Scene | None:
     """The scene of one sample folder; None (with a warning) when it has no file of a sample at all.
 
     Raises:
@@ -140,10 +149,13 @@ def _folder_scene(folder: Path, problems: list[Problem]) -> Scene | None:
             f"{folder}: is unfinished ({UNFINISHED} is there): run prepare_data again, or remove the folder"
         )
     image = IMAGE if IMAGE in present else INSTANCE_IMAGE
-    missing = [name for name in (image, MASK, SURFACE) if not (folder / name).is_file()]
+    bare = not need_surfaces and SURFACE not in present
+    missing = [name for name in (image, MASK, *(() if bare else (SURFACE,))) if not (folder / name).is_file()]
     if missing:
         names = [f"{IMAGE} (or {INSTANCE_IMAGE})" if name == INSTANCE_IMAGE else name for name in missing]
         raise ValueError(f"{folder}: is incomplete, missing the file(s) {', '.join(names)}")
+    if bare:
+        return _bare_scene(folder, image, problems)
     manifest = read_manifest(folder)
     count, cleaned = surface_rows(folder / SURFACE), False
     if manifest is None:
@@ -157,6 +169,15 @@ def _folder_scene(folder: Path, problems: list[Problem]) -> Scene | None:
         InstanceSource(folder / MASK, label, folder / SURFACE, row, cleaned)
         for label, row in zip(labels, rows, strict=True)
     )
+    return Scene(folder.name, instances, (View(folder / image),))
+
+
+def _bare_scene(folder: Path, image: str, problems: list[Problem]) -> Scene:
+    """A sample of a picture and a mask alone."""
+    notes: list[str] = []
+    labels = label_values(load_mask(folder / MASK, notes=notes))
+    problems += [Problem("warning", folder.name, str(folder / MASK), note) for note in notes]
+    instances = tuple(InstanceSource(folder / MASK, label, None, None, bool(notes)) for label in labels)
     return Scene(folder.name, instances, (View(folder / image),))
 
 
@@ -245,13 +266,14 @@ def _distinct_instances(scenes: list[Scene], problems: list[Problem]) -> Iterato
     for scene in scenes:
         for source in scene.instances:
             try:
-                key = (file_digest(source.mask).hex(), source.label, file_digest(source.surface).hex(), source.row)
+                surface = source.surface and file_digest(source.surface).hex()
+                key = (file_digest(source.mask).hex(), source.label, surface, source.row)
             except ValueError as error:
-                problems.append(Problem("error", scene.name, str(source.surface), str(error)))
+                problems.append(Problem("error", scene.name, str(source.surface or source.mask), str(error)))
                 continue
             if key in seen:
                 reason = f"is left out: it is a copy of {seen[key]} (same picture, mask and surface)"
-                problems.append(Problem("warning", scene.name, str(source.surface), reason))
+                problems.append(Problem("warning", scene.name, str(source.surface or source.mask), reason))
                 continue
             seen[key] = scene.name
             yield source

@@ -54,7 +54,7 @@ class SceneData:
         name: the scene's name.
         image: PIL RGB [W x H].
         labels: int32 [H, W]: 0 is background, i + 1 is instance i.
-        surfaces: float32 [n, N, 6], xyz in [-1, 1] and unit normals.
+        surfaces: float32 [n, N, 6], xyz in [-1, 1] and unit normals; [n, 0, 6] of a sample that has none.
         indices: which of `scene.instances` these n are (objects that a view does not show are left out).
         notes: what was mended, one line each.
     """
@@ -81,6 +81,7 @@ def find_scenes(
     object_list: str | Path | None = None,
     front3d_list: str | None = None,
     problems: list[Problem] | None = None,
+    need_surfaces: bool = True,
 ) -> list[Scene]:
     """List the scenes of a data folder, sorted by name. `scan` is the same without stopping at the first bad one.
 
@@ -91,12 +92,13 @@ def find_scenes(
         room_list, object_list: of 3D-Front, when the names of the json files don't tell.
         front3d_list: one of 3D-Front's published lists, see `front3d_lists.read_lists`.
         problems: warnings are appended to it.
+        need_surfaces: False takes samples that are pictures and masks alone, too.
 
     Raises:
         ValueError: no such folder, no samples, or samples that can't be used (all are listed).
     """
     problems = [] if problems is None else problems
-    scenes = scan(data_dir, problems, layout, index_range, room_list, object_list, front3d_list)
+    scenes = scan(data_dir, problems, layout, index_range, room_list, object_list, front3d_list, need_surfaces)
     errors = [problem for problem in problems if problem.severity == "error"]
     if errors:
         raise ValueError(f"{data_dir}: {len(errors)} sample(s) can't be used:\n  " + "\n  ".join(map(str, errors)))
@@ -111,6 +113,7 @@ def scan(
     room_list: str | Path | None = None,
     object_list: str | Path | None = None,
     front3d_list: str | None = None,
+    need_surfaces: bool = True,
 ) -> list[Scene]:
     """As `find_scenes`, but samples that can't be used are appended to `problems`.
 
@@ -130,7 +133,7 @@ def scan(
         if layout == "front3d" or (layout == "auto" and (room_list or front3d_list or is_front3d(root))):
             scenes = find_rooms(root, problems, index_range, front3d_list, room_list, object_list)
         else:
-            scenes = _part_of(find_samples(root, problems), index_range, root)
+            scenes = _part_of(find_samples(root, problems, need_surfaces), index_range, root)
     except OSError as error:
         raise ValueError(f"{error.filename or root}: cannot be read ({error.strerror or error})") from error
     if not scenes:
@@ -196,6 +199,8 @@ def read_scene_quietly(
     labels, indices = _label_map(scene, chosen, image.size, notes)
     surfaces = _surfaces(scene, indices, {} if known is None else known, notes, estimate)
     count = num_points or max(map(len, surfaces))
+    if len({len(surface) == 0 for surface in surfaces}) > 1:
+        raise ValueError(f"{scene.name}: some of its objects have a surface and others have none")
     if any(len(surface) != count for surface in surfaces):
         notes.append(f"surfaces have {sorted({len(s) for s in surfaces})} points; resampled to {count}")
     sampled = [_resampled(s, count, scene.name, i) for s, i in zip(surfaces, indices, strict=True)]
@@ -205,7 +210,7 @@ def read_scene_quietly(
 def _check_files(scene: Scene, view: View) -> None:
     """Only plain files are opened: a pipe in their place would be waited for without end."""
     paths = [view.image, *([view.mask] if view.mask else [source.mask for source in scene.instances])]
-    paths += [source.surface for source in scene.instances]
+    paths += [source.surface for source in scene.instances if source.surface is not None]
     for path in dict.fromkeys(paths):
         if not path.is_file():
             raise ValueError(f"{path}: is {'not a file' if path.exists() else 'missing'}")
@@ -263,6 +268,9 @@ def _surfaces(
     for index in indices:
         source = scene.instances[index]
         if index in known:
+            continue
+        if source.surface is None:
+            known[index] = np.zeros((0, 6), np.float32)
             continue
         if source.surface not in files:
             files[source.surface] = load_npy(source.surface)

@@ -222,6 +222,25 @@ def test_a_killed_and_resumed_run_writes_the_same_bytes(forks, flags, tmp_path):
     assert first == second
 
 
+def test_pictures_and_masks_are_enough(distilling, prepared, tmp_path, capsys):
+    """The same adapter from samples without surfaces, byte for byte: walks begin at noise and need nothing of them."""
+    bare = tmp_path / "bare"
+    for sample_folder in sorted(path for path in prepared.iterdir() if path.is_dir()):
+        (bare / sample_folder.name).mkdir(parents=True)
+        picture = next(sample_folder.glob("*rgb.png"))
+        for name in (picture.name, "seg.png"):
+            shutil.copy(sample_folder / name, bare / sample_folder.name / name)
+    with_surfaces = train_lora(distilling(output_dir=str(tmp_path / "a")))
+    without = train_lora(distilling(data_dir=str(bare), output_dir=str(tmp_path / "b"), preview_every=5))
+    first, second = read_adapter(with_surfaces).state, read_adapter(without).state
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    with pytest.raises(ValueError, match="eval_every measures scenes against surfaces, and no validation sample has"):
+        train_lora(distilling(data_dir=str(bare), val_fraction=0.4, eval_every=5, output_dir=str(tmp_path / "c")))
+    shutil.copytree(bare, tmp_path / "for_lora")
+    with pytest.raises(ValueError, match=r"missing the file\(s\) surface.npy"):
+        train_lora(TrainOptions(data_dir=str(tmp_path / "for_lora"), output_dir=str(tmp_path / "d"), max_train_steps=1))
+
+
 def test_two_processes_train_as_one(forks, flags, tmp_path):
     more = ["--task", "distill", "--distill_steps", 2, "--teacher_steps", 4, "--max_train_steps", 4]
     alone, together, log = tmp_path / "alone", tmp_path / "together", tmp_path / "log"
