@@ -26,11 +26,13 @@ class Progress:
 
     def __init__(self, what: str, unit: str = "", clock: Callable[[], float] = time.monotonic) -> None:
         self.what, self.unit, self.clock = what, unit, clock
-        self.started, self.shown = clock(), float("-inf")
+        self.first: tuple[int, float] | None = None  # parts done, and when, at the first call
+        self.shown = float("-inf")
 
     def show(self, done: int, total: int, facts: str = "") -> None:
         """Say that `done` parts of `total` are done, and `facts` about them; the last one always stays to be read."""
         last = done >= total
+        self.first = self.first or (done, self.clock())
         if not self._is_due(last):
             return
         text = " ".join(filter(None, [f"{self.what} {done}/{total}", facts, self._pace(done, total)]))
@@ -49,11 +51,11 @@ class Progress:
         return True
 
     def _pace(self, done: int, total: int) -> str:
-        """Parts per second (or seconds per part), and the time left at that pace."""
-        seconds = self.clock() - self.started
-        if not self.unit or done <= 0 or seconds <= 0:
+        """Parts per second (or seconds per part) since the first one, which also started things, and the time left."""
+        (begun, at), now = self.first, self.clock()
+        if not self.unit or done <= begun or now <= at:
             return ""
-        pace = done / seconds
+        pace = (done - begun) / (now - at)
         text = f"{pace:.2f} {self.unit}/s" if pace >= 1 else f"{1 / pace:.1f} s/{self.unit.removesuffix('s')}"
         return text if done >= total else f"{text} eta {clock_text((total - done) / pace)}"
 
