@@ -10,7 +10,9 @@ stopped. With --recursive, folders at any depth are scenes, named by their path:
     python examples/prepare_data.py --check data/training_data
 
 prepares nothing: it reads every sample of a folder of training data (also of the other layouts that train.py takes, see
-`midilite/data/scenes.py`) and prints what is in it and what is wrong with it.
+`midilite/data/scenes.py`) and prints what is in it and what is wrong with it. It also draws outputs/contact_sheet.png
+(`--contact_sheet`): pictures with the outlines of their masks, and the surface points beside them. Masks themselves
+look black, because they hold 1, 2, 3 as grey values, which every reader of the documented layout understands.
 
 The exit code is 1 as well when something was skipped, or is no mesh format read here but may be an object (each file is
 named with its reason in the log and in dataset_info.json), or when the check found errors.

@@ -23,7 +23,14 @@ class PrepareOptions(PrepareSettings):
     input_dir: str | None = option(None, "loose mesh files and/or one subfolder per scene")
     recursive: bool = option(False, "scenes at any depth of folders, named by their path: a/b/x.glb is scene a_b")
     output_dir: str | None = option(None, "where the samples go; complete samples there are kept")
-    check: str | None = option(None, "report on the training data in this folder; nothing is prepared or changed")
+    check: str | None = option(
+        None, "report on the training data in this folder; nothing is prepared or changed", reads=True
+    )
+    contact_sheet: str | None = option(
+        "outputs/contact_sheet.png",
+        "with --check: a picture of samples, mask outlines and surface points to look at; none draws none",
+        writes=True,
+    )
     front3d_list: str | None = shared.front3d_list()
     overwrite: bool = option(False, "make samples again that are complete already (only our own files)")
     num_workers: int | None = option(
@@ -52,7 +59,7 @@ def run(options: PrepareOptions) -> int:
         OutputError: the output can't be written.
     """
     if options.check is not None:
-        return check(options.check, options.front3d_list)
+        return check(options.check, options.front3d_list, options.contact_sheet)
     from ..data_prep.prepare import prepare
 
     outcome = prepare(
@@ -75,10 +82,19 @@ def run(options: PrepareOptions) -> int:
     return 1 if outcome.skipped else 0
 
 
-def check(data_dir: str, front3d_list: str | None = None) -> int:
-    """Print the report on a folder of training data; returns 1 when it found errors. Raises ValueError for no data."""
+def check(data_dir: str, front3d_list: str | None = None, contact_sheet: str | None = None) -> int:
+    """Print the report on a folder of training data, and draw samples where asked to; returns 1 when it found errors.
+
+    Raises:
+        ValueError: there is no data.
+        OSError: the picture can't be written.
+    """
     from ..data.check import check_data
+    from ..data.contact_sheet import write_contact_sheet
 
     report = check_data(data_dir, front3d_list=front3d_list)
     tell(report.to_text())
+    if contact_sheet is not None and report.scenes:
+        shown = write_contact_sheet(report, contact_sheet)
+        tell(f"contact sheet of {shown} of {len(report.scenes)} scenes: {contact_sheet}")
     return 1 if report.errors else 0

@@ -19,6 +19,8 @@ from .sample_layout import Problem, Scene
 from .scenes import MISSING_NORMALS, SceneData, read_scene_quietly, scan
 
 MIN_MASK_SHARE = 0.0005  # of the picture: 131 pixels of 512 x 512, less than one DINOv2 patch
+MIN_POINTS = 256  # per surface: fewer than the tokens of any model that is known, so that tokens repeat points
+_CONSTANT = 4  # levels of 256 within which a picture shows nothing
 _MOST_LINES = 50  # of errors and of warnings in the text
 
 
@@ -105,12 +107,14 @@ def check_data(
     num_workers: int = 4,
     front3d_list: str | None = None,
     need_surfaces: bool = True,
+    min_points: int = MIN_POINTS,
 ) -> DataReport:
     """Read every view of every scene of a folder and report.
 
     Args:
         num_tokens: latent tokens per instance: surfaces need at least as many points. None does not compare.
         min_mask_share: masks that cover less of the picture are a warning.
+        min_points: surfaces of fewer points are a warning.
         num_workers: threads; the report does not depend on it.
         front3d_list: one of 3D-Front's published lists, see `front3d_lists.read_lists`.
         need_surfaces: False takes samples that are pictures and masks alone, too.
@@ -124,7 +128,7 @@ def check_data(
     report.found = len(scenes) + len(unreadable - {scene.name for scene in scenes})
     seen: dict[str, str] = {}
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        checked = pool.map(lambda scene: _check_scene(scene, num_tokens, min_mask_share), scenes)
+        checked = pool.map(lambda scene: _check_scene(scene, num_tokens, min_mask_share, min_points), scenes)
         for scene, facts in zip(scenes, checked, strict=True):
             _enter(report, scene, facts, seen)
     report.problems = list(dict.fromkeys(report.problems))  # views of a scene repeat what is wrong with its surfaces
@@ -144,13 +148,18 @@ class _Facts:
     everything: str = ""
 
 
-def _check_scene(scene: Scene, num_tokens: int | None, min_mask_share: float) -> list[_Facts]:
+def _check_scene(scene: Scene, num_tokens: int | None, min_mask_share: float, min_points: int) -> list[_Facts]:
     known: dict[int, np.ndarray] = {}
-    return [_check_view(scene, view, known, num_tokens, min_mask_share) for view in range(len(scene.views))]
+    return [_check_view(scene, view, known, num_tokens, min_mask_share, min_points) for view in range(len(scene.views))]
 
 
 def _check_view(
-    scene: Scene, view: int, known: dict[int, np.ndarray], num_tokens: int | None, min_mask_share: float
+    scene: Scene,
+    view: int,
+    known: dict[int, np.ndarray],
+    num_tokens: int | None,
+    min_mask_share: float,
+    min_points: int,
 ) -> _Facts:
     file = str(scene.views[view].image)
     try:
@@ -160,7 +169,9 @@ def _check_view(
         together = f" (one scene with {', '.join(samples)}: all of it is left out)" if len(samples) > 1 else ""
         return _Facts([Problem("error", scene.name, file, f"{error}{together}")])
     problems = [Problem("warning", scene.name, file, note) for note in data.notes]
-    problems += [Problem("warning", scene.name, file, text) for text in _remarks(scene, view, data, min_mask_share)]
+    problems += [
+        Problem("warning", scene.name, file, text) for text in _remarks(scene, view, data, min_mask_share, min_points)
+    ]
     points = data.surfaces.shape[1]
     if num_tokens is not None and points < num_tokens and scene.has_surfaces:
         text = f"the surfaces have {points} points, fewer than the {num_tokens} latent tokens"
@@ -179,15 +190,25 @@ def _check_view(
     )
 
 
-def _remarks(scene: Scene, view: int, data: SceneData, min_mask_share: float) -> list[str]:
-    """Small masks, and points that are a little outside of [-1, 1]."""
+def _remarks(scene: Scene, view: int, data: SceneData, min_mask_share: float, min_points: int) -> list[str]:
+    """A picture of one colour, few points, small masks, and points that are a little outside of [-1, 1]."""
     remarks = []
+    levels = data.image.getextrema()
+    if all(high - low <= _CONSTANT for low, high in levels):
+        shown = ", ".join(str(low) for low, _ in levels)
+        remarks.append(
+            f"{scene.views[view].image}: the picture is one colour ({shown}): there is nothing to learn from"
+        )
+    if scene.has_surfaces and (points := data.surfaces.shape[1]) < min_points:
+        file = scene.instances[data.indices[0]].surface
+        remarks.append(f"{file}: few points: {points} on each surface, which shows no detail; usual are 20,480")
     for index, share, surface in zip(data.indices, data.mask_share, data.surfaces, strict=True):
         source = scene.instances[index]
         if share < min_mask_share:
             pixels = round(float(share) * data.labels.size)
             mask = scene.views[view].mask or source.mask
-            remarks.append(f"{mask}: mask too small: label {source.label} covers {pixels} pixels ({share:.3%})")
+            text = f"mask too small: label {source.label} covers {pixels} pixels ({share:.3%})"
+            remarks.append(f"{mask}: {text}, too few for an image encoder to see the object")
         farthest = float(surface[:, :3].abs().amax()) if len(surface) else 0.0
         if farthest > 1.0:
             row = "" if source.row is None else f" (row {source.row})"

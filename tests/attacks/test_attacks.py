@@ -39,7 +39,17 @@ WORK = {
     "num_scenes", "compose", "num_points", "eval_inference_steps", "eval_grid_depth", "eval_every", "preview_every",
     "validate_every", "compare_scenes", "num_workers", "max_scenes", "num_tokens", "batch_size",
 }  # fmt: skip
-PLACES = {"output_dir", "output", "chart", "out", "files", "file", "cache_dir", "compile"}  # compiling takes minutes
+PLACES = {
+    "contact_sheet",
+    "output_dir",
+    "output",
+    "chart",
+    "out",
+    "files",
+    "file",
+    "cache_dir",
+    "compile",
+}  # compiling takes minutes
 
 
 @pytest.fixture(scope="module")

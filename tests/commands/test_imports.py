@@ -28,7 +28,7 @@ def arguments(command, folder):
     if command == "evaluate":
         return ["evaluate", *data, *SMALL, "--output", str(folder / "figures.json")]
     if command == "check":
-        return ["prepare_data", "--check", str(folder / "data")]
+        return ["prepare_data", "--check", str(folder / "data"), "--contact_sheet", str(folder / "sheet.png")]
     pictures = ["--rgb_image", str(EXAMPLE / "rgb.png"), "--seg_image", str(EXAMPLE / "seg.png")]
     return ["infer", *SMALL[2:], "--num_inference_steps", "2", *pictures, "--output", str(folder / "scene.glb")]
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sample_factory import blocks, prepared, save_mask, scene_surfaces, sphere, write_sample
+from PIL import Image
+from sample_factory import SIZE, blocks, prepared, save_mask, scene_surfaces, sphere, write_sample
 
 from midilite.data.check import check_data
 from midilite.data.scenes import Problem, scan
@@ -34,7 +35,8 @@ def test_report(tmp_path):
     write_sample(tmp_path / "nan", nan, [1, 2, 3], seed=5)
     write_sample(tmp_path / "copy", scene_surfaces(2), [1, 2], seed=1)
     write_sample(tmp_path / "few", sphere(10), [1], seed=6)
-    report = check_data(tmp_path, num_tokens=16, min_mask_share=0.001)
+    few_are_fine = {"num_tokens": 16, "min_mask_share": 0.001, "min_points": 8}
+    report = check_data(tmp_path, **few_are_fine)
     reasons = {(p.severity, p.scene): p.reason for p in report.problems}
     assert set(reasons) == {
         ("warning", "small"), ("warning", "wide"), ("warning", "plain"), ("error", "nan"), ("warning", "fine"),
@@ -49,7 +51,7 @@ def test_report(tmp_path):
     assert [s.name for s in report.scenes] == ["copy", "plain", "small", "wide"]
     assert report.instances == {2: 2, 1: 2} and report.points == {64: 6} and report.image_sizes == {"48x40": 4}
     assert report.found == 6
-    again = check_data(tmp_path, num_tokens=16, min_mask_share=0.001, num_workers=1)
+    again = check_data(tmp_path, **few_are_fine, num_workers=1)
     assert again == report, "the report must not depend on the number of threads"
 
 
@@ -57,7 +59,7 @@ def test_same_picture_with_other_surfaces_is_reported(tmp_path):
     """One of two such scenes was filed wrongly, and training on both teaches nothing."""
     prepared(tmp_path / "a")
     np.save(prepared(tmp_path / "b") / "surface.npy", scene_surfaces(2, seed=7))
-    assert [p.reason for p in check_data(tmp_path).warnings] == [
+    assert [p.reason for p in check_data(tmp_path, min_points=0).warnings] == [
         "same picture and mask as a, but other surfaces: one of them is wrong"
     ]
 
@@ -103,8 +105,9 @@ def test_import_direction():
     assert subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True).stdout == "set()\n"
 
 
-def test_check_command(tmp_path, capsys):
-    """prepare_data.py --check prints the report and writes nothing; the exit code tells a script how it went."""
+def test_check_command(tmp_path, tmp_path_factory, monkeypatch, capsys):
+    """prepare_data.py --check prints the report and leaves the data alone; the exit code tells a script how it went."""
+    monkeypatch.chdir(here := tmp_path_factory.mktemp("here"))
     spec = importlib.util.spec_from_file_location(
         "prepare_data", Path(__file__).parents[2] / "examples/prepare_data.py"
     )
@@ -113,7 +116,15 @@ def test_check_command(tmp_path, capsys):
     write_sample(tmp_path / "good", sphere(20), [1])
     before = sorted(tmp_path.rglob("*"))
     assert command.main(["--check", str(tmp_path)]) == 0
-    assert f"{tmp_path}: 1 scenes found, 1 usable" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{tmp_path}: 1 scenes found, 1 usable" in said and "few points: 20 on each surface" in said
+    assert "contact sheet of 1 of 1 scenes: outputs/contact_sheet.png" in said
+    assert (here / "outputs" / "contact_sheet.png").is_file()
+    assert command.main(["--check", str(tmp_path), "--contact_sheet", "none"]) == 0
+    assert "contact sheet" not in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--check", str(tmp_path), "--contact_sheet", str(tmp_path / "good" / "seg.png")])
+    assert "which is read: choose another name" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
     (tmp_path / "good" / "seg.png").write_bytes(b"")
     write_sample(tmp_path / "other", sphere(20), [1], seed=1)
@@ -124,3 +135,15 @@ def test_check_command(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         command.main(["--input_dir", str(tmp_path)])
     assert "output_dir is missing: pass --input_dir and --output_dir, or --check DIR" in capsys.readouterr().err
+
+
+def test_what_teaches_little_is_warned_of(tmp_path):
+    """Pictures of one colour and surfaces of a few points can be trained on, but a person would want to know."""
+    folder = write_sample(tmp_path / "white", scene_surfaces(2, points=300), [1, 2])
+    Image.new("RGB", SIZE, (255, 254, 255)).save(folder / "scene_rgb.png")
+    write_sample(tmp_path / "few", scene_surfaces(2, points=20), [1, 2], seed=1)
+    write_sample(tmp_path / "fine", scene_surfaces(2, points=300), [1, 2], seed=2)
+    told = {problem.scene: problem.reason for problem in check_data(tmp_path).warnings}
+    assert told.keys() == {"white", "few"}
+    assert "the picture is one colour (255, 254, 255): there is nothing to learn from" in told["white"]
+    assert "surface.npy: few points: 20 on each surface" in told["few"]

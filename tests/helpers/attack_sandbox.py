@@ -52,7 +52,7 @@ BASE = {
         "--input_dir", "in/meshes", "--output_dir", "out/prepared", "--num_samples", "64", "--image_size", "48",
         "--compose", "2", "--num_scenes", "1", "--num_workers", "1",
     ]),
-    "check": ("prepare_data", ["--check", "in/data"]),
+    "check": ("prepare_data", ["--check", "in/data", "--contact_sheet", "out/sheet.png"]),
 }  # fmt: skip
 # the files that each command reads, as patterns in `in/`
 READS = {
