@@ -21,6 +21,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["midilite", "midilite.*"]),
     package_data={"midilite": ["assets/**/*"]},
+    entry_points={"console_scripts": ["midilite = midilite.commands.console:program"]},
     install_requires=[
         "torch>=2.6",
         "safetensors>=0.4",

@@ -1,1 +1,1 @@
-"""What stands behind the commands in `examples/`."""
+"""What stands behind the commands in `examples/`, and behind `midilite COMMAND`."""

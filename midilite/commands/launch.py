@@ -54,13 +54,16 @@ def command(name: str) -> Callable[..., int]:
     return partial(run, name)
 
 
-def run(name: str, arguments: Sequence[str] | None = None) -> int:
+def run(name: str, arguments: Sequence[str] | None = None, program: str | None = None) -> int:
     """Read a command's options and do its work; returns the exit code.
+
+    Args:
+        program: what the command is called in messages; default by its file in `examples/`.
 
     Raises:
         SystemExit: with code 2 for unusable options, with 0 after `--help`.
     """
-    program, given = f"{name}.py", []
+    program, given = program or f"{name}.py", []
     return _guarded(program, lambda: _work(name, program, arguments, given), given)
 
 
