@@ -45,6 +45,7 @@ setup(
         ],
         "tensorboard": ["tensorboard>=2.16"],
         "hub": ["huggingface_hub>=0.30"],
+        "simplify": ["fast-simplification>=0.1.7"],
         "heic": ["pillow-heif>=0.16"],
     },
 )

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "midilite"
 # A package imports only packages to its left; `__init__.py` of the top level, the face, may import any.
 PACKAGES = "common mesh render flow model runtime lora data data_prep inference training evaluation commands".split()
 RUN_TIME = {"torch", "safetensors", "numpy", "PIL", "yaml", "trimesh"}
-OPTIONAL = {"huggingface_hub", "triton", "pillow_heif"}
+OPTIONAL = {"huggingface_hub", "triton", "pillow_heif", "fast_simplification"}
 
 
 def module_name(path: Path, root: Path) -> str:

@@ -19,6 +19,7 @@ from ..common.options import Options, option
 from ..common.progress import Progress
 from ..common.terminal import say
 from ..mesh.scene import check_suffix, export_scene
+from ..mesh.simplify import simplifier
 from ..runtime.exclusions import QUANTIZATIONS, check_base
 from .bases import choose_base
 
@@ -48,6 +49,10 @@ class InferOptions(Options):
     )
     preview: bool = option(True, "write the preview picture")
     bake: bool = option(False, "GLB: all vertices in the scene's frame, instead of a pivot below each object")
+    floor: bool = option(False, "move the scene so that it stands at y = 0, as engines expect")
+    max_faces: int | None = option(
+        None, "most triangles of each object (default: all; needs the package fast-simplification)", least=4
+    )
     device: str | None = shared.device()
 
     fast: bool = option(
@@ -106,7 +111,8 @@ def run(options: InferOptions) -> Result:
     """Load the model and adapters, generate, write the scene and its preview; returns the result (on every rank).
 
     Raises:
-        ValueError: model, adapter, image or mask can't be used, or nothing has a surface.
+        ValueError: model, adapter, image or mask can't be used, nothing has a surface, or the package that simplifies
+            is asked for and not installed.
         OSError: the output can't be written.
         PartnerLostError: another process has ended.
     """
@@ -115,6 +121,8 @@ def run(options: InferOptions) -> Result:
     from ..runtime.placement import choose_dtype
 
     started = time.monotonic()
+    if options.max_faces is not None:
+        simplifier()  # whether it is there is better known before the work
     pictures = _read_pictures(options)
     base = choose_base(options.pretrained_model, options.lora_path or ())
     world, device = start(options.device, PATIENCE)
@@ -136,6 +144,8 @@ def run(options: InferOptions) -> Result:
         partners = f" and {world.size - 1} more of their kind" if world.size > 1 else ""
         say(f"loaded {base} on {pipe.device}{partners} in {time.monotonic() - started:.1f} s")
     result, problems = _generate(pipe, options, *pictures)
+    if options.floor or options.max_faces is not None:
+        result = _for_engines(result, options, world.is_main)
     if world.is_main:
         for problem in problems:
             say(f"warning: {problem}")
@@ -205,6 +215,15 @@ def _generate(
             on_step=Progress("denoising", "steps").show if pipe.world.is_main else None,
         )
     return result, [str(warning.message) for warning in caught]
+
+
+def _for_engines(result: Result, options: InferOptions, says: bool) -> Result:
+    """The result with fewer triangles, or standing on the floor, as the options ask."""
+    done = result.for_engines(options.max_faces, options.floor)
+    before, after = (sum(len(mesh.faces) for mesh in r.scene.geometry.values()) for r in (result, done))
+    if says and after != before:
+        say(f"{before:,} triangles became {after:,}")
+    return done
 
 
 def load_fast(pipe: Pipeline, model: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..mesh.scene import export_scene, instance_names
+from ..mesh.scene import build_scene, export_scene, instance_names
+from ..mesh.simplify import simplified
 
 if TYPE_CHECKING:
     import trimesh
@@ -62,6 +63,25 @@ class Result:
     def save(self, path: str | Path, bake: bool = False) -> None:
         """Write the scene as .glb, .obj, .ply or .stl; see `mesh.scene.export_scene`, also for `bake` and errors."""
         export_scene(self.scene, path, bake)
+
+    def for_engines(self, max_faces: int | None = None, floor: bool = False) -> Result:
+        """The same with other meshes; names, colours and facts stay what they are.
+
+        Args:
+            max_faces: most triangles of each object; None leaves them as they are (`mesh.simplify`).
+            floor: move the scene up or down so that its lowest point is at y = 0.
+
+        Raises:
+            ValueError: fewer than 4 triangles are asked for, or the package that simplifies is not installed.
+        """
+        meshes = [mesh if mesh is None else mesh.copy() for mesh in self.meshes]
+        if max_faces is not None:
+            meshes = [mesh if mesh is None else simplified(mesh, max_faces) for mesh in meshes]
+        there = [mesh for mesh in meshes if mesh is not None]
+        lowest = min((float(mesh.bounds[0, 1]) for mesh in there), default=0.0)
+        for mesh in there if floor else ():
+            mesh.vertices = mesh.vertices - [0.0, lowest, 0.0]
+        return replace(self, meshes=meshes, scene=build_scene(meshes, self.labels))
 
     def __repr__(self) -> str:
         """What came out of each instance, in a line each."""

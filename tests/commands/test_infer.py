@@ -1,6 +1,8 @@
 """The inference command: files of every kind open again, previews show what was made, mistakes are one line."""
 
 import importlib.util
+import sys
+import types
 import warnings
 
 import numpy as np
@@ -136,3 +138,27 @@ def test_fp16_on_the_cpu_is_slow_and_says_so(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert golden_run(tmp_path / "a.glb", "--mixed_precision", "bf16", "--no-preview") == 0
+
+
+def test_scenes_for_engines_have_few_triangles_a_floor_and_their_names(tmp_path, monkeypatch, capsys):
+    """With a stand-in for the optional package, which keeps the first triangles."""
+    package = types.ModuleType("fast_simplification")
+    package.simplify = lambda points, faces, target_count: (points, faces[:target_count])
+    monkeypatch.setitem(sys.modules, "fast_simplification", package)
+    assert golden_run(tmp_path / "plain.glb", "--no-preview") == 0
+    assert golden_run(tmp_path / "small.glb", "--max_faces", "50", "--floor") == 0
+    plain, small = (trimesh.load(tmp_path / f"{name}.glb") for name in ("plain", "small"))
+    assert list(small.geometry) == list(plain.geometry) and "triangles became " in capsys.readouterr().err
+    assert small.graph.nodes_geometry == plain.graph.nodes_geometry
+    assert all(len(mesh.faces) <= 50 for mesh in small.geometry.values())
+    assert golden_run(tmp_path / "floor.glb", "--floor", "--no-preview") == 0
+    floor = trimesh.load(tmp_path / "floor.glb")
+    assert abs(floor.bounds[0, 1]) < 1e-6 < abs(plain.bounds[0, 1])
+    assert floor.bounds - plain.bounds == pytest.approx(np.array([[0, -plain.bounds[0, 1], 0]] * 2), abs=1e-5)
+
+
+def test_a_missing_package_is_told_before_the_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "fast_simplification", None)
+    assert golden_run(tmp_path / "a.glb", "--max_faces", "50") == 1
+    assert "max_faces needs the package fast-simplification" in (said := capsys.readouterr().err)
+    assert "loaded" not in said and not (tmp_path / "a.glb").exists()
