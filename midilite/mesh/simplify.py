@@ -1,6 +1,6 @@
 """Fewer triangles for a mesh, as engines want them: quadric edge collapse (Garland and Heckbert 1997).
 
-That is the optional package fast-simplification. A surface from a grid has triangles of one size, also where it is flat.
+That is the optional package fast-simplification. A surface from a grid has triangles of one size, also on flats.
 """
 
 from __future__ import annotations

@@ -1,26 +1,13 @@
 """How far a piece of work is: a line that moves on a terminal, rare lines in a file."""
 
-import io
 import sys
 
 import pytest
+from terminals import Terminal
 
 from midilite.common import progress, terminal
 from midilite.common.progress import Progress
 from midilite.common.terminal import end_live, say, tell
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-    def screen(self) -> list[str]:
-        """What a person sees: `\\r` goes back, an erased line is empty."""
-        lines = [""]
-        for part in self.getvalue().replace("\r\x1b[K", "\0").split("\n"):
-            lines[-1] = part.rpartition("\0")[2] if "\0" in part else lines[-1] + part
-            lines.append("")
-        return lines[:-1]
 
 
 @pytest.fixture

@@ -3,8 +3,11 @@
 import dataclasses
 import json
 import math
+import sys
+from pathlib import Path
 
 import pytest
+from terminals import Terminal
 
 from midilite.commands import train
 from midilite.training.log import RunLog, means
@@ -49,3 +52,14 @@ def test_fewer_lines_of_the_same_run_say_the_means(options, tmp_path):
     for key in ("loss", "mse", "grad_norm"):
         expected = [math.fsum(line[key] for line in every[i : i + 3]) / 3 for i in (0, 3)]
         assert [line[key] for line in third] == pytest.approx(expected, rel=1e-12)
+
+
+def test_on_a_terminal_a_run_is_one_line_below_what_is_said(options, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", stream := Terminal())
+    train.train_lora(dataclasses.replace(options, val_fraction=0.3, validate_every=3, logging_steps=100))
+    screen = stream.screen()
+    steps = [line for line in screen if line.startswith("step ")]
+    assert [line.split(" ")[1] for line in steps] == ["3:", "6:", "6/6"], "two validations, and the line that moved"
+    assert "step 1/6 epoch 1 loss" in stream.getvalue() and len(lines(Path(options.output_dir))) == 2
+    assert sum(line.startswith("encoding ") for line in screen) <= 1
