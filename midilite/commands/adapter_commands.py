@@ -16,7 +16,7 @@ from ..common import shared_options as shared
 from ..common.options import Options, option
 from ..common.terminal import tell
 from ..lora.config import FORMATS
-from .bases import choose_base
+from .bases import BaseOptions
 
 if TYPE_CHECKING:
     from ..lora.arithmetic import Resized
@@ -106,10 +106,9 @@ class AverageOptions(Options):
 
 
 @dataclass(frozen=True)
-class MergeOptions(Options):
+class MergeOptions(BaseOptions):
     """A checkpoint folder with adapters merged into the base."""
 
-    pretrained_model: str | None = shared.base_model()
     lora_path: tuple[str, ...] | None = _adapters()
     lora_scale: tuple[float, ...] = shared.lora_scale()
     lora_alpha: float | None = shared.lora_alpha()
@@ -121,10 +120,9 @@ class MergeOptions(Options):
 
 
 @dataclass(frozen=True)
-class SweepOptions(Options):
+class SweepOptions(BaseOptions):
     """One scene rendered at several strengths side by side, sampled as the model says unless told otherwise."""
 
-    pretrained_model: str | None = shared.base_model()
     lora_path: tuple[str, ...] | None = _adapters()
     lora_scale: tuple[float, ...] = shared.lora_scale()
     lora_alpha: float | None = shared.lora_alpha()
@@ -234,8 +232,7 @@ def _average(options: AverageOptions) -> None:
 def _merge(options: MergeOptions) -> None:
     from .adapter import merge
 
-    base = choose_base(options.pretrained_model, options.lora_path)
-    merge(base, options.lora_path, options.output, options.lora_scale, options.lora_alpha)
+    merge(options.base(), options.lora_path, options.output, options.lora_scale, options.lora_alpha)
     tell(f"wrote {options.output}: a checkpoint folder that needs no adapter")
 
 
@@ -245,7 +242,7 @@ def _sweep(options: SweepOptions) -> None:
     from .adapter import SweepSettings, sweep
     from .infer import load_adapters
 
-    pipe = load_pipeline(choose_base(options.pretrained_model, options.lora_path), options.device)
+    pipe = load_pipeline(options.base(), options.device)
     load_adapters(pipe, options.lora_path, options.lora_scale, options.lora_alpha)
     steps = options.num_inference_steps, options.guidance_scale, options.seed
     ways = options.solver, options.guidance_interval

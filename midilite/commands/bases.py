@@ -8,12 +8,33 @@ what ships. Nothing is downloaded without being asked for. Loading still compare
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from ..common import shared_options as shared
+from ..common.options import Options
+from ..common.overwriting import refuse_overwriting
 from ..common.terminal import printable
 
 SHIPPED = "tiny"
 _PLACES = (".", "pretrained_weights", "models")
+
+
+@dataclass(frozen=True)
+class BaseOptions(Options):
+    """The options of a command that takes a base and perhaps adapters of it; those add `lora_path`."""
+
+    pretrained_model: str | None = shared.base_model()
+
+    def inputs(self) -> list[tuple[str, str]]:
+        """Also the shipped base, where none is named."""
+        return super().inputs() + ([] if self.pretrained_model else [("pretrained_model", SHIPPED)])
+
+    def base(self) -> str:
+        """The name of the base, see `choose_base`, which nothing that is written may replace. Raises ValueError."""
+        found = choose_base(self.pretrained_model, getattr(self, "lora_path", None) or ())
+        refuse_overwriting(self.outputs(), [("the base", found)])
+        return found
 
 
 def choose_base(given: str | None, adapters: Sequence[str]) -> str:

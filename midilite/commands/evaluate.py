@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common import shared_options as shared
-from ..common.options import Options, option
+from ..common.options import option
 from ..common.terminal import say, tell
 from ..data.sample_layout import LAYOUTS
 from ..evaluation.report import PROTOCOLS
-from .bases import choose_base
+from .bases import BaseOptions
 from .infer import SCENE
 
 if TYPE_CHECKING:
@@ -40,10 +40,9 @@ _MOST_WARNINGS = 20  # that are shown
 
 
 @dataclass(frozen=True)
-class EvaluateOptions(Options):
+class EvaluateOptions(BaseOptions):
     """Measure a model on a folder of samples: Chamfer distance, F-score and bounding-box IoU."""
 
-    pretrained_model: str | None = shared.base_model()
     output: str = option("outputs/evaluation.json", "all numbers, of every scene and their means", writes=True)
     mixed_precision: str | None = shared.run_precision()
     device: str | None = shared.device()
@@ -120,7 +119,7 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
 
     if options.data_dir is None:
         raise ValueError("data_dir is missing: pass --data_dir, a folder of samples or MIDI's 3D-Front set")
-    base = choose_base(options.pretrained_model, options.lora_path or ())
+    base = options.base()
     chosen = None if options.index_range is None else (options.index_range[0], options.index_range[1])
     lists, warned = (options.room_list, options.object_list, options.front3d_list), []
     scenes = find_scenes(options.data_dir, options.layout, chosen, *lists, problems=warned)
@@ -141,7 +140,8 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
             results[kind][scene.name] = metrics
         say(f"{number}/{len(scenes)} {scene.name}: {time.monotonic() - started:.1f} s")
     protocol, measured = PROTOCOLS[options.protocol], (options.tau, options.num_points)
-    document = {"options": dataclasses.asdict(options), "definitions": protocol.defined(*measured)}
+    told = {**dataclasses.asdict(options), "pretrained_model": base}
+    document = {"options": told, "definitions": protocol.defined(*measured)}
     document |= {kind: report(results[kind], protocol) for kind in kinds}
     write_json(Path(options.output), document)
     tell(format_table(results, protocol, *measured))

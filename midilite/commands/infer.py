@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..common import shared_options as shared
-from ..common.options import Options, option
+from ..common.options import option
 from ..common.progress import Progress
 from ..common.terminal import say
 from ..mesh.scene import check_suffix, export_scene
 from ..mesh.simplify import simplifier
 from ..runtime.exclusions import QUANTIZATIONS, check_base
-from .bases import choose_base
+from .bases import BaseOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,10 +38,9 @@ _scene, _memory = partial(option, group=SCENE), partial(option, group=MEMORY)
 
 
 @dataclass(frozen=True)
-class InferOptions(Options):
+class InferOptions(BaseOptions):
     """Turn an image and its instance mask into a 3D scene of separate objects."""
 
-    pretrained_model: str | None = shared.base_model()
     rgb_image: str | None = option(None, "the picture (default: the example that ships with midilite)", reads=True)
     seg_image: str | None = option(None, "its instance mask; TripoSG models need none", reads=True)
     output: str = option(
@@ -124,7 +123,7 @@ def run(options: InferOptions) -> Result:
     if options.max_faces is not None:
         simplifier()  # whether it is there is better known before the work
     pictures = _read_pictures(options)
-    base = choose_base(options.pretrained_model, options.lora_path or ())
+    base = options.base()
     world, device = start(options.device, PATIENCE)
     pipe = load_pipeline(
         base,

@@ -58,3 +58,13 @@ def test_training_on_the_shipped_model_says_so_first(options, capsys):
     with pytest.raises(ValueError, match="nowhere"):
         train.train_lora(dataclasses.replace(options, pretrained_model="tiny", data_dir="nowhere"))
     assert capsys.readouterr().err.splitlines()[0].startswith("base: tiny, the small model that ships with midilite")
+
+
+def test_a_base_that_was_found_is_not_written_over(tmp_path, monkeypatch, midi_dit):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(MIDI / "checkpoint", tmp_path / "base")
+    (tmp_path / "base" / "scene.glb").write_text("the user's")
+    named = adapter("a", "base", midi_dit)
+    with pytest.raises(ValueError, match="would replace base/scene.glb, a file of the base base, which is read"):
+        infer.InferOptions(lora_path=(named,), output="base/scene.glb").base()
+    assert (tmp_path / "base" / "scene.glb").read_text() == "the user's"
