@@ -9,10 +9,10 @@ from pathlib import Path
 from midilite.common.distributed import start, stop
 from midilite.model.folder import ASSETS
 
-from . import decoder_stages, finish, flow_stages, stages
+from . import decoder_stages, finish, flow_stages, sampling_stage, stages
 
 TINY = ASSETS / "tiny"
-STAGES = ("pack", "draw", "vae", "decoder", "surfaces", "flow", "measure", "lora", "limit", "finish")
+STAGES = ("pack", "draw", "vae", "decoder", "surfaces", "flow", "measure", "sampling", "lora", "limit", "finish")
 
 
 def main() -> None:
@@ -26,7 +26,8 @@ def main() -> None:
     parser.add_argument("--part", type=int, default=0, help="flow: which half of the drawn scenes to train on")
     parser.add_argument("--start", type=Path, help="flow, decoder: model folder to go on from with a fresh optimizer")
     parser.add_argument("--model", type=Path, help="measure, surfaces: model folder (default: the work folder's)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="measure: of the noise")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="measure, sampling: of the noise")
+    parser.add_argument("--ways", nargs="+", default=[], help="sampling: only those whose names begin so")
     parser.add_argument("--logit_mean", type=float, default=0.0, help="flow: above 0, noise levels lean to noise")
     parser.add_argument("--rate", type=float, help="flow, decoder: highest learning rate")
     parser.add_argument("--fall", type=float, help="flow, decoder: share of the time after which the rate falls")
@@ -60,6 +61,8 @@ def main() -> None:
             flow_stages.run_flow(stage, run, not args.skip_tests)
         elif args.stage == "measure":
             flow_stages.measure_seeds(stage, args.model or args.folder / "model", tuple(args.seeds))
+        elif args.stage == "sampling":
+            sampling_stage.run_sampling(stage, args.model or TINY, tuple(args.seeds), args.ways)
         elif args.stage == "lora":
             flow_stages.run_lora(stage, args.steps)
         elif args.stage == "limit":

@@ -1,0 +1,90 @@
+"""Which solver and which guidance: scenes of unseen arrangements, several seeds of the noise, quality against passes.
+
+A call is one look at the network for a velocity; a guided one takes two passes, one outside of the guidance interval
+takes one. Standard errors are over scenes of one seed and over the means of seeds, whichever is larger.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+
+from midilite.common.files import write_json
+from midilite.flow.schedule import RectifiedFlowScheduler
+
+from . import quality
+from .flow_stages import flow_pools, test_scenes
+from .networks import Networks
+from .stages import Stage
+
+KEYS = ("scene_f_score", "box_iou", "object_f_score")
+CALLS = (6, 8, 12, 25, 50)
+
+
+def ways() -> dict[str, quality.Sampling]:
+    """What is compared, at guidance 3 and shift 3."""
+    found = {}
+    for solver in ("euler", "ab2", "heun"):
+        for calls in CALLS:
+            steps = (calls + 1) // 2 if solver == "heun" else calls
+            found[f"{solver}, {calls} calls"] = quality.Sampling(3.0, steps, 3.0, solver=solver)
+    for low, high in ((0.2, 1.0), (0.4, 1.0), (0.0, 0.9)):
+        found[f"ab2, 12 calls, guided in {low:g} to {high:g}"] = quality.Sampling(
+            3.0, 12, 3.0, solver="ab2", interval=(low, high)
+        )
+    for form in ("projected", "rescaled"):
+        found[f"ab2, 12 calls, {form} guidance"] = quality.Sampling(3.0, 12, 3.0, solver="ab2", form=form)
+    found["ab2, 12 calls, unguided"] = quality.Sampling(1.0, 12, 3.0, solver="ab2")
+    return found
+
+
+def passes(sampling: quality.Sampling) -> int:
+    """How often a scene goes through the network."""
+    sigmas = RectifiedFlowScheduler(shift=sampling.shift).schedule(sampling.steps).sigmas.tolist()[:-1]
+    low, high = sampling.interval
+    each = [2 if sampling.guidance_scale > 1 and low <= sigma <= high else 1 for sigma in sigmas]
+    again = each[1:] if sampling.solver == "heun" else []
+    return sum(each) + sum(again)
+
+
+def run_sampling(stage: Stage, folder: Path, seeds: Sequence[int], names: Sequence[str] = ()) -> dict[str, Any]:
+    """Measure every way (or those whose names begin so) and write `sampling.json`; processes share the work."""
+    shapes = stage.shapes()
+    pools, networks = flow_pools(stage, shapes), Networks.load(folder, stage.plan.sizes, stage.device)
+    scenes, color, ids = test_scenes(stage, shapes, "eval-seen", stage.plan.eval_scenes)
+    conditions, truth = quality.encode_pictures(networks, scenes, color, ids), quality.true_points(pools, scenes)
+    chosen = {name: way for name, way in ways().items() if not names or name.startswith(tuple(names))}
+    found: dict[str, Any] = {"scenes": len(scenes), "seeds": list(seeds), "device": str(stage.device), "ways": {}}
+    for name, way in list(chosen.items())[stage.world.rank :: stage.world.size]:
+        rows, seconds = [], 0.0
+        for seed in seeds:
+            started = time.monotonic()
+            latents = quality.sample_scenes(networks, conditions, scenes.count.tolist(), replace(way, seed=seed))
+            if stage.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds += time.monotonic() - started
+            rows.append(quality.score_scenes(networks.vae, latents, scenes, truth, stage.plan.depth))
+        found["ways"][name] = {"passes": passes(way), "seconds": seconds / len(seeds), **summary(rows)}
+        print(f"[{time.monotonic() - stage.started:6.1f} s] {name}: {found['ways'][name]}", flush=True)
+        write_json(stage.folder / f"sampling-{stage.world.rank}.json", found)
+    return found
+
+
+def summary(rows: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
+    """Mean and standard error of each measure over seeds and scenes; `rows` are the scenes of each seed."""
+    result: dict[str, Any] = {}
+    for key in KEYS:
+        means = [fmean(row[key] for row in seed) for seed in rows]
+        of_scenes = stdev(row[key] for row in rows[0]) / math.sqrt(len(rows[0])) if len(rows[0]) > 1 else 0.0
+        of_seeds = stdev(means) / math.sqrt(len(means)) if len(means) > 1 else 0.0
+        result[key] = round(fmean(means), 4)
+        result[f"{key}_error"] = round(max(of_seeds, of_scenes / math.sqrt(len(rows))), 4)
+    result["missing"] = sum(row["missing"] for seed in rows for row in seed)
+    return result
