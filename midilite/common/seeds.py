@@ -49,6 +49,14 @@ def name_bytes(text: str) -> bytes:
         return text.encode("utf-8", "surrogatepass")
 
 
+def name_text(name: str) -> str:
+    """A file's name as text in any locale: LC_ALL=C shows each byte of a UTF-8 name as half a surrogate pair.
+
+    A name that is no UTF-8 on disk keeps such halves.
+    """
+    return name_bytes(name).decode("utf-8", "surrogateescape")
+
+
 def derive_seed(*keys: Key) -> int:
     """Hash integers and strings to a seed in [0, 2**63). The order and the types of the keys count."""
     text = "\x1f".join(f"{type(key).__name__}:{key}" for key in keys)

@@ -7,10 +7,13 @@ aliases, any depth, and the last of several equal keys.
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from .files import read_text
+from .seeds import name_bytes
 
 MOST_BYTES = 2**18
 _DEPTH = 6  # an option may be a list; what is deeper is refused by name, not by PyYAML's recursion
@@ -39,7 +42,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise ValueError(f"{path}: holds a {type(values).__name__}, expected 'key: value' lines")
-    return values
+    return {key: _as_argument(value) for key, value in values.items()}
+
+
+def _as_argument(value: Any) -> Any:
+    """A value as the command line would give it: where the locale is not UTF-8, names of files are spelt otherwise."""
+    if isinstance(value, list):
+        return [_as_argument(item) for item in value]
+    if not isinstance(value, str) or value.isascii() or sys.getfilesystemencoding() == "utf-8":
+        return value
+    return os.fsdecode(name_bytes(value))
 
 
 def _loader() -> type:

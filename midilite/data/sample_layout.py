@@ -22,6 +22,7 @@ from typing import Any
 
 from ..common.files import file_digest, refuse_special
 from ..common.npy import read_npy_header
+from ..common.seeds import name_text
 from ..common.terminal import printable
 from ..model.label_maps import label_values
 from ..model.masks import load_mask, plain_labels
@@ -110,6 +111,7 @@ def find_samples(root: Path, problems: list[Problem], need_surfaces: bool = True
         try:
             _check_name(folder)
             scene = _folder_scene(folder, problems, need_surfaces)
+            scene = scene and replace(scene, name=name_text(folder.name))
             size = scene.image.stat().st_size if scene is not None else 0
         except (ValueError, OSError) as error:
             problems.append(Problem("error", folder.name, str(folder), str(error)))
@@ -127,7 +129,8 @@ def find_samples(root: Path, problems: list[Problem], need_surfaces: bool = True
 
 def _check_name(folder: Path) -> None:
     """Names key the randomness and go into logs and reports, so they must be text."""
-    if printable(folder.name) != folder.name:
+    name = name_text(folder.name)
+    if printable(name) != name:
         raise ValueError(f"{folder}: the folder's name is not valid UTF-8 or has control characters; rename it")
 
 

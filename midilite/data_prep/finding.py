@@ -8,6 +8,9 @@ The input folder may hold, side by side and in upper or lower case:
 
 `split_nodes` moves that border: "always" splits loose files as well, "never" keeps every file one instance.
 
+Scenes have the names of their folders and files, with `_` for what is no text (bytes of another encoding, control
+characters): samples of such names could not be read again.
+
 With `recursive`, folders at any depth that hold mesh files are scenes by the same rules. Their names are the parts of
 their path, joined by `_`: `model_a/models/x.glb` becomes the scene `model_a_models`. Without it, each mesh that lies
 deeper than a scene folder is named as not read.
@@ -18,11 +21,14 @@ its meshes: `bed.glb` and `wardrobe.fbx` are a scene of two that lacks one, and 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from ..common.seeds import name_text
+from ..common.terminal import printable
 from ..mesh.reading import MESH_SUFFIXES
 from .options import SPLIT_NODES
 from .unread import Kind, is_hidden, judge
@@ -56,6 +62,7 @@ class Found:
     scenes: list[SceneSource] = field(default_factory=list)
     left_aside: list[str] = field(default_factory=list)
     unread: list[dict[str, str]] = field(default_factory=list)
+    renamed: list[str] = field(default_factory=list)  # a sentence on each scene that can't have its file's name
     deeper: list[int] = field(default_factory=list)  # per mesh that lies deeper than scenes do, by how many levels
 
     def hint(self) -> str:
@@ -105,7 +112,10 @@ def find_scenes(input_dir: str | Path, split_nodes: str = "auto", recursive: boo
         _add_folder(found, root, folder, split_nodes, recursive, reserved)
     taken = {scene.name.lower() for scene in found.scenes}
     for file in contents.meshes:
-        found.scenes.append(SceneSource(_free_name(file, taken), "object", (file.name,), split=split_nodes == "always"))
+        name = _free_name(file, taken)
+        found.scenes.append(SceneSource(name, "object", (file.name,), split=split_nodes == "always"))
+        if _readable(file.stem) != file.stem:
+            found.renamed.append(_renamed(file.name, name))
     _note(found, root, contents, contents.unread + contents.strange)
     return found
 
@@ -118,9 +128,12 @@ def _add_folder(found: Found, root: Path, folder: Path, split_nodes: str, recurs
         reachable = depth == 0 or recursive
         lost = contents.strange
         if contents.meshes and reachable:
-            name = "_".join(place.relative_to(root).parts)
-            if depth:
+            plain = "_".join(place.relative_to(root).parts)
+            name = _readable(plain)
+            if depth or name != plain:
                 name = _free(name, reserved)
+            if _readable(plain) != plain:
+                found.renamed.append(_renamed(f"{_relative(place, root)}/", name))
             found.scenes.append(_folder_scene(name, root, contents, split_nodes))
         else:
             lost = contents.unread + contents.strange
@@ -210,11 +223,23 @@ def _relative(path: Path, root: Path) -> str:
 
 def _free_name(file: Path, taken: set[str]) -> str:
     """The file's stem, made unique by its suffix and then by a number; remembers what it gives out."""
-    plain, longer = file.stem, f"{file.stem}_{file.suffix[1:].lower()}"
+    plain = _readable(file.stem)
+    longer = f"{plain}_{file.suffix[1:].lower()}"
     if plain.lower() not in taken:
         taken.add(plain.lower())
         return plain
     return _free(longer, taken)
+
+
+def _readable(name: str) -> str:
+    """The name with `_` for bytes that are no UTF-8 and for control characters, which names of samples can't have."""
+    text = name_text(name)
+    readable = "".join(char if printable(char) == char else "_" for char in text)
+    return name if readable == text else os.fsdecode(readable.encode())
+
+
+def _renamed(source: str, name: str) -> str:
+    return f"{source} becomes the scene {name}: its own name is not valid UTF-8 or has control characters"
 
 
 def _free(name: str, taken: set[str]) -> str:

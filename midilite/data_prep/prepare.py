@@ -41,7 +41,7 @@ from typing import Any
 from ..common.errors import CommandError
 from ..common.files import read_json, write_json
 from ..common.overwriting import same_place
-from ..common.seeds import numpy_generator
+from ..common.seeds import name_text, numpy_generator
 from ..common.terminal import tell
 from ..data.sample_folder import MADE_BY, ForeignFolderError, check_writable, read_manifest, write_sample
 from .finding import Found, SceneSource, find_scenes
@@ -136,7 +136,7 @@ def prepare(
         raise _output_error(output, error) from error
     for entry in outcome.skipped:
         log(f"skipped: {_describe(entry)}")
-    for line in [*outcome.warnings, found.hint()]:
+    for line in [*found.renamed, *outcome.warnings, found.hint()]:
         if line:
             log(f"note: {line}")
     return outcome
@@ -316,7 +316,7 @@ def _write_report(output: Path, settings: PrepareSettings, outcome: Outcome, fou
     for folder in sorted(path for path in output.iterdir() if path.is_dir()):
         manifest = read_manifest(folder)
         if manifest is not None:
-            samples[folder.name] = {
+            samples[name_text(folder.name)] = {
                 "scene": manifest["scene"],
                 "kind": manifest["kind"],
                 "image": manifest["image"],

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..common.seeds import numpy_generator
+from ..common.seeds import name_text, numpy_generator
 from ..mesh.geometry import sample_surface, scene_transform
 from ..model.config import MAX_LABELS
 from ..model.label_maps import label_values
@@ -343,7 +343,7 @@ def _manifest(
         for label, shape in enumerate(shapes, start=1)
     ]
     return {
-        "scene": source.name,
+        "scene": name_text(source.name),
         "view": view,
         "kind": source.kind,
         "image_size": [ids.shape[1], ids.shape[0]],

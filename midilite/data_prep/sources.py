@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..common.files import read_json
+from ..common.seeds import name_text
 from ..mesh.geometry import face_normals_and_areas, join_meshes
 from ..mesh.reading import load_parts
 from .finding import SceneSource, natural
@@ -146,8 +147,9 @@ def _load_file(path: Path, relative: str, split: bool, notes: list[str]) -> list
         if not face_normals_and_areas(part.vertices, part.faces)[1].any():
             raise ValueError(f"{path}: {_without_area(part)}")
     if len(parts) == 1:
-        return [Instance(path.stem, relative, parts[0])]
-    return [Instance(part.metadata["name"], f"{relative}#{part.metadata['name']}", part) for part in parts]
+        return [Instance(name_text(path.stem), name_text(relative), parts[0])]
+    file = name_text(relative)
+    return [Instance(part.metadata["name"], f"{file}#{part.metadata['name']}", part) for part in parts]
 
 
 def _without_area(part: trimesh.Trimesh) -> str:

@@ -25,6 +25,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..common.files import atomic_write, read_json, refuse_special, write_json
+from ..common.seeds import name_bytes
 from ..common.transfer import copy_all
 from .layers import Network, compare_tables
 
@@ -108,6 +109,9 @@ def open_safetensors(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
+        path = name_bytes(str(file))
+        if path.decode("utf-8", "ignore").encode() != path:
+            raise ValueError(f"{file}: cannot be opened, its path is not valid UTF-8; rename what is not") from error
         raise ValueError(f"{file}: is truncated or no safetensors file ({error}); download it again") from error
 
 

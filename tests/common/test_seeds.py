@@ -3,9 +3,14 @@
 import pytest
 import torch
 
-from midilite.common.seeds import derive_seed, seed_hidden_generators
+from midilite.common.seeds import derive_seed, name_text, seed_hidden_generators
 from midilite.training import plan as schedules
 from midilite.training.plan import Plan
+
+
+def test_the_text_of_a_name_is_the_same_in_any_locale():
+    assert name_text("椅子") == name_text("椅子".encode().decode("ascii", "surrogateescape")) == "椅子"
+    assert name_text("caf\udce9") == "caf\udce9"
 
 
 def test_every_key_its_type_and_its_place_count():

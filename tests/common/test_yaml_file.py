@@ -1,6 +1,9 @@
 """A YAML file of options is flat and small: whatever else it is ends in a sentence, soon and without much memory."""
 
+import os
 import re
+import subprocess
+import sys
 import time
 import tracemalloc
 
@@ -63,3 +66,15 @@ def test_what_options_need_is_read(tmp_path):
     assert read_yaml(tmp_path / "c.yaml") == {**expected, "x": None}
     (tmp_path / "c.yaml").write_text("")
     assert read_yaml(tmp_path / "c.yaml") == {}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the locale decides on names of files on Linux only")
+def test_a_name_is_spelt_as_on_the_command_line_in_any_locale(tmp_path):
+    (tmp_path / "options.yaml").write_text("output: [椅子.glb, plain]\nname: 椅子.glb\n", "utf-8")
+    code = (
+        "import sys; from midilite.common.yaml_file import read_yaml;"
+        "assert read_yaml(sys.argv[1]) == {'output': [sys.argv[2], 'plain'], 'name': sys.argv[2]}"
+    )
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = [sys.executable, "-c", code, tmp_path / "options.yaml", "椅子.glb"]
+    subprocess.run(words, check=True, env=os.environ | plain)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from PIL import Image
 from trimesh import creation
 
 from midilite.commands.prepare import PrepareOptions, run
+from midilite.data.sample_layout import find_samples
 from midilite.data_prep.finding import find_scenes
 from midilite.data_prep.unread import Kind, judge
 
@@ -63,6 +66,40 @@ def test_every_file_that_was_not_read_is_named_and_the_exit_code_says_so(tmp_pat
     assert "note: 1 mesh lies one level deeper: --recursive" in said
     assert "2 written, 0 kept, 8 skipped (8 of them files that are not read)" in said
     assert prepared(raw, tmp_path / "out")[1]["skipped"] == report["skipped"]  # samples that are kept lack it, too
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are any bytes on Linux only")
+def test_names_that_are_no_text_become_names_that_samples_may_have(tmp_path, capsys):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    box(raw / "caf_.stl")
+    for name in (b"caf\xe9.stl", b"a\nb.stl", b"fauteuil \xe9/si\xe8ge.stl"):
+        (raw / os.fsdecode(name)).parent.mkdir(exist_ok=True)
+        shutil.copy(raw / "caf_.stl", raw / os.fsdecode(name))
+    code, report = prepared(raw, out)
+    assert code == 0 and set(report["samples"]) == {"caf_", "caf__stl", "a_b", "fauteuil _"}
+    problems = []
+    assert len(find_samples(out, problems)) == 4 and problems == []
+    assert "note: fauteuil \\udce9/ becomes the scene fauteuil _: its own name is not valid" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the locale decides on names of files on Linux only")
+def test_samples_are_the_same_in_a_locale_of_few_letters(tmp_path):
+    box(tmp_path / "raw" / "部屋" / "椅子.stl")
+    prepared(tmp_path / "raw", tmp_path / "out")
+    code = "import sys; from tests.data_prep.test_finding import again; again(*sys.argv[1:])"
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True, env=os.environ | plain, cwd=CASES.parents[3])
+    name = "部屋/scene.json"
+    assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    assert (tmp_path / "names").read_text("utf-8") == "部屋"
+
+
+def again(place: str) -> None:
+    """What the test above does in another process: prepare the samples, and list their names."""
+    _, report = prepared(Path(place) / "raw", Path(place) / "again")
+    names = [scene.name for scene in find_samples(Path(place) / "again", [])]
+    assert list(report["samples"]) == names
+    (Path(place) / "names").write_text(*names, "utf-8")
 
 
 def test_recursive_reads_folders_at_any_depth_and_names_scenes_by_their_path(tmp_path):

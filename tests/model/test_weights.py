@@ -1,7 +1,9 @@
 """Checkpoint folders: every published form is read, what does not fit is refused, what is written reads back."""
 
 import json
+import os
 import shutil
+import sys
 
 import pytest
 import torch
@@ -222,3 +224,13 @@ def test_a_malicious_pickle_runs_nothing(tmp_path):
     with pytest.raises(ValueError, match="evil.pkl"):
         load_npy(tmp_path / "evil.pkl")
     assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are any bytes on Linux only")
+def test_a_path_that_safetensors_cannot_take_is_not_called_a_damaged_file(tmp_path):
+    file = tmp_path / os.fsdecode(b"caf\xe9.safetensors")
+    checkpoint.save_file({"x": torch.zeros(1)}, file, {})
+    try:
+        checkpoint.open_safetensors(file)  # some versions of the library can
+    except ValueError as error:
+        assert "its path is not valid UTF-8; rename what is not" in str(error)
