@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from .. import lora
+from ..common.files import try_writing
 from ..common.terminal import printable, tell
 from ..inference.decoding import NoSurfaceWarning, decode_meshes
 from ..inference.pipeline import Pipeline, load_pipeline
@@ -117,10 +118,12 @@ def merge(
 
     Raises:
         ValueError: model or adapters can't be used, or `output` is a folder with something in it.
+        OSError: `output` can't be written.
     """
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output}: is not empty; name a new folder for the merged model")
+    try_writing(output, folder=True)
     pipe = load_pipeline(pretrained_model, "cpu", torch.float32)
     load_adapters(pipe, lora_path, lora_scale, lora_alpha)
     pipe.merge_adapters()

@@ -237,11 +237,12 @@ def _merge(options: MergeOptions) -> None:
 
 
 def _sweep(options: SweepOptions) -> None:
-    from ..common.files import write_png
+    from ..common.files import try_writing, write_png
     from ..inference.pipeline import load_pipeline
     from .adapter import SweepSettings, sweep
     from .infer import load_adapters
 
+    try_writing(options.output)
     pipe = load_pipeline(options.base(), options.device)
     load_adapters(pipe, options.lora_path, options.lora_scale, options.lora_alpha)
     steps = options.num_inference_steps, options.guidance_scale, options.seed

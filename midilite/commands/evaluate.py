@@ -110,7 +110,7 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
         ValueError: model, adapter or data can't be used.
         OSError: the output can't be written.
     """
-    from ..common.files import write_json
+    from ..common.files import try_writing, write_json
     from ..data.scenes import find_scenes
     from ..evaluation.report import format_table, report
     from ..inference.pipeline import load_pipeline
@@ -119,6 +119,7 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
 
     if options.data_dir is None:
         raise ValueError("data_dir is missing: pass --data_dir, a folder of samples or MIDI's 3D-Front set")
+    try_writing(options.output)
     base = options.base()
     chosen = None if options.index_range is None else (options.index_range[0], options.index_range[1])
     lists, warned = (options.room_list, options.object_list, options.front3d_list), []

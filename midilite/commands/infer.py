@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..common import shared_options as shared
+from ..common.files import try_writing
 from ..common.options import option
 from ..common.progress import Progress
 from ..common.terminal import say
@@ -123,6 +124,8 @@ def run(options: InferOptions) -> Result:
     if options.max_faces is not None:
         simplifier()  # whether it is there is better known before the work
     pictures = _read_pictures(options)
+    for _, path in options.outputs():
+        try_writing(path)
     base = options.base()
     world, device = start(options.device, PATIENCE)
     pipe = load_pipeline(

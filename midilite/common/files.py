@@ -78,6 +78,24 @@ def writing(path: str | Path, needed: int | None = None) -> Iterator[None]:
         raise
 
 
+def try_writing(path: str | Path, folder: bool = False) -> None:
+    """Find out whether `path` can be written, before hours are spent on what goes there. Nothing is left behind.
+
+    Args:
+        folder: it is a folder that will be made, or written into.
+
+    Raises:
+        WriteError: it can't be.
+    """
+    path = Path(os.path.abspath(path))
+    with writing(path):
+        if path.is_dir() and not folder:
+            raise IsADirectoryError(errno.EISDIR, "it is a folder, and a file is to be written")
+        places = [path, *path.parents] if folder else path.parents
+        with tempfile.TemporaryFile(dir=next(place for place in places if os.path.lexists(place))):
+            pass
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | Path, needed: int | None = None) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; on success it is flushed and renamed to `path`.

@@ -46,13 +46,16 @@ def read_pixels(path: str | os.PathLike[str], exact: bool = False) -> Image.Imag
     """As `read_picture`, but uint16 [H, W, 3 or 4] where a file has 16 bits in each of several channels.
 
     Args:
-        exact: for masks: what can't be read in all its bits is refused.
+        exact: for masks: what can't be read in all its bits is refused, and so are several pages of one size, each of
+            which may be an object.
 
     Raises:
         ValueError: as `read_picture`; or 16 bits in several channels of a kind whose low bytes can't be had, and
             `exact` is set or the high ones are nearly all black.
     """
     with _reading(path) as image:
+        if exact:
+            _refuse_pages(image)
         refuse_planes(image)
         deep, exchanged = is_deep(image), _exchanged(image)
         high = _loaded(image)
@@ -83,6 +86,18 @@ def is_deep(image: Image.Image) -> bool:
         or (image.format == "PPM" and isinstance(each, tuple) and isinstance(each[-1], int) and each[-1] > 255)
         for each in arguments
     )
+
+
+def _refuse_pages(image: Image.Image) -> None:
+    """Raise ValueError for several pages or frames of one size; smaller ones (previews) are no masks."""
+    if image.format not in ("TIFF", "GIF", "PNG", "WEBP") or (count := getattr(image, "n_frames", 1)) < 2:
+        return
+    size = image.size
+    image.seek(1)
+    if image.size == size:
+        raise ValueError(f"it has {count} pages or frames, of which only the first would be read; save masks of single "
+                         "objects as an array [n, H, W] in an .npy file, or pass them as a list")  # fmt: skip
+    image.seek(0)
 
 
 def refuse_planes(image: Image.Image) -> None:

@@ -196,6 +196,11 @@ def integer_labels(values: np.ndarray, name: str) -> np.ndarray:
             f"{name}: a mask of floating-point values must hold whole numbers; scores become a mask by a threshold, as "
             "scores > 0"
         )
+    if values.dtype.kind == "f" and (values < -1).any():
+        raise ValueError(
+            f"{name}: a mask of floating-point values has {values.min():g}, and labels count from 0; scores become a "
+            "mask by a threshold, as scores > 0"
+        )
     if values.dtype.kind not in "biuf" or values.min(initial=0) < -1 or values.max(initial=0) > 2**31 - 1:
         raise ValueError(f"{name}: mask values of type {values.dtype} must be labels from 0 to {2**31 - 1}")
     return values.astype(np.int32)
@@ -303,7 +308,7 @@ def _single(entry: Any, name: str, notes: list[str]) -> np.ndarray:
         raise ValueError(f"{name}: is an outline (a polygon) and no mask; write masks as run lengths, {_JSON}")
     if not isinstance(entry, (np.ndarray, Image.Image, str, os.PathLike)):
         raise WrongTypeError(f"{name}: {wrong_type('mask', entry, 'an array [H, W], or run lengths')}")
-    inner = read_mask(entry)
+    inner = _of_array(entry, name, None, False) if isinstance(entry, np.ndarray) else read_mask(entry)
     values = [int(value) for value in np.unique(inner.labels) if value > 0]
     if len(values) > 1:
         raise ValueError(

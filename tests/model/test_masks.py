@@ -328,3 +328,24 @@ def test_a_mask_of_a_turned_picture(name):
         tagged = saved(Image.fromarray(lying.astype(np.uint8)), format="PNG", exif=exif)
         notes = []
         assert np.array_equal(load_pair(CASES / "exif3.jpg", tagged, notes=notes)[1], SEG) and notes == []
+
+
+@pytest.mark.parametrize("kind", ["tif", "gif", "webp", "png"])
+def test_pages_of_masks_are_never_lost_but_previews_are_no_masks(tmp_path, kind):
+    first, second = (np.zeros((24, 24), np.uint8) for _ in range(2))
+    first[2:12, 2:12], second[12:22, 12:22] = 255, 255
+    file, pages = tmp_path / f"mask.{kind}", [Image.fromarray(page) for page in (first, second)]
+    pages[0].save(file, save_all=True, append_images=pages[1:], lossless=True)
+    with pytest.raises(ValueError, match=r"mask\.\w+: .*it has 2 pages or frames, of which only the first"):
+        load_mask(file)
+    if kind == "tif":
+        pages[0].save(file, save_all=True, append_images=[pages[1].resize((12, 12))])
+        assert np.array_equal(np.asarray(load_mask(file)) > 0, first > 0)
+
+
+def test_scores_in_a_stack_say_what_makes_a_mask_of_them(tmp_path):
+    scores = np.full((2, 24, 24), -9.0, np.float32)
+    scores[0, 2:12, 2:12] = scores[1, 12:22, 12:22] = 9.0
+    np.save(tmp_path / "scores.npy", scores)
+    with pytest.raises(ValueError, match=r"scores\.npy: mask 1 of 2: .* has -9, and .* as scores > 0"):
+        load_mask(tmp_path / "scores.npy")
