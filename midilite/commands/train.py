@@ -256,7 +256,7 @@ def _train(
     watching = [*make_observers(task, data, folder, options, device), *observers]
     trainer = Trainer(task, options, world, device, watching, contents)
     if world.is_main:
-        write_config(output_dir, options)
+        write_config(output_dir, options, start)
         _announce_run(trainer, data)
     started = time.monotonic()
     try:

@@ -26,7 +26,9 @@ from typing import Any
 from ..common.distributed import restarted
 from ..common.files import read_json, write_bytes, write_json
 from ..common.options import yaml_text
+from ..common.yaml_file import read_yaml
 from .checkpoint import find_checkpoint, is_ours, list_checkpoints, move_aside, recover, step_of
+from .checkpoint_contents import STATE
 from .log import say
 from .options import BELONGINGS, TrainOptions
 
@@ -177,13 +179,25 @@ def _move_earlier_run(output_dir: Path) -> None:
         say(f"{output_dir} holds an earlier run ({names}): moved to {moved}{on}")
 
 
-def write_config(output_dir: Path, options: TrainOptions) -> None:
-    """Write the resolved options as `config.yaml`; another one that is there, perhaps the user's, is moved aside."""
+def write_config(output_dir: Path, options: TrainOptions, start: Path | None = None) -> None:
+    """Write the resolved options as `config.yaml`; another one that is there, perhaps the user's, is moved aside.
+
+    Args:
+        start: the checkpoint that the run continues; the options that its run had written are replaced.
+    """
     path = output_dir / CONFIG
     before = path.read_bytes() if path.exists() else None
     text = yaml_text(options)
     if before == text:
         return
-    if before is not None:
+    if before is not None and not (start is not None and _is_config_of(start, path)):
         say(f"{path}: holds other options than this run's; moved to {move_aside(path)}")
     write_bytes(path, text)
+
+
+def _is_config_of(checkpoint: Path, path: Path) -> bool:
+    """Whether a file of options holds exactly those of a checkpoint's run."""
+    try:
+        return read_yaml(path) == read_json(checkpoint / STATE)["options"]
+    except (ValueError, KeyError, TypeError):
+        return False

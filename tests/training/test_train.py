@@ -225,7 +225,9 @@ def test_a_run_gets_longer_without_a_word_and_says_what_is_left(options, tmp_pat
     run(options, checkpointing_steps=3)
     capsys.readouterr()
     assert run(longer, resume_from_checkpoint="latest") == whole, "nothing of the schedule depends on the end"
-    assert "checkpoint-6: 6 of 8 steps are done, 2 are left\n" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "checkpoint-6: 6 of 8 steps are done, 2 are left\n" in said and "moved" not in said
+    assert yaml.safe_load(open(f"{options.output_dir}/config.yaml"))["max_train_steps"] == 8
     run(longer, resume_from_checkpoint="latest", max_train_steps=None, num_epochs=3)  # of two steps each, no less
     assert "holds no" not in capsys.readouterr().err
     with pytest.raises(ValueError, match="max_train_steps: 6 -> 5"):
