@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"  # of a PEFT folder
 
+
+def _picture(path: str, where: str) -> None:
+    """Raise ValueError for a name of another kind of file than what is written, a PNG."""
+    if Path(path).suffix.lower() != ".png":
+        raise ValueError(f"{where} is {path!r}, expected a name that ends in .png, which is what is written")
+
+
 _place = partial(option, None, positional=True)
 _format = partial(option, None, "what is written (default: by the suffix)", FORMATS)
 _adapters = partial(shared.lora_path, required="one or several adapters")
@@ -52,7 +59,7 @@ class InspectOptions(Options):
     """Settings, facts and norms of an adapter file; the norms as a bar chart, too."""
 
     file: str | None = _place("the adapter", reads=True)
-    chart: str | None = option(None, "where the bar chart goes (default: FILE.norms.png)", writes=True)
+    chart: str | None = option(None, "where the bar chart goes (default: FILE.norms.png)", writes=True, check=_picture)
     lora_alpha: float | None = shared.lora_alpha()
 
 
@@ -129,7 +136,7 @@ class SweepOptions(BaseOptions):
     rgb_image: str | None = option(None, "the picture", required="a picture", reads=True)
     seg_image: str | None = option(None, "its instance mask; needed for MIDI models", reads=True)
     scales: tuple[float, ...] = option((0.0, 0.5, 1.0), "factors on all lora_scales")
-    output: str = option("outputs/sweep.png", "where the picture goes", writes=True)
+    output: str = option("outputs/sweep.png", "where the picture goes", writes=True, check=_picture)
     num_inference_steps: int | None = shared.num_inference_steps()
     guidance_scale: float | None = shared.guidance_scale()
     solver: str | None = shared.solver()

@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import CommandError
-from ..common.files import read_json, write_json
+from ..common.files import read_json, try_writing, write_json
 from ..common.overwriting import same_place
 from ..common.seeds import name_text, numpy_generator
 from ..common.terminal import tell
@@ -104,6 +104,7 @@ def prepare(
 
     Raises:
         ValueError: the folders or settings cannot be used; nothing was written.
+        WriteError: the output folder can't be written; nothing was.
         OutputError: the disk is full or not writable; what was finished before is complete.
     """
     settings = settings or PrepareSettings()
@@ -147,6 +148,7 @@ def _check_folders(root: Path, output: Path) -> None:
         raise ValueError(f"{output}: input and output folder are the same; choose another --output_dir")
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output}: is a file; --output_dir must be a folder")
+    try_writing(output, folder=True)
     report = output / REPORT
     if report.exists():
         content = read_json(report, 2**29)

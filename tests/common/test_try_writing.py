@@ -30,7 +30,7 @@ def test_what_can_not_be_written_is_named(tmp_path):
             try_writing(tmp_path / place)
 
 
-@pytest.mark.parametrize("name", ["infer", "evaluate", "merge", "sweep"])
+@pytest.mark.parametrize("name", ["infer", "evaluate", "merge", "sweep", "prepare_data"])
 def test_commands_say_it_before_a_model_is_loaded(tmp_path, monkeypatch, capsys, name):
     def load(*given, **named):
         raise AssertionError("a model is loaded")
@@ -49,9 +49,17 @@ def test_commands_say_it_before_a_model_is_loaded(tmp_path, monkeypatch, capsys,
     words = {
         "infer": [*pictures, "--output", "file/x.glb"],
         "evaluate": ["--data_dir", str(tmp_path / "data"), "--output", "file/x.json"],
+        "prepare_data": ["--input_dir", str(tmp_path), "--output_dir", "file/x"],
         "merge": ["--pretrained_model", "tiny", "--lora_path", "x", "--output", "file/x"],
         "sweep": [*pictures, "--pretrained_model", "tiny", "--lora_path", "x", "--output", "file/x.png"],
     }[name]
     monkeypatch.chdir(tmp_path)
     code = run("adapter", [name, *words]) if name in SUBCOMMANDS else run(name, words)
     assert code == 1 and "cannot be written (Not a directory)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["inspect", "x", "--chart", "x.glb"], ["sweep", "--output", "x"]])
+def test_a_picture_is_not_called_like_another_file(capsys, words):
+    with pytest.raises(SystemExit, match="2"):
+        run("adapter", words)
+    assert "expected a name that ends in .png" in capsys.readouterr().err
