@@ -25,6 +25,7 @@ class RandomFeatures:
     """
 
     mask_variants, is_stored = (0,), True  # as with a cache on the disk
+    encoder = SimpleNamespace(picture_fit="reference")  # there are no pictures
 
     def __init__(
         self, config: DiTConfig, num_tokens: int, condition_tokens: int, dtype: torch.dtype = torch.float32

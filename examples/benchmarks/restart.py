@@ -146,8 +146,8 @@ def report(runs: dict[str, Training], settings: argparse.Namespace) -> dict[str,
             if not same:
                 problems.append(f"{name}: the adapter is not that of the uninterrupted run")
     if "killed" in runs:
-        numbers = re.findall(rf"^step (\d+)/{settings.steps} ", runs["killed"].log_path.read_text(), re.MULTILINE)
-        found["resumed_at_step"] = [b for a, b in zip(map(int, numbers), map(int, numbers[1:]), strict=False) if b <= a]
+        said = re.findall(r"resumed from .*: ([\d,]+) of [\d,]+ steps", runs["killed"].log_path.read_text())
+        found["resumed_at_step"] = [int(number.replace(",", "")) + 1 for number in said]
     return found
 
 

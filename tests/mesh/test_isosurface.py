@@ -375,7 +375,7 @@ def test_errors_name_the_reason():
         extract_surface(sphere, smoothing="gauss")
     with pytest.raises(ValueError, match="low < high"):
         extract_surface(sphere, bounds=(1.0, -1.0))
-    with pytest.raises(ValueError, match="depth 1..10.* 0"):
+    with pytest.raises(ValueError, match="depth must be 1..10.* 0"):
         extract_surface(sphere, depth=0)
 
 
