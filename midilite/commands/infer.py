@@ -145,12 +145,10 @@ def run(options: InferOptions) -> Result:
     if world.is_main:
         partners = f" and {world.size - 1} more of their kind" if world.size > 1 else ""
         say(f"loaded {base} on {pipe.device}{partners} in {time.monotonic() - started:.1f} s")
-    result, problems = _generate(pipe, options, *pictures)
+    result = _generate(pipe, options, *pictures)
     if options.floor or options.max_faces is not None:
         result = _for_engines(result, options, world.is_main)
     if world.is_main:
-        for problem in problems:
-            say(f"warning: {problem}")
         export_scene(result.scene, options.output, options.bake)
         if check_suffix(options.output) == ".stl":
             say(f"{options.output} is z up, as printers want it; the other formats are y up")
@@ -187,36 +185,38 @@ def _read_pictures(options: InferOptions) -> tuple[Image.Image, np.ndarray | Non
     return image, labels
 
 
-def _generate(
-    pipe: Pipeline, options: InferOptions, image: Image.Image, labels: np.ndarray | None
-) -> tuple[Result, list[str]]:
-    """The scene, and the warnings about the mask and about instances without a surface."""
+def _generate(pipe: Pipeline, options: InferOptions, image: Image.Image, labels: np.ndarray | None) -> Result:
+    """The scene; the main process says the warnings about the mask and about instances without a surface."""
     from ..inference.decoding import watched_decoding
     from ..inference.pictures import PictureFitWarning
     from ..inference.pipeline import MaskWarning, NoSurfaceWarning
 
     decoding = Progress("decoding", "objects").show if pipe.world.is_main else None
-    with warnings.catch_warnings(record=True) as caught, watched_decoding(decoding):
-        for kind in (NoSurfaceWarning, MaskWarning, PictureFitWarning):
-            warnings.simplefilter("always", kind)
-        result = pipe(
-            image,
-            labels,
-            num_inference_steps=options.num_inference_steps,
-            guidance_scale=options.guidance_scale,
-            solver=options.solver,
-            guidance_interval=options.guidance_interval,
-            seed=options.seed,
-            num_tokens=options.num_tokens,
-            grid_depth=options.grid_depth,
-            smoothing=options.smoothing,
-            padding=options.padding,
-            picture_fit=options.picture_fit,
-            mask_background=0,  # `_read_pictures` has found it
-            min_object_pixels=options.min_object_pixels,
-            on_step=Progress("denoising", "steps").show if pipe.world.is_main else None,
-        )
-    return result, [str(warning.message) for warning in caught]
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught, watched_decoding(decoding):
+            for kind in (NoSurfaceWarning, MaskWarning, PictureFitWarning):
+                warnings.simplefilter("always", kind)
+            return pipe(
+                image,
+                labels,
+                num_inference_steps=options.num_inference_steps,
+                guidance_scale=options.guidance_scale,
+                solver=options.solver,
+                guidance_interval=options.guidance_interval,
+                seed=options.seed,
+                num_tokens=options.num_tokens,
+                grid_depth=options.grid_depth,
+                smoothing=options.smoothing,
+                padding=options.padding,
+                picture_fit=options.picture_fit,
+                mask_background=0,  # `_read_pictures` has found it
+                min_object_pixels=options.min_object_pixels,
+                on_step=Progress("denoising", "steps").show if pipe.world.is_main else None,
+            )
+    finally:  # what was left out of the mask may be why there is no scene
+        for warning in caught if pipe.world.is_main else ():
+            say(f"warning: {warning.message}")
 
 
 def _for_engines(result: Result, options: InferOptions, says: bool) -> Result:

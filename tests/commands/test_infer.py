@@ -13,6 +13,7 @@ from golden_files import GOLDEN
 from PIL import Image
 
 from midilite.commands import infer
+from midilite.inference.pipeline import MaskWarning, Pipeline
 from midilite.mesh.scene import build_scene, export_scene
 
 ROOT = GOLDEN.parents[1]
@@ -121,6 +122,17 @@ def test_mistakes_are_one_line_and_exit_code_one(tmp_path, capsys):
         last = capsys.readouterr().err.strip().splitlines()[-1]
         assert last.startswith("infer.py: error:") and message in last
     assert not (tmp_path / "scene.glb").exists()
+
+
+def test_what_was_left_out_is_said_even_when_there_is_no_scene(tmp_path, capsys, monkeypatch):
+    def fail(self, *given, **named):
+        warnings.warn("label 7 is left out", MaskWarning, stacklevel=1)
+        raise ValueError("no instance has a surface")
+
+    monkeypatch.setattr(Pipeline, "__call__", fail)
+    assert golden_run(tmp_path / "x.glb") == 1
+    said = capsys.readouterr().err
+    assert said.index("warning: label 7 is left out") < said.index("error: no instance has a surface")
 
 
 def test_a_full_disk_is_reported(tmp_path, capsys, monkeypatch):
