@@ -31,6 +31,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import lora
+from ..common.errors import shorten
 from ..common.files import refuse_special
 from ..common.terminal import printable
 from ..common.version import __version__
@@ -38,7 +39,7 @@ from ..model.fingerprint import base_fingerprint, same_base
 from ..model.layers import Linear
 from .config import FORMATS
 from .names import IMAGE_ENCODERS, strange_modules, without_wrappers
-from .peft_config import OUR_NETWORK, alpha_of, check_alpha, config_from_peft, exact_config, parse_json, shorten
+from .peft_config import OUR_NETWORK, alpha_of, check_alpha, config_from_peft, exact_config, parse_json
 from .tensors import SUFFIXES, Parsed, parse, ranks_of, read_tensors
 from .writers import (
     DIFFUSERS_ENTRY,

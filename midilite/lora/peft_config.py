@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from ..common.errors import shorten
 from .config import LoRAConfig, check_alpha, check_number, is_pattern, matches
 from .patterns import peft_pattern
 
@@ -51,12 +52,6 @@ UNSUPPORTED = {
 HARMLESS_INITIALISERS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 _SELECTORS = ("exclude_modules", "layers_to_transform", "layers_pattern")
-
-
-def shorten(problems: list[str], limit: int = 20) -> str:
-    """Problems as indented lines; a file with everything wrong stays readable."""
-    more = [f"... and {len(problems) - limit} more"] if len(problems) > limit else []
-    return "".join(f"\n  {line}" for line in problems[:limit] + more)
 
 
 def parse_json(text: str | bytes, where: str) -> dict[str, Any]:

@@ -27,9 +27,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ..common.errors import shorten
 from ..model.weights import open_safetensors
 from .names import EXPECTED, read_names
-from .peft_config import check_alpha, shorten
+from .peft_config import check_alpha
 from .torch_files import read_torch_file
 
 SUFFIXES = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}

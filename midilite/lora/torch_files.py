@@ -22,8 +22,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from ..common.errors import shorten
 from ..common.pickles import Dialect, ForeignNameError, Machine, Name
-from .peft_config import shorten
 
 _HINT = "it is truncated, or not written by torch.save (since torch 1.6)"
 _STORAGES = {

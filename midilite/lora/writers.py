@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.errors import shorten
 from ..common.files import write_bytes
 from ..model.weights import write_safetensors
 from .config import LoRAConfig
 from .names import IMAGE_ENCODERS, KOHYA_PREFIX, kohya_name
-from .peft_config import OUR_NETWORK, alpha_of, check_alpha, config_to_peft, shorten
+from .peft_config import OUR_NETWORK, alpha_of, check_alpha, config_to_peft
 from .tensors import ranks_of, state_problems
 
 _FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ..common.errors import shorten
 from ..common.files import atomic_write, read_json, refuse_special, write_json
 from ..common.seeds import name_bytes
 from ..common.transfer import copy_all
@@ -124,7 +125,7 @@ def check_weights(
     """The files' table, which is that of the network; no weight is read. Arguments as in `load_weights`.
 
     Raises:
-        ValueError: keys are missing, unexpected or wrongly shaped (all are listed), or a file is damaged.
+        ValueError: keys are missing, unexpected or wrongly shaped (the first twenty are listed), or a file is damaged.
     """
     table = read_table(files, rename)
     expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
@@ -133,7 +134,7 @@ def check_weights(
     if problems:
         where = files[0] if len(files) == 1 else files[0].parent
         kind = type(network).__name__
-        raise ValueError(f"{where}: does not fit the {kind} of its config.json:\n  " + "\n  ".join(problems))
+        raise ValueError(f"{where}: does not fit the {kind} of its config.json:{shorten(problems)}")
     return table
 
 
@@ -154,7 +155,7 @@ def load_weights(
         adapt: network keys whose tensor may be converted to the network's shape before it is copied.
 
     Raises:
-        ValueError: keys are missing, unexpected or wrongly shaped (all are listed), or a file is damaged.
+        ValueError: keys are missing, unexpected or wrongly shaped (the first twenty are listed), or a file is damaged.
     """
     adapt = adapt or {}
     table = check_weights(network, files, rename, adapt)

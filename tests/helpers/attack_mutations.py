@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import random
 from pathlib import Path
@@ -138,7 +139,11 @@ def mutated_tensors(tensors: dict[str, torch.Tensor], rng: random.Random) -> dic
     elif kind < 7:
         flat = value.flatten().clone()
         if flat.numel() and flat.is_floating_point():
-            flat[rng.randrange(len(flat))] = float(rng.choice(NUMBERS))
+            most = torch.finfo(flat.dtype).max  # torch refuses to write what a type can't hold
+            number = float(rng.choice(NUMBERS))
+            flat[rng.randrange(len(flat))] = (
+                number if not most < abs(number) < math.inf else math.copysign(most, number)
+            )
         tensors[key] = flat.reshape(value.shape)
     return tensors
 
