@@ -242,10 +242,6 @@ def read_text(path: str | Path, most: int) -> str:
     return content.decode("utf-8")
 
 
-def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
-
-
 def read_json(path: str | Path, most: int = 2**26) -> Any:
     """Read a JSON file of at most `most` bytes. Raises ValueError naming the file when it is missing or no JSON."""
     path = Path(path)
@@ -256,6 +252,6 @@ def read_json(path: str | Path, most: int = 2**26) -> Any:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is not valid JSON ({error})") from error
     try:
-        return json.loads(text, parse_constant=_no_number)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:  # also numbers of 5,000 digits, and brackets nested as deep
         raise ValueError(f"{path}: is not valid JSON ({error})") from error

@@ -6,6 +6,7 @@ nothing is taken on trust here: whoever gets `Contents` can restore them without
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -115,6 +116,10 @@ def read_state(folder: Path, step: int | None = None) -> dict[str, Any]:
     _check_count(path, "world_size", state.get("world_size", 1), least=1)
     _check_best(path, state["best"], state["step"])
     _check_scaler(path, state["scaler"])
+    try:
+        json.dumps(state, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: holds NaN or infinity, which no run has written") from error
     return state
 
 

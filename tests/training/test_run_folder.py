@@ -203,6 +203,10 @@ HOSTILE = {
     "more updates than steps": ({"state": lambda s: s | {"updates": 99}}, "updates 99, .* can't be after 4"),
     "more bad steps than steps": ({"state": lambda s: s | {"bad_steps": 5}}, "bad_steps 5, .* can't be after 4 steps"),
     "a best without a value": ({"state": lambda s: s | {"best": {"metric": "val_loss", "step": 2}}}, "best is"),
+    "an option of infinity": (
+        {"state": lambda s: s | {"options": s["options"] | {"logging_steps": 1e999}}},
+        "holds NaN or infinity",
+    ),
     "a best of infinity": ({"state": lambda s: s | {"best": {"metric": "m", "value": 1e999, "step": 2}}}, "best is"),
     "a best of digits": ({"state": lambda s: s | {"best": {"metric": "m", "value": 10**400, "step": 2}}}, "best is"),
     "a best to come": ({"state": lambda s: s | {"best": {"metric": "m", "value": 1, "step": 5}}}, "only 4 are done"),
