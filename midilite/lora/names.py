@@ -28,6 +28,7 @@ EXPECTED = (
 
 _DOTTED = (
     re.compile(r"(.+?)\.lora_([AB])(?:\.[^/]+?)??\.(weight|bias)"),
+    re.compile(r"((?!.*\bparametrizations\.).+)\.lora_([AB])()"),  # as bare parameters
     re.compile(r"(.+)\.(?:lora_|lora\.|lora_linear_layer\.)(down|up)\.(weight|bias)"),
     re.compile(r"(.+)\.(alpha|dora_scale)"),
     re.compile(r"(.+?)\.(lora_magnitude_vector)(?:\.[^/]+)?"),

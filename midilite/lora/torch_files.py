@@ -89,11 +89,10 @@ def read_torch_file(path: Path, file: BinaryIO) -> tuple[dict[str, Tensor], dict
     return tensors, {key: text for key, text in facts.items() if isinstance(key, str) and isinstance(text, str)}
 
 
-def _unwrapped(content: dict) -> dict:
+def _unwrapped(content: dict, depth: int = 2) -> dict:
     """The adapter in a training checkpoint: its only entry that is a dict of named tensors, some of an adapter.
 
-    What stands beside it (a step, an optimiser's state) is no part of an adapter. Unwrapped once: what is nested deeper
-    was written by nobody.
+    What stands beside it (a step, an optimiser's state) is no part of an adapter. It may lie some levels down.
     """
     inside = [
         value
@@ -102,7 +101,12 @@ def _unwrapped(content: dict) -> dict:
         and all(_is_plain(name, tensor) for name, tensor in value.items())
         and any("lora" in name for name in value)
     ]
-    return inside[0] if len(inside) == 1 and not any(isinstance(v, _Tensor) for v in content.values()) else content
+    if any(isinstance(value, _Tensor) for value in content.values()):
+        return content
+    if depth and not inside:
+        below = [_unwrapped(value, depth - 1) for value in content.values() if isinstance(value, dict)]
+        inside = [value for value in below if any(isinstance(tensor, _Tensor) for tensor in value.values())]
+    return inside[0] if len(inside) == 1 else content
 
 
 def _kind(value: Any) -> str:

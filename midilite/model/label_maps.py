@@ -45,6 +45,21 @@ class Indexed:
             counts += np.bincount(self.index[rows].ravel(), minlength=len(self.values))
         return counts
 
+    @property
+    def together(self) -> np.ndarray:
+        """int64 [n]: the pixels of each value that have one of the same value above, below, left or right of them."""
+        index = self.index
+        beside, below = index[:, 1:] == index[:, :-1], index[1:] == index[:-1]
+        chosen = np.zeros(index.shape, bool)
+        chosen[:, 1:] |= beside
+        chosen[:, :-1] |= beside
+        chosen[1:] |= below
+        chosen[:-1] |= below
+        counts = np.zeros(len(self.values), np.int64)
+        for rows in _bands(index):
+            counts += np.bincount(index[rows][chosen[rows]], minlength=len(self.values))
+        return counts
+
     def labels(self) -> np.ndarray:
         """The label map, int32 [H, W]."""
         return self.values.astype(np.int32)[self.index]

@@ -242,6 +242,8 @@ def drop_specks(
 ) -> np.ndarray:
     """Leave out labels of fewer than `least` pixels, counted where the image encoder sees them.
 
+    Pixels that have none of their kind beside them are not counted: scattered ones are no object, however many.
+
     Args:
         least: pixels; 0 keeps all.
         seen: (height, width) of what the encoder sees; None counts the map's own pixels.
@@ -253,17 +255,19 @@ def drop_specks(
     """
     scale = 1.0 if seen is None else max(1.0, pixels / (seen[0] * seen[1]))
     indexed = Indexed.of(labels)
-    small = (indexed.counts < least * scale) & (indexed.values != 0)
+    counts = indexed.counts
+    small = (indexed.together < least * scale) & (indexed.values != 0)
     if not small.any():
         return labels
     listed = ", ".join(
-        f"{shown(int(v))} ({c:,})" for v, c in zip(indexed.values[small][:8], indexed.counts[small][:8], strict=True)
+        f"{shown(int(v))} ({c:,})" for v, c in zip(indexed.values[small][:8], counts[small][:8], strict=True)
     )
     more = f" and {int(small.sum()) - 8} more" if small.sum() > 8 else ""
     where = ""
     if scale > 1:
         where = f" of the {seen[1]} x {seen[0]} that the model sees, {least * scale:,.0f} of the mask's"
-    told = f"fewer than min_object_pixels {least}{where}: labels (with their pixels) {listed}{more}"
+    scattered = " that lie together" if (counts[small] >= least * scale).any() else ""
+    told = f"fewer than min_object_pixels {least}{where}{scattered}: labels (with their pixels) {listed}{more}"
     if not (~small & (indexed.values != 0)).any():
         raise ValueError(f"{name}: every object has {told}; pass a smaller --min_object_pixels, or a larger cut-out")
     notes.append(f"{name}: left out as too small to be seen, {told}")

@@ -144,6 +144,17 @@ def test_a_state_dict_inside_a_training_checkpoint(tmp_path, entry):
     assert all(torch.equal(adapter.state[key], value) for key, value in state().items())
 
 
+def test_a_state_dict_further_down(tmp_path):
+    torch.save({"model": {"state_dict": state(), "epoch": 2}, "args": {"lr": 1.0}}, tmp_path / "a.pth")
+    assert len(read_adapter(tmp_path / "a.pth").state) == 8
+
+
+def test_factors_without_the_word_weight(tmp_path):
+    """As bare parameters of a module; the other library's file, whose parameters lie elsewhere, is still refused."""
+    save_file({key.removesuffix(".weight"): value for key, value in state().items()}, tmp_path / "a.safetensors")
+    assert read_adapter(tmp_path / "a.safetensors").state.keys() == state().keys()
+
+
 @pytest.mark.parametrize("command", ["inspect", "convert", "resize", "average"])
 def test_commands_refuse_names_of_no_model(tmp_path, capsys, command):
     """As loading does, and before anything is written."""

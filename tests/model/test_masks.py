@@ -55,6 +55,16 @@ def test_islands_are_left_out_by_a_stated_minimum():
         drop_specks(labels, 3000, None, labels.size, "seg", notes)
 
 
+def test_scattered_pixels_are_no_object_however_many():
+    """But a line of one pixel's width is one."""
+    labels = np.zeros((100, 100), np.int32)
+    labels[20:60, 20:60], labels[5::9, 5::9], labels[80, 10:90] = 1, 2, 3
+    assert (labels == 2).sum() > 100
+    notes: list[str] = []
+    assert list(counted(drop_specks(labels, 16, None, labels.size, "seg", notes))) == [1, 3]
+    assert "fewer than min_object_pixels 16 that lie together: labels (with their pixels) 2 (" in notes[0]
+
+
 def test_small_objects_are_counted_where_the_encoder_sees_them():
     labels = np.zeros((2000, 3000), np.int32)
     labels[:100, :100], labels[1000:1040, 1000:1040] = 1, 2
