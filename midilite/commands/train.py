@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from .. import lora
 from ..common.distributed import World, described_world, start, stop
 from ..common.progress import Progress
 from ..common.terminal import say
@@ -30,6 +31,7 @@ from ..evaluation.scenes import Evaluation
 from ..evaluation.summary import PICTURE, closing_summary, read_history, write_loss_picture
 from ..evaluation.validation import KeepBest, Validation, best_metric
 from ..evaluation.walks import WalkValidation
+from ..lora.files import apply_adapter, read_adapter
 from ..model.dit import DiT
 from ..model.folder import ASSETS, ModelFolder, is_shipped
 from ..runtime.compile import compile_blocks
@@ -71,8 +73,12 @@ def open_features(
 
 
 def training_base(folder: ModelFolder, options: TrainOptions, device: torch.device) -> DiT:
-    """The transformer in the form that the options ask for (see `placement.load_base`)."""
-    return load_base(
+    """The transformer in the form that the options ask for (see `placement.load_base`), with adapters of the base.
+
+    Raises:
+        ValueError: as `load_base`, or an adapter does not fit the transformer.
+    """
+    transformer = load_base(
         folder,
         device,
         DTYPES[options.mixed_precision],
@@ -82,6 +88,11 @@ def training_base(folder: ModelFolder, options: TrainOptions, device: torch.devi
         options.shard_base,
         options.compile,
     )
+    for number, path in enumerate(options.base_lora_path or ()):
+        adapter = read_adapter(path, modules=lora.named_linears(transformer))
+        still = dataclasses.replace(adapter.config, dropout=0.0)  # it is not trained
+        apply_adapter(transformer, dataclasses.replace(adapter, config=still), f"base_{number}")
+    return transformer
 
 
 def make_task(
@@ -241,7 +252,7 @@ def _train(
 ) -> Path:
     output_dir = Path(options.output_dir)
     features = open_features(folder, options, device, options.num_tokens or folder.default_num_tokens)
-    contents = run_contents(folder, data.scenes, data.validation, features, world)
+    contents = run_contents(folder, data.scenes, data.validation, features, world, options.base_lora_path or ())
     start = find_start(
         options, world, contents, shapes
     )  # whether it can resume is better known before hours of encoding

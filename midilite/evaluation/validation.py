@@ -110,7 +110,7 @@ class Validation:
             with run.averaged():
                 values["val_loss_ema"] = _mean(self.measure(run.world, run.device))
         if self.base is None:
-            with lora.temporary_weights(self.networks, {}):
+            with lora.temporary_weights(self.networks, lora.weights_without(self.networks)):
                 self.base = values["val_loss_base"] = _mean(self.measure(run.world, run.device))
         if run.world.is_main:
             say(f"step {run.step}: validation loss {values['val_loss']:.4f} (base {self.base:.4f})")

@@ -62,7 +62,7 @@ class WalkValidation:
             with run.averaged():
                 values["val_loss_ema"] = _mean(self.measure(run.world, run.device)[:-2])
         if self.base is None:
-            with lora.temporary_weights(self.teacher.networks, self.teacher.weights):
+            with lora.temporary_weights(self.teacher.networks, lora.weights_without(self.teacher.networks)):
                 self.base = values["val_loss_base"] = _mean(self.measure(run.world, run.device)[:-2])
         if run.world.is_main:
             say(

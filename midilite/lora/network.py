@@ -172,6 +172,11 @@ def active_weights(model: nn.Module) -> dict[str, float]:
     return {name: weight for slot in slots(model) for name, weight in slot.weights.items()}
 
 
+def weights_without(model: nn.Module, name: str = "default") -> dict[str, float]:
+    """The active adapters but one: what a run that trains `name` calls its base."""
+    return {other: weight for other, weight in active_weights(model).items() if other != name}
+
+
 @contextlib.contextmanager
 def temporary_weights(model: nn.Module, scale: float | Mapping[str, float]) -> Iterator[None]:
     """Within this context, weights are multiplied by a number or replaced by a table (as `set_adapters` does).

@@ -7,6 +7,7 @@ watched on more validation scenes, is the same run too.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from ..common.options import changed_keys
 from ..data.cache import FeatureCache
 from ..data.contents import scene_changes, scene_digests
 from ..data.scenes import Scene
+from ..lora.files import read_adapter
 from ..model.folder import ModelFolder
 from .log import say
 from .options import TrainOptions
@@ -30,20 +32,39 @@ _WAYS_OUT = "train into another folder (--output_dir), or go on with what is giv
 
 
 def run_contents(
-    model: ModelFolder, scenes: Sequence[Scene], validation: Sequence[Scene], features: FeatureCache, world: World
+    model: ModelFolder,
+    scenes: Sequence[Scene],
+    validation: Sequence[Scene],
+    features: FeatureCache,
+    world: World,
+    adapters: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Digests of what a run reads, as json values; the ranks share the work.
 
     The cache needs the hashes of the same files and remembers them.
 
+    Args:
+        adapters: files or folders of adapters that belong to the base.
+
     Raises:
         ValueError: a file can't be read.
     """
     found: dict[str, Any] = {"model": world.broadcast(model.fingerprints)}
+    found["model"] |= {f"adapter {number}": _adapter_digest(path) for number, path in enumerate(adapters)}
     for name, chosen in (("scenes", scenes), ("validation", validation)):
         parts = world.all_gather(scene_digests(chosen[world.rank :: world.size], features.digest))
         found[name] = [parts[i % world.size][i // world.size] for i in range(len(chosen))]
     return found
+
+
+def _adapter_digest(path: str) -> str:
+    """Of what an adapter does, wherever it lies and in whichever format."""
+    adapter = read_adapter(path)
+    digest = hashlib.blake2b(digest_size=16)
+    for key in sorted(adapter.state):
+        digest.update(f"{key} {adapter.config.scale_of(key.partition('.lora_')[0]):g} ".encode())
+        digest.update(adapter.state[key].numpy().tobytes())
+    return digest.hexdigest()
 
 
 def check_same_run(

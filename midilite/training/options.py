@@ -126,6 +126,9 @@ class TrainOptions(Options):
     cache_dir: str | None = _data(None, "where encoded samples are kept (default: OUTPUT_DIR/cache)", alters_run=False)
     no_cache: bool = _data(False, "encode samples anew at every step instead of storing them", alters_run=False)
 
+    base_lora_path: tuple[str, ...] | None = _adapter(
+        None, "adapters that belong to the base: on while training, and never changed", reads=True
+    )
     lora_rank: int = _adapter(16, "inner width of the adapter", least=1)
     lora_alpha: float = _adapter(16.0, "scale numerator: the adapter acts with alpha / rank", above=0)
     lora_dropout: float = _adapter(0.0, "dropout on the adapter's input", least=0, most=1)
@@ -226,6 +229,8 @@ class TrainOptions(Options):
         if self.lora_image_encoder_targets is not None and not self.train_image_encoders:
             raise ValueError("lora_image_encoder_targets is given without train_image_encoders, so it would do nothing")
         check_base(self.forms(), training=True)
+        if self.base_lora_path and self.shard_base:
+            raise ValueError("shard_base and base_lora_path can't be combined: merge the adapters into the base first")
         self._check_task()
         self._check_folders()
         exported_config(self.adapter_config())  # what is saved is checked now, not when it is saved

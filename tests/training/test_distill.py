@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -248,6 +249,63 @@ def test_two_processes_train_as_one(forks, flags, tmp_path):
     assert forks.run_group("train", log, 2, arguments=flags(together, *more, "--batch_size", 1)) == [0, 0]
     first, second = (read_adapter(run / "lora-final").state for run in (alone, together))
     assert all((first[key] - second[key]).abs().max() < 1e-4 for key in first)
+
+
+# ---- together with a domain ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def domain(small_run, tmp_path):
+    """An adapter of the golden model that changes much."""
+    changed = small_run | {"output_dir": str(tmp_path / "domain"), "learning_rate": 3e-2}
+    return train_lora(TrainOptions(**changed, max_train_steps=6))
+
+
+def test_a_speed_adapter_on_top_of_a_domain_s(distilling, domain, tmp_path):
+    """Its teacher is base and domain together; the domain's file does not change and is named."""
+    before = (domain / "adapter_model.safetensors").read_bytes()
+    plain = read_adapter(train_lora(distilling(output_dir=str(tmp_path / "plain"))))
+    final = train_lora(distilling(output_dir=str(tmp_path / "both"), base_lora_path=(str(domain),)))
+    both = read_adapter(final)
+    assert any(not torch.equal(plain.state[key], both.state[key]) for key in plain.state)
+    assert both.metadata["training"]["on_top_of"] == ["lora-final"] and both.state.keys() == plain.state.keys()
+    assert (domain / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_the_teacher_on_top_of_a_domain_is_both(distilling, domain):
+    options = distilling(base_lora_path=(str(domain),))
+    folder, device = ModelFolder(options.pretrained_model), torch.device("cpu")
+    scenes = find_scenes(resolve_data(options.data_dir))
+    features = open_features(folder, options, device, 16)
+    task = make_task(training_base(folder, options, device), folder, scenes, features, options, device)
+    assert all("base_0" not in key for key in task.parameters)
+    (made,) = task.walks.get([0], 0)
+    task.transformer.eval()
+    inputs = (folder.load_scheduler(), made.conditions, made.points[0].float(), task.teacher.sampling, guided_velocity)
+    with torch.no_grad():
+        with lora.temporary_weights(task.networks, {"base_0": 1.0}):
+            expected = sample(task.transformer, *inputs)
+        with lora.temporary_weights(task.networks, {}):
+            base = sample(task.transformer, *inputs)
+    assert relative_error(made.points[-1].float(), expected) < 2e-3 < relative_error(base, expected) / 5
+
+
+def test_a_domain_learns_with_a_speed_adapter_on(small_run, domain, tmp_path):
+    """The other order: the ordinary task, with an adapter in its base; the base's loss is that with the adapter."""
+    common = small_run | {"max_train_steps": 2, "val_fraction": 0.4, "validate_every": 2}
+    train_lora(TrainOptions(**common, output_dir=str(tmp_path / "a")))
+    train_lora(TrainOptions(**common, output_dir=str(tmp_path / "b"), base_lora_path=(str(domain),)))
+    base = [next(line["val_loss_base"] for line in lines(tmp_path / run) if "val_loss_base" in line) for run in "ab"]
+    assert base[0] != base[1]
+
+
+def test_a_base_adapter_that_changed_is_noticed_by_a_resumed_run(distilling, domain):
+    options = distilling(base_lora_path=(str(domain),), max_train_steps=4, checkpointing_steps=2)
+    train_lora(options)
+    adapter = read_adapter(domain)
+    write_peft_folder(domain, {k: v * 1.01 for k, v in adapter.state.items()}, adapter.config, adapter.metadata)
+    with pytest.raises(ValueError, match="its run read other content .adapter 0 of the model"):
+        train_lora(replace(options, max_train_steps=6, resume_from_checkpoint="latest"))
 
 
 # ---- in use --------------------------------------------------------------------------------------------------------

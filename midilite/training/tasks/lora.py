@@ -92,6 +92,8 @@ class LoRATask(Task):
         self.graphs: LossGraphs | None = None  # replays passes instead of running `weighted_errors`
         self.reads_ahead = features.is_stored  # encoders that run at every step want the GPU's stream
         facts = {"data_dir": folder_name(str(options.data_dir)), "scenes": self.num_scenes, "seed": options.seed}
+        if options.base_lora_path:
+            facts["on_top_of"] = [folder_name(path) for path in options.base_lora_path]
         facts |= {"picture_fit": features.encoder.picture_fit}
         facts |= {"quantize_base": options.quantize_base} if options.quantize_base != "none" else {}
         # now: it reads base weights, which shard_base takes apart

@@ -57,7 +57,6 @@ class Teacher:
         scheduler: the model's.
         sampling: steps and guidance of the teacher.
         student_steps: K; must divide the teacher's steps.
-        weights: {adapter: weight} of the teacher; default none.
         multi_instance: whether the instances of a scene attend to each other.
 
     Attributes:
@@ -71,11 +70,10 @@ class Teacher:
         scheduler: RectifiedFlowScheduler,
         sampling: Sampling,
         student_steps: int,
-        weights: dict[str, float] | None = None,
         multi_instance: bool = True,
     ) -> None:
         self.transformer, self.networks, self.sampling = transformer, networks, sampling
-        self.weights, self.multi_instance = weights or {}, multi_instance
+        self.multi_instance = multi_instance
         self.kept = stops(sampling.num_inference_steps, student_steps)
         self.num_train_timesteps = scheduler.num_train_timesteps
         schedule = scheduler.schedule(sampling.num_inference_steps)
@@ -95,7 +93,10 @@ class Teacher:
         low, high = self.sampling.guidance_interval
         # like every pass of a run that may shard or offload its base, nothing is projected ahead
         make = partial(guided_velocity, project_ahead=False, capture=False, multi_instance=self.multi_instance)
-        with undisturbed(self.networks, device), lora.temporary_weights(self.networks, self.weights):
+        with (
+            undisturbed(self.networks, device),
+            lora.temporary_weights(self.networks, lora.weights_without(self.networks)),
+        ):
             velocity = make(self.transformer, conditions, noise, self.sampling, scenes=counts)
 
             def at(x: Tensor, level: int) -> Tensor:
