@@ -14,7 +14,7 @@ from midilite.commands.launch import run
 from midilite.lora.files import AdapterFile, check_modules, read_adapter, write_adapter
 from midilite.lora.names import known_module, read_names
 
-CASES = Path(__file__).parents[1] / "cases" / "adapters"
+CASES = Path(__file__).parents[1] / "data" / "cases" / "adapters"
 MODULES = ("blocks.0.attn1.to_q", "blocks.0.attn1.to_out.0", "blocks.1.attn2_2.to_k", "blocks.2.ff.net.0.proj")
 
 
