@@ -102,7 +102,7 @@ def resolve_model(name: str | Path) -> Path:
         return shipped
     models = sorted(path.parent.name for path in ASSETS.glob("*/model_index.json"))
     raise ValueError(
-        f"{text}: no such checkpoint folder. Published weights come with `huggingface-cli download VAST-AI/MIDI-3D "
+        f"{text}: no such checkpoint folder. Published weights come with `hf download VAST-AI/MIDI-3D "
         f"--local-dir pretrained_weights/MIDI-3D`, or as 'hub:VAST-AI/MIDI-3D'; models shipped with midilite: "
         f"{', '.join(models) or 'none'}"
     )

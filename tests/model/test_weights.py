@@ -157,7 +157,7 @@ def test_missing_parts_are_named(folder, tmp_path):
     shutil.copytree(source, folder / "feature_extractor_1")
     with pytest.raises(ValueError, match=r"image_encoder_1: no model.safetensors .*is the download complete\?"):
         ModelFolder(folder).load_clip()
-    with pytest.raises(ValueError, match="no such checkpoint folder.*huggingface-cli download"):
+    with pytest.raises(ValueError, match="no such checkpoint folder.*`hf download"):
         ModelFolder(tmp_path / "nowhere")
     (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(ValueError, match="'StableDiffusionPipeline', expected one of MIDIPipeline, TripoSGPipeline"):
