@@ -154,7 +154,8 @@ def run(options: InferOptions) -> Result:
             say(f"{options.output} is z up, as printers want it; the other formats are y up")
         if options.preview:
             write_preview(result, options.preview_path)
-        say(f"{options.output}: {len(result.scene.geometry)} objects, {time.monotonic() - started:.1f} s in all")
+        seen = f", seen in {options.preview_path}" * options.preview
+        say(f"{options.output}: {len(result.scene.geometry)} objects{seen}, {time.monotonic() - started:.1f} s in all")
     stop()
     return result
 
