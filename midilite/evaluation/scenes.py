@@ -120,6 +120,8 @@ class Evaluation:
         draw = run.is_due(options.preview_every) and run.total_steps >= options.preview_every
         if not measure and not draw:
             return {}
+        if run.world.is_main:
+            say(f"step {run.step}: generating {len(self.scenes)} scene(s)" + " to draw them" * draw)
         table, sheets = self._generate_all(run.world, run.device, draw)
         if draw and run.world.is_main:
             self._publish(run, sheets)

@@ -207,7 +207,9 @@ class TrainOptions(Options):
     validate_every: int = _watching(100, "validation loss every so many steps and at the end; 0 never", least=0)
     eval_every: int = _watching(0, "generate validation scenes and measure them every so many steps; 0 never", least=0)
     preview_every: int = _watching(
-        500, "pictures of scenes (input, base, adapted, truth) every so many steps and after the last; 0 never", least=0
+        500,
+        "pictures (input, base, adapted, truth) every so many steps, and after the last of a run that long; 0 never",
+        least=0,
     )
     eval_scenes: int = _watching(4, "most scenes that are generated for that", least=1)
     best_metric: str | None = _watching(

@@ -143,6 +143,8 @@ class Trainer:
                 observed: dict[str, float | None] = {}
                 for observer in self.observers:
                     observed |= observer.after_step(run, metrics | observed)
+                if (observed or run.is_due(self.options.preview_every)) and not self.stop.agreed:
+                    self._agree_on_signals()  # observers may have taken minutes
                 if observed or run.log_due:
                     log.write(done, self.total_steps, self.plan.epoch_of(step) + 1, metrics | observed)
                 saved = self._save_when_due(done)
@@ -151,6 +153,11 @@ class Trainer:
                     text = f"after step {done}, which {folder} holds; --resume_from_checkpoint latest continues"
                     raise Interrupted(self.stop.agreed, text)
         return self.progress
+
+    def _agree_on_signals(self) -> None:
+        """Ask all ranks whether one was told to stop since the step's own message said so."""
+        flags = torch.tensor(self.stop.flags())
+        self.stop.agree_on_signal(sum_over_ranks(flags.to(self.device), self.world).tolist())
 
     def _view(self, log: RunLog) -> RunView:
         done, ema = self.progress.step, self.update.ema

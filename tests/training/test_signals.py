@@ -6,10 +6,12 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from midilite.commands.train import train_lora
 from midilite.training import checkpoint as train_state
 from midilite.training.signals import Interrupted, StopRequest
 
@@ -49,6 +51,27 @@ def whole(forks, tmp_path_factory, prepared):
 
 def _more():
     return ["--max_train_steps", STEPS, "--ema_decay", "0.9"]
+
+
+class Interrupting:
+    """An observer that takes long, as a preview does, and is interrupted meanwhile at step 2."""
+
+    def __init__(self):
+        self.steps = []
+
+    def after_step(self, run, metrics):
+        self.steps.append(run.step)
+        if run.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"told": 1.0}
+
+
+def test_a_signal_during_an_observer_s_work_takes_no_further_step(options):
+    """Past bug: another step ran, with all that is due after it."""
+    observer = Interrupting()
+    with pytest.raises(Interrupted, match="after step 2, which .*checkpoint-2 holds"):
+        train_lora(replace(options, max_train_steps=4), [observer])
+    assert observer.steps == [1, 2]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
