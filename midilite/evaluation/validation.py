@@ -12,7 +12,7 @@ number of processes does not change the result either.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,23 @@ def my_turns(count: int, world: World) -> Iterator[tuple[int, bool]]:
         yield min(number, count - 1), number < count
 
 
+def mean_over_instances(
+    values: Callable[[int], Tensor], scenes: int, rows: int, world: World, device: torch.device
+) -> list[float]:
+    """Means over the instances of all scenes, the same for any number of processes.
+
+    Args:
+        values: float64 [rows, n] on the CPU of the scene of a number, n being its instances.
+    """
+    table = torch.zeros(scenes, rows + 1, dtype=torch.float64)
+    for number, counts in my_turns(scenes, world):
+        found = values(number)
+        if counts:
+            table[number] = torch.cat([found.sum(dim=1), found.new_tensor([found.shape[1]])])
+    total = sum_over_ranks(table.to(precise_device(device)), world).cpu().sum(dim=0)
+    return (total[:-1] / total[-1]).tolist()
+
+
 # ------------------------------------------------------------------------------------------------------- the loss
 
 
@@ -104,28 +121,24 @@ class Validation:
         if not run.is_due(self.options.validate_every):
             return {}
         levels = self.measure(run.world, run.device)
-        values: dict[str, float | None] = {"val_loss": _mean(levels)}
+        values: dict[str, float | None] = {"val_loss": mean(levels)}
         values |= {f"val_loss_sigma_{s}": value for s, value in zip(SIGMAS, levels, strict=True)}
         if run.averaged is not None:
             with run.averaged():
-                values["val_loss_ema"] = _mean(self.measure(run.world, run.device))
+                values["val_loss_ema"] = mean(self.measure(run.world, run.device))
         if self.base is None:
             with lora.temporary_weights(self.networks, lora.weights_without(self.networks)):
-                self.base = values["val_loss_base"] = _mean(self.measure(run.world, run.device))
+                self.base = values["val_loss_base"] = mean(self.measure(run.world, run.device))
         if run.world.is_main:
             say(f"step {run.step}: validation loss {values['val_loss']:.4f} (base {self.base:.4f})")
         return values
 
     def measure(self, world: World, device: torch.device) -> list[float]:
         """Mean over all instances of all scenes, for each of SIGMAS."""
-        table = torch.zeros(len(self.scenes), len(SIGMAS) + 1, dtype=torch.float64)
         with undisturbed(self.networks, device):
-            for number, counts in my_turns(len(self.scenes), world):
-                losses = self._scene_losses(self.scenes[number])
-                if counts:
-                    table[number] = torch.cat([losses.sum(dim=1), losses.new_tensor([losses.shape[1]])])
-        total = sum_over_ranks(table.to(precise_device(device)), world).cpu().sum(dim=0)
-        return (total[:-1] / total[-1]).tolist()
+            return mean_over_instances(
+                lambda number: self._scene_losses(self.scenes[number]), len(self.scenes), len(SIGMAS), world, device
+            )
 
     def _scene_losses(self, scene: Scene) -> Tensor:
         """float64 [noise levels, n] on the CPU."""
@@ -145,7 +158,8 @@ def validation_inputs(features: Features, name: str, sigma: float) -> SceneInput
     return SceneInputs(noised, target(x0, eps), sigma, features.conditions(), [len(features)])
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float]) -> float:
+    """The mean, summed without rounding on the way."""
     return math.fsum(values) / len(values)
 
 

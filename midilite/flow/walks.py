@@ -13,12 +13,11 @@ al. 2023. Left out: consistency along the path, adversarial losses, steps throug
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
-
-from .solvers import SOLVERS, Velocity
 
 
 def stops(teacher_steps: int, student_steps: int) -> list[int]:
@@ -34,24 +33,19 @@ def stops(teacher_steps: int, student_steps: int) -> list[int]:
     return list(range(0, teacher_steps + 1, teacher_steps // student_steps))
 
 
-def walk(
-    velocity: Velocity, noise: Tensor, sigmas: Sequence[float], kept: Sequence[int], solver: str = "euler"
-) -> Tensor:
-    """A walk from noise to data, and the points of it that are kept.
+def kept_points(noise: Tensor, steps: Iterable[Tensor], kept: Sequence[int]) -> Tensor:
+    """The points of a walk that are kept.
 
     Args:
-        velocity: guidance included; see `solvers.Velocity`.
-        noise: unit Gaussian [n, T, C].
-        sigmas: the teacher's noise levels, falling from 1 to 0.
+        noise: unit Gaussian [n, T, C], where the walk begins.
+        steps: the latents after every step, as a solver yields them.
         kept: numbers of levels, ascending; see `stops`.
 
     Returns:
         [K + 1, n, T, C] in fp32 on the noise's device.
     """
-    points = {0: noise.float()} | {
-        done: x for done, x in enumerate(SOLVERS[solver](velocity, noise, sigmas), start=1) if done in set(kept)
-    }
-    return torch.stack([points[level] for level in kept])
+    wanted = set(kept)
+    return torch.stack([x.float() for level, x in enumerate(chain([noise], steps)) if level in wanted])
 
 
 def mean_velocity(x: Tensor, following: Tensor, sigma: float, next_sigma: float) -> Tensor:

@@ -340,12 +340,12 @@ class Pipeline:
             ValueError: a value can't be used, or two adapters that act ask for different ways.
         """
         active = lora.active_weights(self.networks)
-        wanted = {name: ways for name, ways in self._samplings.items() if active.get(name)}
+        wanted = {name: ways for name, ways in self._samplings.items() if ways and active.get(name)}
         if len({tuple(sorted(ways.items())) for ways in wanted.values()}) > 1:
             asked = "; ".join(f"{name}: {spelt(ways)}" for name, ways in wanted.items())
             raise ValueError(f"these adapters are made for different ways of sampling ({asked}): use one of them")
         ways = next(iter(wanted.values()), {})
-        return self.sampling.changed(**{**ways, **{key: value for key, value in given.items() if value is not None}})
+        return self.sampling.changed(**ways).changed(**given)
 
     def _seed(self, seed: int | None) -> int:
         """A seed that is one, the same on all ranks."""
@@ -394,14 +394,14 @@ class Pipeline:
         """
         lora.check_weight(name, scale)
         adapter = read_adapter(path, lora_alpha, modules=lora.named_linears(self.transformer))
+        ways = adapter_sampling(adapter, path)
         networks = self.networks
         active = lora.active_weights(networks)
         apply_adapter(networks, adapter, name)
         self._trained_fits[name] = trained_fit(adapter.metadata)
         lora.set_adapters(networks, {**active, name: scale})
-        self._samplings.pop(name, None)
-        if ways := adapter_sampling(adapter, path):
-            self._samplings[name] = ways
+        self._samplings[name] = ways
+        if ways:
             return [*adapter.notes, f"is made for {spelt(ways)}: so it is sampled unless other numbers are given"]
         return adapter.notes
 

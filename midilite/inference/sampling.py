@@ -1,6 +1,6 @@
 """From noise to latents: the steps of a sampling run, and the velocity that they follow.
 
-    sample             noise -> steps along a velocity -> latents
+    sample             noise -> steps along a velocity (`denoised`) -> latents
     guided_velocity    one kind of velocity: this process alone computes it (inference/parallel.py has others)
 
 Everything is a function of what it is given: networks are passed in, noise is drawn on the CPU from a key, so that
@@ -9,7 +9,7 @@ every device starts from the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -156,6 +156,23 @@ def sample(
     Returns:
         [n, T, C] in fp32 on the transformer's device.
     """
+    latents = noise
+    for done, x in enumerate(denoised(transformer, scheduler, conditions, noise, sampling, velocity_of), start=1):
+        latents = x
+        if on_step is not None:
+            on_step(done, sampling.num_inference_steps)
+    return latents
+
+
+def denoised(
+    transformer: DiT,
+    scheduler: RectifiedFlowScheduler,
+    conditions: Sequence[Tensor],
+    noise: Tensor,
+    sampling: Sampling,
+    velocity_of: VelocityOf = guided_velocity,
+) -> Iterator[Tensor]:
+    """The latents after every step of `sample`, whose arguments these are."""
     device, schedule = transformer.device, scheduler.schedule(sampling.num_inference_steps)
     noise, there = noise.to(device), [condition.to(device) for condition in conditions]
     velocity = velocity_of(transformer, there, noise, sampling)
@@ -165,9 +182,4 @@ def sample(
     def at(x: Tensor, level: int) -> Tensor:
         return velocity(x, timesteps[level, None], low <= sigmas[level] <= high)
 
-    latents = noise
-    for done, x in enumerate(SOLVERS[sampling.solver](at, noise, sigmas), start=1):
-        latents = x
-        if on_step is not None:
-            on_step(done, sampling.num_inference_steps)
-    return latents
+    return SOLVERS[sampling.solver](at, noise, sigmas)

@@ -10,6 +10,7 @@ from midilite.commands import launch
 from midilite.commands.adapter_commands import AverageOptions, ConvertOptions, InspectOptions, ResizeOptions
 from midilite.commands.evaluate import EvaluateOptions
 from midilite.commands.infer import EXAMPLE, InferOptions
+from midilite.common.options import Options
 from midilite.common.overwriting import is_inside, refuse_overwriting, same_place
 from midilite.training.options import TrainOptions
 from midilite.training.run_folder import write_config
@@ -77,6 +78,7 @@ def test_every_command_compares_what_it_writes(place, options, message):
 
 
 def test_what_only_lies_near_is_no_conflict(place):
+    """A class of options raises where it finds one."""
     for options in (
         lambda: InferOptions(rgb_image="room.png", output="room2.glb"),
         lambda: EvaluateOptions(data_dir="data", output="data/report.json"),  # a new file among the samples
@@ -84,7 +86,7 @@ def test_what_only_lies_near_is_no_conflict(place):
         lambda: TrainOptions(data_dir="outputs/data", output_dir="outputs"),
         lambda: TrainOptions(data_dir="demo", output_dir="outputs/demo"),
     ):
-        options()
+        assert isinstance(options(), Options)
 
 
 def test_commands_say_it_before_anything_is_loaded(place, capsys):

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from benchmarks.pictures import canvas
 from golden_files import GOLDEN
 from picture_cases import CASES, SEG, SIZE, single_masks
 from PIL import Image
@@ -90,19 +91,6 @@ def test_min_object_pixels_and_mask_background_are_the_caller_s(tiny):
     assert quiet(tiny, RGB, CASES / "seg_islands.png", min_object_pixels=0).labels == [1, 2, 3, 7, 9]
     assert quiet(tiny, RGB, CASES / "seg_void_L.png", mask_background=0).labels == [1, 2, 3, 255]
     assert quiet(tiny, RGB, 255 - SEG).labels == [252, 253, 254]
-
-
-def canvas(width: int, height: int) -> tuple[Image.Image, np.ndarray]:
-    """The shipped scene in the middle of a white canvas, in units of its own size."""
-    rgb = Image.open(EXAMPLE / "rgb.png").convert("RGB")
-    seg = np.asarray(Image.open(EXAMPLE / "seg.png"))
-    side = rgb.width
-    left, top = (width - 1) * side // 2, (height - 1) * side // 2
-    whole = Image.new("RGB", (width * side, height * side), (255, 255, 255))
-    whole.paste(rgb, (left, top))
-    labels = np.zeros((height * side, width * side), np.int32)
-    labels[top : top + side, left : left + side] = seg
-    return whole, labels
 
 
 def test_a_scene_on_a_wider_or_higher_canvas_is_the_same_scene(tiny):

@@ -89,8 +89,8 @@ def external(tmp_path, maker: GltfMaker, uri: str, notes: list[str] | None = Non
         ("textures/a.png", "textures/a.png"),
         ("textures\\a.png", "textures/a.png"),
         ("./textures/a%20b.png", "textures/a b.png"),
-        ("C:/work/a.png", "a.png"),
-        ("C:%5Cwork%5CTextures%5CA.PNG", "textures/a.png"),
+        ("C:/models/a.png", "a.png"),
+        ("C:%5Cmodels%5CTextures%5CA.PNG", "textures/a.png"),
         ("Textures/My%20Wood.PNG", "textures/my wood.png"),
     ],
 )

@@ -198,6 +198,13 @@ def skinned_box(maker: GltfMaker, joints, weights, joint_type="<u1", weight_type
     return maker.primitive(**rows, **extra)
 
 
+def add_two_joints(maker: GltfMaker, primitive) -> None:
+    """Joints at x = 2 and at y = 4, and a node with the primitive in the skin that they make."""
+    maker.add("nodes", translation=[2, 0, 0])
+    maker.add("nodes", translation=[0, 4, 0])
+    maker.add("nodes", mesh=maker.mesh(primitive), skin=maker.add("skins", joints=[0, 1]))
+
+
 @pytest.mark.parametrize("joint_type", ["<u1", "<u2"])
 @pytest.mark.parametrize("weight_type", ["<f4", "<u1", "<u2"])
 def test_a_skin_of_two_roots_without_inverse_matrices(tmp_path, joint_type, weight_type):
@@ -243,18 +250,14 @@ def test_weights_are_shared_out_over_all_sets(tmp_path):
         maker, [[0, 9, 9, 9]] * 8, [[0.8, 0, 0, 0]] * 8,
         JOINTS_1=maker.accessor([[1, 0, 0, 0]] * 8, "<u1"), WEIGHTS_1=maker.accessor([[0.8, 0, 0, 0]] * 8),
     )  # fmt: skip
-    maker.add("nodes", translation=[2, 0, 0])
-    maker.add("nodes", translation=[0, 4, 0])
-    maker.add("nodes", mesh=maker.mesh(primitive), skin=maker.add("skins", joints=[0, 1]))
+    add_two_joints(maker, primitive)
     np.testing.assert_allclose(load_mesh(maker.write(tmp_path / "a.glb")).vertices, BOX + [1, 2, 0], atol=1e-6)
 
 
 def test_vertices_without_weights_go_with_the_first_joint(tmp_path):
     maker = GltfMaker()
     primitive = skinned_box(maker, [[1, 0, 0, 0]] * 8, [[0, 0, 0, 0]] * 8)
-    maker.add("nodes", translation=[2, 0, 0])
-    maker.add("nodes", translation=[0, 4, 0])
-    maker.add("nodes", mesh=maker.mesh(primitive), skin=maker.add("skins", joints=[0, 1]))
+    add_two_joints(maker, primitive)
     np.testing.assert_allclose(load_mesh(maker.write(tmp_path / "a.glb")).vertices, BOX + [2, 0, 0], atol=1e-6)
 
 

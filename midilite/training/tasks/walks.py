@@ -12,7 +12,7 @@ the walks of the homes that they need.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,8 +26,8 @@ from ...data.cache import FeatureSource
 from ...data.features import Features
 from ...data.scenes import Scene
 from ...flow.schedule import RectifiedFlowScheduler
-from ...flow.walks import stops, walk
-from ...inference.sampling import guided_velocity
+from ...flow.walks import kept_points, stops
+from ...inference.sampling import denoised, guided_velocity
 from ...model.config import Sampling
 from ...model.dit import DiT
 from ...runtime.undisturbed import undisturbed
@@ -61,6 +61,7 @@ class Teacher:
 
     Attributes:
         sigmas: the student's K + 1 noise levels, which are some of the teacher's.
+        velocity_of: what makes velocities of the network here, see `inference.sampling`.
     """
 
     def __init__(
@@ -72,13 +73,12 @@ class Teacher:
         student_steps: int,
         multi_instance: bool = True,
     ) -> None:
-        self.transformer, self.networks, self.sampling = transformer, networks, sampling
-        self.multi_instance = multi_instance
+        self.transformer, self.networks, self.scheduler, self.sampling = transformer, networks, scheduler, sampling
         self.kept = stops(sampling.num_inference_steps, student_steps)
-        self.num_train_timesteps = scheduler.num_train_timesteps
-        schedule = scheduler.schedule(sampling.num_inference_steps)
-        self.timesteps, self._sigmas = schedule.timesteps, schedule.sigmas.tolist()
-        self.sigmas = [self._sigmas[level] for level in self.kept]
+        levels = scheduler.schedule(sampling.num_inference_steps).sigmas.tolist()
+        self.sigmas = [levels[level] for level in self.kept]
+        # like every pass of a run that may offload its base, nothing is projected ahead
+        self.velocity_of = partial(guided_velocity, project_ahead=False, capture=False, multi_instance=multi_instance)
 
     def walks(self, features: Sequence[Features], noises: Sequence[Tensor]) -> list[Walk]:
         """The walks of several scenes, made together.
@@ -88,21 +88,14 @@ class Teacher:
             noises: [n, T, C] of each.
         """
         device, counts = self.transformer.device, [len(noise) for noise in noises]
-        conditions = [torch.cat(parts).to(device) for parts in zip(*(f.conditions() for f in features), strict=True)]
-        noise, timesteps = torch.cat(list(noises)).to(device), self.timesteps.to(device)
-        low, high = self.sampling.guidance_interval
-        # like every pass of a run that may shard or offload its base, nothing is projected ahead
-        make = partial(guided_velocity, project_ahead=False, capture=False, multi_instance=self.multi_instance)
+        conditions = [torch.cat(parts) for parts in zip(*(f.conditions() for f in features), strict=True)]
+        noise, velocity_of = torch.cat(list(noises)).to(device), partial(self.velocity_of, scenes=counts)
         with (
             undisturbed(self.networks, device),
             lora.temporary_weights(self.networks, lora.weights_without(self.networks)),
         ):
-            velocity = make(self.transformer, conditions, noise, self.sampling, scenes=counts)
-
-            def at(x: Tensor, level: int) -> Tensor:
-                return velocity(x, timesteps[level, None], low <= self._sigmas[level] <= high)
-
-            points = walk(at, noise, self._sigmas, self.kept, self.sampling.solver)
+            steps = denoised(self.transformer, self.scheduler, conditions, noise, self.sampling, velocity_of)
+            points = kept_points(noise, steps, self.kept)
         parts = points.to("cpu", torch.float16).split(counts, dim=1)
         return [Walk(part, scene.conditions()) for part, scene in zip(parts, features, strict=True)]
 
@@ -124,6 +117,8 @@ class WalkStore:
         self.teacher, self.scenes, self.features, self.options = teacher, scenes, features, options
         self.plan = Plan(len(scenes), options.batch_size, options.gradient_accumulation_steps, world_size, options.seed)
         self.kept: dict[tuple[int, int], Walk] = {}  # by generation and scene
+        self._homes: dict[int, list[int]] = {}  # of each scene, in the generation that was asked for last
+        self._latest = -1
 
     def generation(self, step: int) -> int:
         """The generation that a step belongs to."""
@@ -136,21 +131,20 @@ class WalkStore:
     def get(self, scenes: Sequence[int], step: int) -> list[Walk]:
         """The walks of these scenes at a step; those that are missing are made, with all that share their home."""
         generation = self.generation(step)
-        for old in [key for key in self.kept if key[0] < generation]:
-            del self.kept[old]
-        homes = self._homes(generation)
+        if generation != self._latest:
+            self.kept = {key: walk for key, walk in self.kept.items() if key[0] >= generation}
+            self._latest, self._homes = generation, self._homes_of(generation)
         for scene in scenes:
             if (generation, scene) not in self.kept:
-                self._make(generation, homes(scene))
+                self._make(generation, self._homes[scene])
         return [self.kept[generation, scene] for scene in scenes]
 
-    def _homes(self, generation: int) -> Callable[[int], list[int]]:
-        """What gives the batch that a scene is in at a generation's first epoch."""
+    def _homes_of(self, generation: int) -> dict[int, list[int]]:
+        """The batch that each scene is in at a generation's first epoch."""
         first = generation * self.options.walk_epochs * self.plan.steps_per_epoch
         ranks, steps = range(self.plan.world_size), range(first, first + self.plan.steps_per_epoch)
         batches = [batch for step in steps for rank in ranks for batch in self.plan.batches(step, rank)]
-        home = {scene: batch for batch in batches for scene in batch}
-        return home.__getitem__
+        return {scene: batch for batch in batches for scene in batch}
 
     def _make(self, generation: int, batch: Sequence[int]) -> None:
         features, noises = [], []
