@@ -29,6 +29,7 @@ from ..model.images import ImageSource
 from ..model.weights import DIFFUSERS_STEM, TRANSFORMERS_STEM, find_weights, open_safetensors
 from ..render.charts import bar_chart
 from ..render.renderer import preview_sheet
+from .bases import given_sampling
 from .infer import load_adapters
 
 _WIDTH = 120  # of a line of facts
@@ -181,9 +182,8 @@ def sweep(
         started = time.monotonic()
         with lora.temporary_weights(pipe.networks, scale):
             conditions = pipe.encode_images(rgb, mask)
-            steps = settings.num_inference_steps, settings.guidance_scale, settings.seed, settings.num_tokens
-            ways = {"solver": settings.solver, "guidance_interval": settings.guidance_interval}
-            latents = pipe.sample(conditions, *steps, **ways)
+            start = {"seed": settings.seed, "num_tokens": settings.num_tokens}
+            latents = pipe.sample(conditions, **start, **given_sampling(settings))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NoSurfaceWarning)
             depth = pipe.sampling_with(grid_depth=settings.depth).grid_depth

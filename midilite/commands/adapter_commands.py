@@ -16,7 +16,7 @@ from ..common import shared_options as shared
 from ..common.options import Options, option
 from ..common.terminal import tell
 from ..lora.config import FORMATS
-from .bases import BaseOptions
+from .bases import BaseOptions, given_sampling
 
 if TYPE_CHECKING:
     from ..lora.arithmetic import Resized
@@ -252,8 +252,7 @@ def _sweep(options: SweepOptions) -> None:
     try_writing(options.output)
     pipe = load_pipeline(options.base(), options.device)
     load_adapters(pipe, options.lora_path, options.lora_scale, options.lora_alpha)
-    steps = options.num_inference_steps, options.guidance_scale, options.seed
-    ways = options.solver, options.guidance_interval
-    settings = SweepSettings(*steps, options.num_tokens, options.grid_depth, *ways)
+    start = {"seed": options.seed, "num_tokens": options.num_tokens, "depth": options.grid_depth}
+    settings = SweepSettings(**start, **given_sampling(options))
     write_png(options.output, sweep(pipe, options.rgb_image, options.seg_image, options.scales, settings))
     tell(f"wrote {options.output}")

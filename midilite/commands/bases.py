@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..common import shared_options as shared
 from ..common.options import Options
@@ -17,6 +18,7 @@ from ..common.overwriting import refuse_overwriting
 from ..common.terminal import printable
 
 SHIPPED = "tiny"
+_SAMPLING = ("num_inference_steps", "guidance_scale", "solver", "guidance_interval")
 _PLACES = (".", "pretrained_weights", "models")
 
 
@@ -35,6 +37,11 @@ class BaseOptions(Options):
         found = choose_base(self.pretrained_model, getattr(self, "lora_path", None) or ())
         refuse_overwriting(self.outputs(), [("the base", found)])
         return found
+
+
+def given_sampling(options: Any) -> dict[str, Any]:
+    """How scenes are to be sampled, by the names that a pipeline takes; None is what model and adapters say."""
+    return {name: getattr(options, name) for name in _SAMPLING}
 
 
 def choose_base(given: str | None, adapters: Sequence[str]) -> str:

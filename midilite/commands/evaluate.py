@@ -24,7 +24,7 @@ from ..common.options import option
 from ..common.terminal import say, tell
 from ..data.sample_layout import LAYOUTS
 from ..evaluation.report import PROTOCOLS
-from .bases import BaseOptions
+from .bases import BaseOptions, given_sampling
 from .infer import SCENE
 
 if TYPE_CHECKING:
@@ -189,9 +189,7 @@ def evaluate_scene(
         with torch.inference_mode(), lora.temporary_weights(pipe.networks, strength), warnings.catch_warnings():
             warnings.simplefilter("ignore", NoSurfaceWarning)  # counted in the metrics
             conditions = encode_scene(pipe, data, options.picture_fit)
-            steps, scale = options.num_inference_steps, options.guidance_scale
-            ways = {"solver": options.solver, "guidance_interval": options.guidance_interval}
-            latents = pipe.sample(conditions, steps, scale, latents=noise, **ways)
+            latents = pipe.sample(conditions, latents=noise, **given_sampling(options))
             depth = pipe.sampling.changed(grid_depth=options.grid_depth).grid_depth
             meshes = decode_meshes(pipe.vae, latents, conditions.labels, depth)
         measure = PROTOCOLS[options.protocol].measure

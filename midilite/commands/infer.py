@@ -22,7 +22,7 @@ from ..common.terminal import say
 from ..mesh.scene import check_suffix, export_scene
 from ..mesh.simplify import simplifier
 from ..runtime.exclusions import QUANTIZATIONS, check_base
-from .bases import BaseOptions
+from .bases import BaseOptions, given_sampling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -201,10 +201,7 @@ def _generate(pipe: Pipeline, options: InferOptions, image: Image.Image, labels:
             return pipe(
                 image,
                 labels,
-                num_inference_steps=options.num_inference_steps,
-                guidance_scale=options.guidance_scale,
-                solver=options.solver,
-                guidance_interval=options.guidance_interval,
+                **given_sampling(options),
                 seed=options.seed,
                 num_tokens=options.num_tokens,
                 grid_depth=options.grid_depth,

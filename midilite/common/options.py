@@ -112,7 +112,7 @@ class Options:
         refuse_overwriting(self.outputs(), self.inputs())
 
     def check_together(self) -> None:
-        """Raise ValueError where options that are fine alone do not fit each other."""
+        """Raise ValueError where options that are fine alone do not fit each other; a class with such overrides it."""
 
     def inputs(self) -> list[tuple[str, str]]:
         """(option, path) of every file and folder that is read."""
