@@ -236,6 +236,23 @@ def face_normals_and_areas(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.
     return cross / np.where(length > 0.0, length, 1.0)[:, None], 0.5 * length
 
 
+def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """The mean normal at each vertex, unit [V, 3]; zero where no face gives one.
+
+    The mean is weighted by the angle of each face at the vertex (Thuermer and Wuethrich 1998), so that it does not
+    depend on how a flat side is cut into triangles. (trimesh's own needs scipy, or says at length that it is missing.)
+    """
+    vertices = np.asarray(vertices, np.float64)
+    at = vertices[faces]
+    forth, back = np.roll(at, -1, axis=1) - at, np.roll(at, 1, axis=1) - at
+    angle = np.arctan2(np.linalg.norm(np.cross(forth, back), axis=2), (forth * back).sum(axis=2))
+    flat, _ = face_normals_and_areas(vertices, faces)
+    weighted, index = (flat[:, None] * angle[..., None]).reshape(-1, 3), faces.reshape(-1)
+    mean = np.stack([np.bincount(index, weighted[:, axis], minlength=len(vertices)) for axis in range(3)], axis=1)
+    length = np.linalg.norm(mean, axis=1, keepdims=True)
+    return mean / np.where(length > 0, length, 1.0)
+
+
 def sample_surface(mesh: trimesh.Trimesh, count: int, rng: np.random.Generator) -> np.ndarray:
     """Random points on a mesh, uniform by area: float32 [count, 6], xyz and the unit normal of the face.
 

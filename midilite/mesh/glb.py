@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .geometry import vertex_normals
+
 if TYPE_CHECKING:
     import trimesh
 
@@ -55,7 +57,7 @@ def to_glb(
         origin = np.zeros(3) if bake else pivot(vertices)
         attributes = {
             "POSITION": file.add((vertices - origin).astype("<f4"), _FLOAT, "VEC3", _VERTICES, bounds=True),
-            "NORMAL": file.add(np.asarray(mesh.vertex_normals).astype("<f4"), _FLOAT, "VEC3", _VERTICES),
+            "NORMAL": file.add(_unit_normals(mesh), _FLOAT, "VEC3", _VERTICES),
         }
         indices = file.add(np.asarray(mesh.faces).reshape(-1).astype("<u4"), _UINT, "SCALAR", _INDICES)
         primitive = {"attributes": attributes, "indices": indices, "material": len(file.materials), "mode": 4}
@@ -66,6 +68,12 @@ def to_glb(
         file.meshes.append({"name": name, "primitives": [primitive]})
         file.materials.append(_material(name, colors[name]))
     return file.data()
+
+
+def _unit_normals(mesh: trimesh.Trimesh) -> np.ndarray:
+    """float32 [V, 3]; up where a vertex has none, because the format has only normals of unit length."""
+    normals = vertex_normals(np.asarray(mesh.vertices), np.asarray(mesh.faces))
+    return np.where(normals.any(axis=1, keepdims=True), normals, [0.0, 1.0, 0.0]).astype("<f4")
 
 
 def _material(name: str, color: np.ndarray) -> dict[str, Any]:

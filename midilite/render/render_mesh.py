@@ -96,20 +96,13 @@ def to_render_mesh(mesh: trimesh.Trimesh, device: str | torch.device = "cpu", sm
 def corner_normals(vertices: np.ndarray, faces: np.ndarray, smooth: bool = True) -> np.ndarray:
     """Unit normals [F, 3, 3] per face corner: the mean at the vertex, or the face's own at a crease.
 
-    The mean is weighted by the angle of each face at the vertex (Thuermer and Wuethrich 1998), so that it does not
-    depend on how a flat side is cut into triangles. Vertices are not merged: edges which the file splits stay sharp.
+    Vertices are not merged: edges which the file splits stay sharp.
     """
     flat, _ = geometry.face_normals_and_areas(vertices, faces)
     corners = np.repeat(flat[:, None, :], 3, axis=1)
     if not smooth:
         return corners
-    at = vertices[faces]
-    forth, back = np.roll(at, -1, axis=1) - at, np.roll(at, 1, axis=1) - at
-    angle = np.arctan2(np.linalg.norm(np.cross(forth, back), axis=2), (forth * back).sum(axis=2))
-    weighted, index = (corners * angle[..., None]).reshape(-1, 3), faces.reshape(-1)
-    mean = np.stack([np.bincount(index, weighted[:, axis], minlength=len(vertices)) for axis in range(3)], axis=1)
-    length = np.linalg.norm(mean, axis=1, keepdims=True)
-    mean = (mean / np.where(length > 0, length, 1.0))[faces]
+    mean = geometry.vertex_normals(vertices, faces)[faces]
     return np.where((mean * corners).sum(-1, keepdims=True) >= _CREASE_COSINE, mean, corners)
 
 
