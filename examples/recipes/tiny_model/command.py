@@ -9,10 +9,23 @@ from pathlib import Path
 from midilite.common.distributed import start, stop
 from midilite.model.folder import ASSETS
 
-from . import decoder_stages, finish, flow_stages, sampling_stage, stages
+from . import decoder_stages, finish, flow_stages, sampling_stage, speed_stage, stages
 
 TINY = ASSETS / "tiny"
-STAGES = ("pack", "draw", "vae", "decoder", "surfaces", "flow", "measure", "sampling", "lora", "limit", "finish")
+STAGES = (
+    "pack",
+    "draw",
+    "vae",
+    "decoder",
+    "surfaces",
+    "flow",
+    "measure",
+    "sampling",
+    "speed",
+    "lora",
+    "limit",
+    "finish",
+)
 
 
 def main() -> None:
@@ -28,6 +41,12 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="measure, surfaces: model folder (default: the work folder's)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="measure, sampling: of the noise")
     parser.add_argument("--ways", nargs="+", default=[], help="sampling: only those whose names begin so")
+    parser.add_argument("--test_set", default="eval-seen", help="sampling: eval-seen, eval-unseen or eval-vehicles")
+    parser.add_argument("--tests_only", action="store_true", help="draw: only the scenes of the tests")
+    parser.add_argument("--runs", nargs="*", default=[], help="speed: which; none only prepares their data")
+    parser.add_argument(
+        "--together", action="store_true", help="speed: measure finished adapters together, on vehicles"
+    )
     parser.add_argument("--logit_mean", type=float, default=0.0, help="flow: above 0, noise levels lean to noise")
     parser.add_argument("--rate", type=float, help="flow, decoder: highest learning rate")
     parser.add_argument("--fall", type=float, help="flow, decoder: share of the time after which the rate falls")
@@ -40,7 +59,7 @@ def main() -> None:
     if args.stage == "pack":
         return stages.run_pack(args.folder, args.meshes)
     if args.stage == "draw":
-        return stages.run_draw(args.folder, plan)
+        return stages.run_draw(args.folder, plan, args.tests_only)
     if args.stage == "finish":
         return finish.run_finish(args.folder, args.meshes, plan)
     world, device = start(args.device)
@@ -62,7 +81,14 @@ def main() -> None:
         elif args.stage == "measure":
             flow_stages.measure_seeds(stage, args.model or args.folder / "model", tuple(args.seeds))
         elif args.stage == "sampling":
-            sampling_stage.run_sampling(stage, args.model or TINY, tuple(args.seeds), args.ways)
+            sampling_stage.run_sampling(stage, args.model or TINY, tuple(args.seeds), args.ways, args.test_set)
+        elif args.stage == "speed":
+            model = args.model or TINY
+            for domain in ("furniture", "vehicles") if not args.runs and not args.together else ():
+                speed_stage.prepare_scenes(stage, args.meshes, domain)
+            speed_stage.run_speed(stage, model, args.meshes, args.runs, tuple(args.seeds))
+            if args.together:
+                speed_stage.run_together(stage, model, tuple(args.seeds))
         elif args.stage == "lora":
             flow_stages.run_lora(stage, args.steps)
         elif args.stage == "limit":

@@ -54,26 +54,56 @@ def passes(sampling: quality.Sampling) -> int:
     return sum(each) + sum(again)
 
 
-def run_sampling(stage: Stage, folder: Path, seeds: Sequence[int], names: Sequence[str] = ()) -> dict[str, Any]:
-    """Measure every way (or those whose names begin so) and write `sampling.json`; processes share the work."""
-    shapes = stage.shapes()
-    pools, networks = flow_pools(stage, shapes), Networks.load(folder, stage.plan.sizes, stage.device)
-    scenes, color, ids = test_scenes(stage, shapes, "eval-seen", stage.plan.eval_scenes)
-    conditions, truth = quality.encode_pictures(networks, scenes, color, ids), quality.true_points(pools, scenes)
-    chosen = {name: way for name, way in ways().items() if not names or name.startswith(tuple(names))}
-    found: dict[str, Any] = {"scenes": len(scenes), "seeds": list(seeds), "device": str(stage.device), "ways": {}}
-    for name, way in list(chosen.items())[stage.world.rank :: stage.world.size]:
-        rows, seconds = [], 0.0
+class Bench:
+    """Scenes of a test set with what measuring them takes, on the transformer of one model folder.
+
+    Args:
+        stage: work folder and amounts.
+        folder: the model.
+        name: the test set, see `test_scenes`.
+    """
+
+    def __init__(self, stage: Stage, folder: Path, name: str = "eval-seen") -> None:
+        shapes, self.stage = stage.shapes(), stage
+        pools, self.networks = flow_pools(stage, shapes), Networks.load(folder, stage.plan.sizes, stage.device)
+        self.scenes, self.color, ids = test_scenes(stage, shapes, name, stage.plan.eval_scenes)
+        self.conditions = quality.encode_pictures(self.networks, self.scenes, self.color, ids)
+        self.truth = quality.true_points(pools, self.scenes)
+
+    def latents(self, way: quality.Sampling) -> torch.Tensor:
+        """Of all instances, see `quality.sample_scenes`."""
+        return quality.sample_scenes(self.networks, self.conditions, self.scenes.count.tolist(), way)
+
+    def score(self, latents: torch.Tensor) -> list[dict[str, Any]]:
+        """The rows of all scenes."""
+        return quality.score_scenes(self.networks.vae, latents, self.scenes, self.truth, self.stage.plan.depth)
+
+    def measure(self, way: quality.Sampling, seeds: Sequence[int]) -> dict[str, Any]:
+        """Passes, seconds of sampling all scenes once, and `summary` of the rows over these seeds of the noise."""
+        rows, seconds = [], []
+        self.latents(replace(way, steps=2))  # warm up
         for seed in seeds:
             started = time.monotonic()
-            latents = quality.sample_scenes(networks, conditions, scenes.count.tolist(), replace(way, seed=seed))
-            if stage.device.type == "cuda":
+            latents = self.latents(replace(way, seed=seed))
+            if latents.is_cuda:
                 torch.cuda.synchronize()
-            seconds += time.monotonic() - started
-            rows.append(quality.score_scenes(networks.vae, latents, scenes, truth, stage.plan.depth))
-        found["ways"][name] = {"passes": passes(way), "seconds": seconds / len(seeds), **summary(rows)}
+            seconds.append(time.monotonic() - started)
+            rows.append(self.score(latents))
+        return {"passes": passes(way), "seconds": round(fmean(seconds), 4), **summary(rows)}
+
+
+def run_sampling(
+    stage: Stage, folder: Path, seeds: Sequence[int], names: Sequence[str] = (), test_set: str = "eval-seen"
+) -> dict[str, Any]:
+    """Measure every way (or those whose names begin so) and write `sampling.json`; processes share the work."""
+    bench = Bench(stage, folder, test_set)
+    chosen = {name: way for name, way in ways().items() if not names or name.startswith(tuple(names))}
+    facts = {"test_set": test_set, "scenes": len(bench.scenes), "seeds": list(seeds), "device": str(stage.device)}
+    found: dict[str, Any] = {**facts, "ways": {}}
+    for name, way in list(chosen.items())[stage.world.rank :: stage.world.size]:
+        found["ways"][name] = bench.measure(way, seeds)
         print(f"[{time.monotonic() - stage.started:6.1f} s] {name}: {found['ways'][name]}", flush=True)
-        write_json(stage.folder / f"sampling-{stage.world.rank}.json", found)
+        write_json(stage.folder / f"sampling-{names[0] if names else 'all'}-{stage.world.rank}.json", found)
     return found
 
 

@@ -41,6 +41,7 @@ from .vae_task import VAESettings, VAETask, draw_poses, finish_output, normalise
 
 CATEGORIES = ("furniture", "vehicles", "space", "blasters", "car_parts")
 DOMAIN = ("furniture",)  # all that the transformer and the image encoders ever see
+NEW_DOMAIN = ("vehicles",)  # what adapters are tried on
 SEED = 7
 
 
@@ -120,14 +121,16 @@ def run_pack(folder: Path, meshes: Path) -> None:
     pack_solids(ShapeSet.load(folder / "shapes.safetensors"), folder / "solids.safetensors")
 
 
-def run_draw(folder: Path, plan: Plan) -> None:
-    """Decide all scenes, on all CPU cores."""
+def run_draw(folder: Path, plan: Plan, tests_only: bool = False) -> None:
+    """Decide all scenes (or only those of the tests), on all CPU cores."""
     path = folder / "shapes.safetensors"
     shapes = ShapeSet.load(path)
     seen, unseen = (shapes.select(DOMAIN, trained, scenes=True) for trained in (True, False))
+    vehicles = shapes.select(NEW_DOMAIN, True, scenes=True)
     small = [2, 3, 4] * plan.eval_scenes
     jobs = [(f"scenes-{rank}", seen, list(BUNDLE) * plan.bundles) for rank in range(plan.processes)]
-    jobs += [("eval-seen", seen, small), ("eval-unseen", unseen, small)]
+    jobs = [] if tests_only else jobs
+    jobs += [("eval-seen", seen, small), ("eval-unseen", unseen, small), ("eval-vehicles", vehicles, small)]
     chunks = [
         (path, models, counts[i : i + 2100], ("scenes", name, i))
         for name, models, counts in jobs
