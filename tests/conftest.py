@@ -86,6 +86,7 @@ def small_run(prepared) -> dict[str, Any]:
     return {
         "pretrained_model": str(GOLDEN / "midi_tiny" / "checkpoint"), "data_dir": str(prepared),
         "cache_dir": str(prepared.parent / "cache"), "device": "cpu", "num_tokens": 16, "lora_rank": 4,
+        "batch_size": 1, "lora_dropout": 0.0,
         "learning_rate": 1e-3, "checkpointing_steps": 0, "save_every_n_epochs": 0, "preview_every": 0,
     }  # fmt: skip
 

@@ -58,7 +58,7 @@ def train() -> Callable[[], object]:
     """One optimizer step of a LoRA."""
     transformer = midilite.load_pipeline("tiny", "cpu").transformer
     options = module("training.options", "train_options").TrainOptions(
-        condition_dropout=0.0, single_object_share=0.0, validate_every=0
+        condition_dropout=0.0, single_object_share=0.0, validate_every=0, lora_dropout=0.0, batch_size=1
     )
     features = KeptFeatures(transformer.config, TOKENS, CONDITION_TOKENS)
     task = module("training.tasks.lora", "lora_task").LoRATask(transformer, scenes_of([INSTANCES]), features, options)

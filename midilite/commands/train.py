@@ -35,7 +35,6 @@ from ..lora.files import apply_adapter, read_adapter
 from ..model.dit import DiT
 from ..model.folder import ASSETS, ModelFolder, is_shipped
 from ..runtime.compile import compile_blocks
-from ..runtime.cuda_graphs import LossGraphs
 from ..runtime.exclusions import not_captured
 from ..runtime.placement import DTYPES, load_base
 from ..runtime.sharding import local_bytes, shard_base
@@ -47,7 +46,7 @@ from ..training.preflight import Shapes, check_ahead
 from ..training.run_folder import occupied, write_config
 from ..training.tasks.distill import DistillTask, student_sampling
 from ..training.tasks.image_encoders import ImageEncoderTask, load_image_encoders
-from ..training.tasks.lora import LoRATask, modules_without_gradient
+from ..training.tasks.lora import LoRATask, loss_graphs, modules_without_gradient
 from ..training.trainer import Trainer, find_start
 
 FINAL = "lora-final"
@@ -119,7 +118,7 @@ def speed_up(task: LoRATask, options: TrainOptions, device: torch.device) -> Non
     if options.compile:
         compile_blocks(task.transformer)
     if device.type == "cuda" and not not_captured(options.forms()):
-        task.graphs = LossGraphs(task.weighted_errors, list(task.parameters.values()))
+        task.graphs = loss_graphs(task)
 
 
 def train_lora(options: TrainOptions, observers: Sequence[Observer] = ()) -> Path:

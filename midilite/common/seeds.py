@@ -80,6 +80,8 @@ def seed_hidden_generators(device: torch.device, *keys: Key) -> None:
 
     seed = derive_seed(*keys)
     torch.default_generator.manual_seed(seed)
+    if device.type == "mps":
+        torch.mps.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.init()  # there are no generators before
         index = torch.cuda.current_device() if device.index is None else device.index

@@ -9,7 +9,10 @@ Chen et al. 2016 (checkpointing); Korthikanti et al. 2022 (selective recomputati
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -43,6 +46,13 @@ POLICIES = {
     "full": noop_context_fn,
     "selective": functools.partial(create_selective_checkpoint_contexts, _keep_attention),
 }
+
+
+@contextlib.contextmanager
+def both(outer: AbstractContextManager[Any], inner: AbstractContextManager[Any]) -> Iterator[None]:
+    """Two contexts as one."""
+    with outer, inner:
+        yield
 
 
 def run_blocks(blocks: nn.ModuleList, x: Tensor, checkpointed: bool) -> Tensor:

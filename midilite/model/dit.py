@@ -23,16 +23,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .checkpointing import POLICIES
+from .checkpointing import POLICIES, both
 from .config import DiTConfig, block_numbers, default_multi_instance_blocks
 from .layers import (
     FeedForward,
@@ -240,6 +242,13 @@ class Block(nn.Module):
         return torch.cat([without + sum(attn.unconditional() for (_, attn), _ in pairs), x])
 
 
+class Draws(Protocol):
+    """What gives the numbers that adapters of a block draw; runtime/dropout.py has it."""
+
+    def of(self, block: int, repeated: bool = False) -> AbstractContextManager[None]:
+        """Around a pass through a block, or around its repetition by gradient checkpointing, which draws the same."""
+
+
 class DiT(Network):
     """The transformer of TripoSG (one condition) and MIDI (two conditions, multi-instance attention).
 
@@ -251,6 +260,7 @@ class DiT(Network):
     Attributes:
         gradient_checkpointing: what the backward pass computes again: a key of `checkpointing.POLICIES`; None: nothing.
         has_dropout: whether an adapter may draw random numbers, which then have to be repeated.
+        draws: in training, gives the numbers that each block draws (runtime/dropout.py); None: torch's own generators.
         placement: where and how its weights are kept; runtime/ writes it (see `layers.Placement`).
         on_pass: called with the inputs at the start of every pass; runtime/offload.py refuses what it can't do. Besides
             this, what may be replaced is said in `Block`.
@@ -267,6 +277,7 @@ class DiT(Network):
         self.proj_out = Linear(width, config.in_channels)
         self.gradient_checkpointing: str | None = None
         self.has_dropout = True
+        self.draws: Draws | None = None
         self.on_pass: Callable[[Sequence[Any]], None] | None = None
         self.multi_instance_blocks: frozenset[int] = frozenset()
         self.set_multi_instance_blocks(multi_instance_blocks)
@@ -381,11 +392,20 @@ class DiT(Network):
                     block,
                     *arguments,
                     use_reentrant=False,
-                    context_fn=POLICIES[self.gradient_checkpointing],
-                    preserve_rng_state=self.has_dropout,
+                    context_fn=partial(self._contexts, i),
+                    preserve_rng_state=self.has_dropout and self.draws is None,
                 )
             else:
-                x = block(*arguments)
+                with self._drawing(i):
+                    x = block(*arguments)
             if i < middle:
                 stack.append(x)
         return x
+
+    def _drawing(self, block: int, repeated: bool = False) -> AbstractContextManager[None]:
+        return self.draws.of(block, repeated) if self.draws is not None and self.training else nullcontext()
+
+    def _contexts(self, block: int) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Around a checkpointed block's forward pass, and around its repetition in the backward pass."""
+        forward, repetition = POLICIES[self.gradient_checkpointing]()
+        return both(self._drawing(block), forward), both(self._drawing(block, repeated=True), repetition)

@@ -41,13 +41,16 @@ def captured(model_fn: ModelFn, latents: Tensor, timestep: Tensor) -> ModelFn:
 
 
 @contextlib.contextmanager
-def _capturing(pool: Any = None) -> Iterator[torch.cuda.CUDAGraph]:
+def _capturing(pool: Any = None, generators: Sequence[torch.Generator] = ()) -> Iterator[torch.cuda.CUDAGraph]:
     """Capture what runs within.
 
     Other threads may go on using CUDA meanwhile: one reads the next batch, NCCL's looks at its events. Python must not
-    look for garbage, because freeing a graph that is part of some (an earlier run's) would end the capture.
+    look for garbage, because freeing a graph that is part of some (an earlier run's) would end the capture. A replay
+    draws from `generators` (and the GPU's own) as they are then.
     """
     graph, collects = torch.cuda.CUDAGraph(), gc.isenabled()
+    for generator in generators:
+        graph.register_generator_state(generator)
     gc.disable()
     try:
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
@@ -100,13 +103,21 @@ class LossGraphs:
     is too short for captured passes beside passes of another composition, they are given up for the rest of the run.
 
     Args:
-        loss_fn: (groups, inputs) -> (loss, loss of each instance [n]), without random numbers and branches on values.
+        loss_fn: (groups, inputs) -> (loss, loss of each instance [n]), without branches on values.
         parameters: what is trained; the gradients of the loss reach these and nothing else.
+        generators: those that `loss_fn` draws random numbers from, besides the GPU's own.
         most: compositions to record; others run as they are, kernel by kernel.
     """
 
-    def __init__(self, loss_fn: LossFn, parameters: Sequence[nn.Parameter], most: int = 32) -> None:
+    def __init__(
+        self,
+        loss_fn: LossFn,
+        parameters: Sequence[nn.Parameter],
+        generators: Sequence[torch.Generator] = (),
+        most: int = 32,
+    ) -> None:
         self.loss_fn, self.parameters, self.most = loss_fn, list(parameters), most
+        self.generators = tuple(generators)
         self.gradients = [torch.zeros_like(p) for p in self.parameters]
         self.disabled: str | None = None  # why nothing is captured any more
         self._seen: set[tuple] = set()
@@ -163,7 +174,7 @@ class LossGraphs:
         torch.cuda.synchronize(own[0].device)
         torch.cuda.empty_cache()  # what the pass before took, the capture takes once more
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        with _capturing(self._pool) as graph:
+        with _capturing(self._pool, self.generators) as graph:
             results = self._pass(groups, own)
         return graph, results
 

@@ -22,7 +22,6 @@ _EXCLUDED = (
 # Why a training pass can't be captured; each is the name of an option that is on, or fp16.
 _NOT_CAPTURED = {
     "fp16": "the loss is scaled by a number that changes",
-    "lora_dropout": "dropout draws other numbers in every pass",
     "shard_base": "weights come and go",
     "offload_blocks": "weights come and go",
     "train_image_encoders": "conditions are computed in every pass",

@@ -26,15 +26,18 @@ SLACK = 1.3
 _BYTES = {"no": 4, "bf16": 2, "fp16": 2}
 
 
-def saved_numbers(config: DiTConfig, tokens: int, condition_tokens: tuple[int, ...]) -> int:
+def saved_numbers(config: DiTConfig, tokens: int, condition_tokens: tuple[int, ...], dropout: float = 0.0) -> int:
     """How many numbers autograd keeps for one instance in one block whose adapters train (and its base does not).
 
-    Counted on a block a fourth as wide, where everything kept per token is proportional to the width.
+    Counted on a block a fourth as wide, where everything kept per token is proportional to the width. Dropout keeps a
+    mask, which counts as much as what it was applied to: a GPU's takes half of that.
     """
     shrink = 4 if config.width % (4 * config.num_attention_heads) == 0 else 1
     small = replace(config, width=config.width // shrink)
     block = Block(small, skip=True)
-    lora.inject(block, lora.LoRAConfig(rank=1))  # the input of an adapted linear is kept, that of a frozen one is not
+    lora.inject(
+        block.train(), lora.LoRAConfig(rank=1, dropout=dropout)
+    )  # the input of an adapted linear is kept, that of a frozen one is not
     lora.freeze_base(block)
     x = torch.randn(1, tokens, small.width, requires_grad=True)
     widths = [small.cross_attention_dim, small.cross_attention_2_dim]
@@ -85,7 +88,7 @@ def estimate(
     Args:
         saved: what `saved_numbers` returned, so that it is counted once for several options.
     """
-    saved = saved or saved_numbers(config, num_tokens + 1, condition_tokens)
+    saved = saved or saved_numbers(config, num_tokens + 1, condition_tokens, options.lora_dropout)
     size, instances = _BYTES[options.mixed_precision], options.batch_size * options.max_num_instances
     blocks = 1 if options.recomputes else config.num_layers
     inputs = (num_tokens + 1) * config.width * (2 * config.num_layers if options.recomputes else 0)
@@ -102,13 +105,16 @@ def estimate_presets(
     condition_tokens: tuple[int, ...],
 ) -> dict[str, float]:  # fmt: skip
     """Estimated GiB of the options as they are ("these options") and with each preset."""
-    saved = saved_numbers(config, num_tokens + 1, condition_tokens)
+    saved: dict[float, int] = {}
     variants: Mapping[str, Mapping[str, Any]] = {"these options": {}, **PRESETS}
     totals = {}
     for name, changes in variants.items():
         changed = replace(options, **changes)
         weights = adapter_parameters * changed.lora_rank // options.lora_rank
-        arguments = (changed, config, base_parameters, weights, num_tokens, condition_tokens, saved)
+        rate = changed.lora_dropout
+        if rate not in saved:
+            saved[rate] = saved_numbers(config, num_tokens + 1, condition_tokens, rate)
+        arguments = (changed, config, base_parameters, weights, num_tokens, condition_tokens, saved[rate])
         totals[name] = estimate(*arguments)["total"]
     return totals
 

@@ -35,9 +35,10 @@ BEST_METRICS = (
     "eval_object_chamfer", "eval_bounding_box_iou",
 )  # fmt: skip
 
-# What fits which GPU with published weights; the file and flags override each value. The README's table "Small GPUs"
-# says what they reserve: there is room for CUDA and a desktop beside it.
-_SMALL = {"mixed_precision": "bf16", "gradient_checkpointing": "full", "batch_size": 1}
+# What fits which GPU with published weights; the file and flags override each value. The table "Small GPUs" of
+# examples/benchmarks/README.md says what they reserve: there is room for CUDA and a desktop beside it. Memory goes to
+# instances and rank, hence few scenes at once and no dropout, which keeps more of each adapter's input.
+_SMALL = {"mixed_precision": "bf16", "gradient_checkpointing": "full", "batch_size": 1, "lora_dropout": 0.0}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "6gb": {**_SMALL, "quantize_base": "int8", "lora_rank": 8, "lora_alpha": 8.0, "max_num_instances": 3},
     "8gb": {**_SMALL, "lora_rank": 8, "lora_alpha": 8.0, "max_num_instances": 4},
@@ -131,7 +132,7 @@ class TrainOptions(Options):
     )
     lora_rank: int = _adapter(16, "inner width of the adapter", least=1)
     lora_alpha: float = _adapter(16.0, "scale numerator: the adapter acts with alpha / rank", above=0)
-    lora_dropout: float = _adapter(0.0, "dropout on the adapter's input", least=0, most=1)
+    lora_dropout: float = _adapter(0.1, "dropout on the adapter's input", least=0, most=1)
     lora_target_modules: tuple[str, ...] = _adapter(
         DEFAULT_TARGETS, "linears to adapt: last names (to_q), ranges (blocks.8-12.attn1.*), patterns (blocks.*.ff.*)"
     )
@@ -150,7 +151,7 @@ class TrainOptions(Options):
     enable_multi_instance_attention: bool = _adapter(True, "let the instances of a scene attend to each other")
     mi_attention_blocks: tuple[str, ...] | None = shared.mi_attention_blocks(group="adapter")
 
-    batch_size: int = _optimisation(1, "scenes per process and step", least=1)
+    batch_size: int = _optimisation(4, "scenes per process and step", least=1)
     num_epochs: int = _optimisation(100, "passes over the data", least=1)
     max_train_steps: int | None = _optimisation(None, "optimizer steps; overrides num_epochs", least=1)
     gradient_accumulation_steps: int = _optimisation(1, "batches per optimizer step", least=1)
@@ -292,7 +293,7 @@ class TrainOptions(Options):
 
     def forms(self) -> dict[str, object]:
         """What decides in which forms the base can be kept and run (runtime/exclusions.py)."""
-        names = ("compile", "offload_blocks", "shard_base", "lora_dropout", "train_image_encoders")
+        names = ("compile", "offload_blocks", "shard_base", "train_image_encoders")
         return {
             **{name: getattr(self, name) for name in names},
             "quantize_base": self.quantized,

@@ -4,7 +4,7 @@ A `Task` (interfaces.py) knows its parameters, its scenes and their loss; the `T
 has its second half), log, save, resume. The LoRA run is one task, training every weight of a small model is another.
 
 The loop keeps no generator state. What a step needs is keyed by (seed, step, scene); torch's global generator, which
-only dropout uses, is seeded anew at every step and differs from rank to rank.
+only dropout uses, is seeded anew at every step and differs from rank to rank (runtime/dropout.py has the rest).
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def test_image_encoders_train_on_a_gpu_as_on_a_cpu(prepared, tmp_path, precision
             pretrained_model=str(GOLDEN / "midi_tiny" / "checkpoint"), data_dir=str(prepared), device=device,
             output_dir=str(tmp_path / device), cache_dir=str(tmp_path / "cache"), num_tokens=16, lora_rank=4,
             learning_rate=1e-3, max_train_steps=6, batch_size=2, train_image_encoders=True, mixed_precision=precision,
-            gradient_checkpointing=device == "cuda",
+            gradient_checkpointing=device == "cuda", lora_dropout=0.0,  # two devices draw other masks
         )  # fmt: skip
         folders[device] = train_lora(options)
     lines = {d: [json.loads(line)["loss"] for line in open(tmp_path / d / "metrics.jsonl")] for d in folders}

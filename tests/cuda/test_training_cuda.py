@@ -20,16 +20,18 @@ pytestmark = pytest.mark.skipif(
 
 OPTIONS = TrainOptions(
     pretrained_model="tiny", data_dir="demo", device="cuda", batch_size=2, max_train_steps=12, learning_rate=1e-3,
-    checkpointing_steps=5, validate_every=0, preview_every=0, save_every_n_epochs=0, mixed_precision="bf16",
+    lora_dropout=0.0, checkpointing_steps=5, validate_every=0, preview_every=0, save_every_n_epochs=0,
+    mixed_precision="bf16",
 )  # fmt: skip
 KINDS = {
-    "plain": {"cuda_graphs": False},
     "graphs": {},
-    "graphs, recomputing": {"gradient_checkpointing": True},
+    "graphs, recomputing": {"gradient_checkpointing": "full"},
     "graphs, keeping attention": {"gradient_checkpointing": "selective"},
     "graphs, accumulating": {"batch_size": 1, "gradient_accumulation_steps": 3},
     "graphs, fp32": {"mixed_precision": "no"},
     "compiled": {"compile": True},
+    "graphs, dropout, recomputing": {"lora_dropout": 0.2, "gradient_checkpointing": "full"},
+    "compiled, dropout": {"lora_dropout": 0.2, "compile": True},
 }
 
 
@@ -72,14 +74,16 @@ def test_an_interrupted_run_resumed_is_the_run_never_interrupted(tmp_path, cache
     assert train(tmp_path / "cut", cache, resume_from_checkpoint="latest", **changes)[0] == whole[0]
 
 
-def test_graphs_and_recomputation_give_the_bits_of_the_plain_run(tmp_path, cache, monkeypatch):
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_graphs_and_recomputation_give_the_bits_of_the_plain_run(tmp_path, cache, monkeypatch, dropout):
+    """Dropout as well: a replay draws what kernels launched one by one would, and a repeated block draws the same."""
     with monkeypatch.context() as unrecorded:
-        unrecorded.setattr("midilite.commands.train.LossGraphs", lambda *given: None)
-        plain = train(tmp_path / "plain", cache)
-    assert train(tmp_path / "graphs", cache) == plain
+        unrecorded.setattr("midilite.commands.train.loss_graphs", lambda task: None)
+        plain = train(tmp_path / "plain", cache, lora_dropout=dropout)
+    assert train(tmp_path / "graphs", cache, lora_dropout=dropout) == plain
     for recompute in ("full", "selective"):
         folder = tmp_path / recompute
-        assert train(folder, cache, gradient_checkpointing=recompute) == plain
+        assert train(folder, cache, gradient_checkpointing=recompute, lora_dropout=dropout) == plain
 
 
 def test_a_graph_that_becomes_garbage_does_not_end_the_recording_of_another():

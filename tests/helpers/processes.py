@@ -220,7 +220,7 @@ def toy(output_dir: str, die_at: int | None = None) -> int:
         _patched(os, name, count)
     options = TrainOptions(
         output_dir=output_dir, max_train_steps=3, checkpointing_steps=1, keep_checkpoints=2, learning_rate=0.1,
-        resume_from_checkpoint="latest", ema_decay=0.9,
+        batch_size=1, resume_from_checkpoint="latest", ema_decay=0.9,
     )  # fmt: skip
     trainer = Trainer(Toy(), options, World(), device("cpu"))
     trainer.train(find_start(options, World()))

@@ -98,5 +98,11 @@ def standing_in(monkeypatch):
     """Within this context there is a device `mps`."""
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.mps, "is_available", lambda: True, raising=False)
+    for theirs, ours in (
+        ("manual_seed", "manual_seed"),
+        ("get_rng_state", "get_state"),
+        ("set_rng_state", "set_state"),
+    ):
+        monkeypatch.setattr(torch.mps, theirs, getattr(torch.default_generator, ours))
     with _Indexed(), _Mode():
         yield

@@ -267,7 +267,7 @@ def test_training_runs_resume_and_write_the_same_bytes(prepared, quick_model, tm
     options = TrainOptions(
         pretrained_model=quick_model, data_dir=str(prepared), cache_dir=str(prepared.parent / "cache"),
         output_dir=str(tmp_path / "whole"), device="cpu", num_tokens=16, lora_rank=4, learning_rate=1e-3,
-        gradient_checkpointing=True, checkpointing_steps=2, save_every_n_epochs=0, max_train_steps=4,
+        batch_size=1, gradient_checkpointing=True, checkpointing_steps=2, save_every_n_epochs=0, max_train_steps=4,
         val_fraction=0.3, validate_every=2, eval_every=2, preview_every=2, eval_scenes=1,
     )  # fmt: skip
 

@@ -30,7 +30,7 @@ def options(folder, **changes):
     common = {
         "pretrained_model": str(folder / "model"), "data_dir": str(folder / "data"), "output_dir": str(folder / "run"),
         "cache_dir": str(folder / "cache"), "device": "cpu", "num_tokens": 16, "lora_rank": 2, "max_train_steps": 2,
-        "checkpointing_steps": 2, "save_every_n_epochs": 0, "val_fraction": 0.3, "validate_every": 0,
+        "batch_size": 1, "checkpointing_steps": 2, "save_every_n_epochs": 0, "val_fraction": 0.3, "validate_every": 0,
     }  # fmt: skip
     return train.TrainOptions(**(common | changes))
 

@@ -90,7 +90,7 @@ def test_a_trainer_reads_the_next_step_while_the_device_has_work(tmp_path):
         def save_weights(self, folder):
             pass
 
-    options = TrainOptions(output_dir=str(tmp_path), max_train_steps=2, device="cpu")
+    options = TrainOptions(output_dir=str(tmp_path), batch_size=1, max_train_steps=2, device="cpu")
     trainer = Trainer(Toy(), options, World(), CPU)
     trainer.batches = Prefetcher(trainer.draw, CPU, 2, threaded=True)
     trainer.step(0)

@@ -172,7 +172,7 @@ def _waiting(folder):
 
 
 def toy_options(tmp_path, **changes) -> TrainOptions:
-    common = {"max_train_steps": 6, "checkpointing_steps": 1, "learning_rate": 0.1, "device": "cpu"}
+    common = {"batch_size": 1, "max_train_steps": 6, "checkpointing_steps": 1, "learning_rate": 0.1, "device": "cpu"}
     return TrainOptions(output_dir=str(tmp_path), **(common | changes))
 
 

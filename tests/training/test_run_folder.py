@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def options(folder, **changes) -> TrainOptions:
-    common = {"max_train_steps": 6, "checkpointing_steps": 2, "learning_rate": 0.1, "device": "cpu"}
+    common = {"batch_size": 1, "max_train_steps": 6, "checkpointing_steps": 2, "learning_rate": 0.1, "device": "cpu"}
     return TrainOptions(output_dir=str(folder), **(common | changes))
 
 

@@ -75,6 +75,7 @@ def options(prepared, tmp_path) -> TrainOptions:
         output_dir=str(tmp_path / "run"),
         device="cpu",
         num_tokens=16,
+        batch_size=1,
         lora_rank=2,
         checkpointing_steps=0,
         save_every_n_epochs=0,

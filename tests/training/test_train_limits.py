@@ -57,7 +57,8 @@ class Toy(Task):
 
 
 def toy_run(tmp_path, task, **changes):
-    options = TrainOptions(output_dir=str(tmp_path), max_train_steps=8, learning_rate=0.1, device="cpu", **changes)
+    common = {"batch_size": 1, "max_train_steps": 8, "learning_rate": 0.1, "device": "cpu"}
+    options = TrainOptions(output_dir=str(tmp_path), **(common | changes))
     trainer = Trainer(task, options, World(), torch.device("cpu"))
     trainer.train()
     return trainer
@@ -85,7 +86,9 @@ def test_a_poisoned_step_is_skipped_counted_and_named(tmp_path, capsys, value, w
 def test_the_weights_after_a_skipped_step_are_those_of_a_run_without_it(tmp_path, way):
     """A skipped step leaves no trace in weights or moments: Adam's state has seen seven updates, not eight."""
     poisoned = toy_run(tmp_path / "a", Toy(poisoned=(3,)))
-    clean = TrainOptions(output_dir=str(tmp_path / "b"), max_train_steps=7, learning_rate=0.1, device="cpu")
+    clean = TrainOptions(
+        output_dir=str(tmp_path / "b"), batch_size=1, max_train_steps=7, learning_rate=0.1, device="cpu"
+    )
     other = Trainer(Toy(), clean, World(), torch.device("cpu"))
     other.train()
     assert torch.equal(poisoned.task.weight, other.task.weight)

@@ -18,11 +18,10 @@ import torch
 from midilite.common.distributed import World
 from midilite.model.dit import DiT
 from midilite.runtime.compile import compile_blocks, uncompile_blocks
-from midilite.runtime.cuda_graphs import LossGraphs
 from midilite.runtime.quantize import quantize_base
 from midilite.training.flops import transformer_flops
 from midilite.training.options import TrainOptions
-from midilite.training.tasks.lora import LoRATask
+from midilite.training.tasks.lora import LoRATask, loss_graphs
 from midilite.training.trainer import Trainer
 
 from ..bench import Bench, Case, tidy
@@ -37,12 +36,15 @@ MODES = {
     "checkpointed": {"gradient_checkpointing": "full"},
 }
 QUANTISED = ("fp8", "int8")
+RECORDED = ("graph", "free", "dropout")
 # scenes, ways and recomputation: "compiled" and "eager" launch every kernel, "graph" is compiled and replayed, and
-# "free" does that with gradients summed in any order (deterministic=False)
+# "free" does that with gradients summed in any order (deterministic=False), "dropout" with a share of 0.1 dropped
 ROWS = (
     ((4,), "free", ("plain", "selective", "checkpointed")),
     ((5, 3), "free", ("plain",)),
     ((1,), "free", ("checkpointed",)),
+    ((4,), "dropout", ("plain", "checkpointed")),
+    ((1,), "dropout", ("checkpointed",)),
     ((4,), "graph", ("plain", "selective", "checkpointed")),
     ((4,), "compiled", ("plain", "selective", "checkpointed")),
     ((4,), "eager", ("plain", "selective", "checkpointed")),
@@ -60,7 +62,7 @@ def cases() -> Iterator[Case]:
     for sizes, kind, modes in ROWS:
         for mode in modes:
             name = f"train {'+'.join(map(str, sizes))} {mode} {kind}"
-            compiling = 70 if kind in ("graph", "free") and sizes != (5, 3) and mode == modes[0] else 0
+            compiling = 70 if kind in RECORDED and sizes != (5, 3) and mode == modes[0] else 0
             yield Case(name, partial(step, sizes=sizes, mode=mode, kind=kind), 5 + compiling)
     for base in QUANTISED:
         run = partial(step, sizes=(4,), mode="checkpointed", kind=base)
@@ -76,6 +78,7 @@ def make_trainer(bench: Bench, transformer: DiT, sizes: Sequence[int], **changes
             "max_num_instances": max(sizes),
             "condition_dropout": 0.0,
             "single_object_share": 0.0,
+            "lora_dropout": 0.0,
             "validate_every": 0,
             **changes,
         }
@@ -88,14 +91,15 @@ def make_trainer(bench: Bench, transformer: DiT, sizes: Sequence[int], **changes
 
 def step(bench: Bench, row: Row, sizes: Sequence[int], mode: str, kind: str) -> None:
     """Measure one training step."""
-    if kind in ("compiled", "graph", "free"):
+    if kind in ("compiled", *RECORDED):
         bench.need_gpu(f"a {kind} training step")
     base = kind if kind in QUANTISED else "plain"
-    trainer = bench.shared(f"train {sizes} {base}", lambda: make_trainer(bench, _base(bench, base), sizes))
+    rate = 0.1 if kind == "dropout" else 0.0
+    make = partial(make_trainer, bench, sizes=sizes, lora_dropout=rate)
+    trainer = bench.shared(f"train {sizes} {base} {rate}", lambda: make(_base(bench, base)))
     task = trainer.task
     task.transformer.gradient_checkpointing = MODES[mode].get("gradient_checkpointing")
-    recorded = kind in ("graph", "free")
-    task.graphs = LossGraphs(task.weighted_errors, list(task.parameters.values())) if recorded else None
+    task.graphs = loss_graphs(task) if kind in RECORDED else None
     trainer.options = dataclasses.replace(trainer.options, deterministic=kind != "free")
     if kind in ("eager", "int8") or bench.quick or not bench.on_gpu:  # int8 is for memory: not worth the time
         uncompile_blocks(task.transformer)

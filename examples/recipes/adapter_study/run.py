@@ -113,6 +113,7 @@ def open_domains(args: argparse.Namespace) -> Domains:
                 lr_scheduler="cosine",
                 lr_warmup_steps=args.steps // 20,
                 lora_alpha=args.lora_alpha,
+                lora_dropout=0.0,  # the kinds are compared by what they learn alone
                 num_tokens=args.num_tokens,
                 checkpointing_steps=0,
                 save_every_n_epochs=0,

@@ -23,6 +23,7 @@ from ...lora.files import describe, folder_name
 from ...lora.writers import write_peft_folder, write_state_dict
 from ...model.dit import DiT
 from ...runtime.cuda_graphs import LossGraphs
+from ...runtime.dropout import BlockDraws
 from ..flops import transformer_flops
 from ..interfaces import Task
 from ..objective import (
@@ -57,6 +58,12 @@ def modules_without_gradient(transformer: DiT, modules: Iterable[str]) -> list[s
     return [path for path in modules if transformer.config.has_second_condition and path.endswith(".attn2.to_q")]
 
 
+def loss_graphs(task: LoRATask) -> LossGraphs:
+    """The task's passes, captured as CUDA graphs when they come up again."""
+    generators = task.draws.generators if task.draws is not None else ()
+    return LossGraphs(task.weighted_errors, list(task.parameters.values()), generators)
+
+
 class LoRATask(Task):
     """Training a LoRA on a frozen transformer from encoded scenes; see `interfaces.Task`.
 
@@ -69,6 +76,7 @@ class LoRATask(Task):
 
     Attributes:
         networks: what has the adapter: the transformer (a subclass may train more).
+        draws: where its blocks draw the masks of dropout from; None without dropout.
         listeners: called with every batch and the unweighted losses [n] of its instances, after its forward pass.
     """
 
@@ -86,6 +94,8 @@ class LoRATask(Task):
         self.modules = lora.inject(transformer, self.config, seed=options.seed)
         transformer.gradient_checkpointing = options.gradient_checkpointing if options.recomputes else None
         transformer.has_dropout = options.lora_dropout > 0
+        self.draws = BlockDraws(transformer.device, len(transformer.blocks)) if transformer.has_dropout else None
+        transformer.draws = self.draws
         self._train_adapters(transformer)
         self.num_scenes = len(scenes)
         self.listeners: list[Callable[[SceneBatch, Tensor], None]] = []
@@ -131,6 +141,8 @@ class LoRATask(Task):
         noised, targets, timesteps, conditions = model_inputs(batch, self.transformer.device, self.num_train_timesteps)
         weights = instance_weights(batch.sigmas, self.options.loss_weighting, total_instances)
         groups = batch.groups(self.options.enable_multi_instance_attention)
+        if self.draws is not None:
+            self.draws.begin()
         compute = self.graphs or self.weighted_errors
         loss, losses = compute(groups, [send(weights, noised.device), noised, targets, timesteps, *conditions])
         for listen in self.listeners:
