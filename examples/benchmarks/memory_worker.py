@@ -6,6 +6,8 @@ and says so.
 
     train   four optimizer steps of the published size with the preset's options, scenes as large and as many as it
             says, from random features; the time is the last step's
+    distill the same for a speed adapter of four steps (`--task distill`) on every linear: the first step also walks
+            the teacher's 24 guided steps for its scenes, `walks_ms` is what it took longer
     infer   a scene of four instances: encoding, four denoising steps, and one mesh; the time is that of a denoising
             step. The base has the form that it has in training. For cards of up to 8 GB the other parts rest in host
             memory and the halves of guidance take turns (`Pipeline.offload_parts`), for others all parts stay
@@ -17,16 +19,19 @@ import json
 import resource
 import sys
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from midilite.commands.train import speed_up
 from midilite.common.distributed import World
+from midilite.flow.schedule import RectifiedFlowScheduler
 from midilite.model.config import Sampling
 from midilite.model.dit import DiT
 from midilite.runtime.placement import DTYPES, place_base
 from midilite.training.options import PRESETS, TrainOptions
+from midilite.training.tasks.distill import DistillTask
 from midilite.training.tasks.lora import LoRATask
 from midilite.training.trainer import Trainer
 
@@ -50,9 +55,9 @@ def limit_memory(device: torch.device, gib: float) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, (gib - CONTEXT) * GIB / total), device)
 
 
-def preset_options(preset: str, device: torch.device) -> TrainOptions:
-    """The options of a preset, for scenes that are always whole and never without conditions."""
-    fixed = {"condition_dropout": 0.0, "single_object_share": 0.0, "validate_every": 0}
+def preset_options(preset: str, device: torch.device, **task: Any) -> TrainOptions:
+    """The options of a preset for a task, or for scenes that are always whole and never without conditions."""
+    fixed = {"validate_every": 0, **(task or {"condition_dropout": 0.0, "single_object_share": 0.0})}
     precision = {} if device.type == "cuda" else {"mixed_precision": "no"}
     return TrainOptions(**{**(PRESETS | SMALLER)[preset], **fixed, **precision})
 
@@ -74,18 +79,41 @@ def train(size: Size, device: torch.device, preset: str) -> dict[str, Any]:
     features = KeptFeatures(transformer.config, size.tokens, size.condition_tokens[1], transformer.dtype)
     instances = [options.max_num_instances] * options.batch_size
     task = LoRATask(transformer, scenes_of(instances), features, options)
+    seconds, loss = run_steps(task, options, device)
+    return {"seconds": seconds[-1], "runs": 1, **training_notes(options, instances), "loss": loss}
+
+
+def distill(size: Size, device: torch.device, preset: str) -> dict[str, Any]:
+    """Steps of distillation to four steps, on every linear; the first makes the walks of its scenes."""
+    options = preset_options(preset, device, task="distill", lora_target_modules=["*"])
+    transformer = random_base(size, device, options)
+    features = KeptFeatures(transformer.config, size.tokens, size.condition_tokens[1], transformer.dtype)
+    instances = [options.max_num_instances] * options.batch_size
+    model = SimpleNamespace(load_scheduler=RectifiedFlowScheduler, sampling=Sampling(size.steps, 7.0, size.depth))
+    task = DistillTask(transformer, scenes_of(instances), features, options, model)
+    seconds, loss = run_steps(task, options, device)
+    walks = {"walks_ms": 1000 * (seconds[0] - seconds[-1]), "walk_epochs": options.walk_epochs}
+    return {"seconds": seconds[-1], "runs": 1, **training_notes(options, instances), "loss": loss, **walks}
+
+
+def run_steps(task: LoRATask, options: TrainOptions, device: torch.device) -> tuple[list[float], float]:
+    """Seconds of each optimizer step, and the last one's loss."""
     speed_up(task, options, device)
-    shake_adapter(transformer)
-    trainer, seconds, metrics = Trainer(task, options, World(), device), 0.0, {}
+    shake_adapter(task.transformer)
+    trainer, seconds, metrics = Trainer(task, options, World(), device), [], {}
     for step in range(STEPS):
         wait(device)
         started = time.perf_counter()
         metrics = trainer.step(step)
         wait(device)
-        seconds = time.perf_counter() - started
+        seconds.append(time.perf_counter() - started)
+    return seconds, metrics["loss"]
+
+
+def training_notes(options: TrainOptions, instances: list[int]) -> dict[str, Any]:
+    """What was trained, in a row's words."""
     form = {"base": options.quantize_base, "offload": options.offload_blocks}
-    notes = {"instances": "+".join(map(str, instances)), "rank": options.lora_rank, **form, "loss": metrics["loss"]}
-    return {"seconds": seconds, "runs": 1, **notes}
+    return {"instances": "+".join(map(str, instances)), "rank": options.lora_rank, **form}
 
 
 def infer(size: Size, device: torch.device, preset: str) -> dict[str, Any]:
@@ -116,7 +144,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     device, facts = torch.device(request["device"]), {}
     try:
         limit_memory(device, request["limit_gib"])
-        work = {"train": train, "infer": infer}[request["work"]]
+        work = {"train": train, "distill": distill, "infer": infer}[request["work"]]
         facts = work(SIZES[request["size"]](), device, request["preset"])
     except Exception as error:  # the reason is the row's result
         facts = {"error": describe(error)}

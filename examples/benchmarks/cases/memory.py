@@ -21,6 +21,7 @@ from ..bench import Bench, Case
 from ..memory_worker import SMALLER
 from ..report import Row
 
+DISTILLING = ("16gb", "24gb")  # presets in which a speed adapter is distilled, too
 EXAMPLES = Path(__file__).resolve().parents[2]
 
 
@@ -30,6 +31,8 @@ def cases() -> Iterator[Case]:
         for work in ("train", "infer"):
             run = partial(limited, preset=preset, work=work)
             yield Case(f"memory {preset} {work}", run, 15, usual=preset in PRESETS)
+    for preset in DISTILLING:
+        yield Case(f"memory {preset} distill", partial(limited, preset=preset, work="distill"), 40)
 
 
 class Workers:

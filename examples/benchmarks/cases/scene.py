@@ -15,6 +15,7 @@ from typing import Self
 
 import torch
 
+from midilite import lora
 from midilite.inference.decoding import Shape, decode_shape
 from midilite.inference.pipeline import Pipeline, load_pipeline
 from midilite.mesh.scene import build_scene
@@ -23,12 +24,15 @@ from midilite.model.vae import VAE
 from midilite.runtime.compile import compile_blocks
 
 from ..bench import Bench, Case, Unavailable, tidy
-from ..models import folder_bytes, random_latents, random_picture, random_pipeline, random_vae
+from ..models import folder_bytes, random_latents, random_picture, random_pipeline, random_vae, shake_adapter
 from ..report import Row
 from ..shapes import MeshCase
-from ..timing import GIB, Timing, clock, timed, wait, watched_host_memory
+from ..timing import GIB, Timing, clock, gpu_memory, timed, wait, watched_host_memory
 
 INSTANCES = 4
+FAST = ((4, 4), (2, 4), (4, 1))  # (steps, instances) of rows with a speed adapter
+FAST_RANK = 32
+PARTS = ("encode", "denoise", "decode", "write")
 
 
 def cases() -> Iterator[Case]:
@@ -36,6 +40,9 @@ def cases() -> Iterator[Case]:
     for shape in ("chair", "ball"):
         yield Case(f"mesh {shape}", partial(mesh, shape=shape), 4)
     yield Case("scene", scene, 30)
+    for steps, instances in FAST:
+        name = f"scene fast {steps} steps {instances} object{'s' if instances > 1 else ''}"
+        yield Case(name, partial(fast_scene, steps=steps, instances=instances), 8)
     yield Case("load", load, 60)
 
 
@@ -95,16 +102,46 @@ def scene(bench: Bench, row: Row) -> None:
     totals, parts = [], {}
     for _ in range(2):
         parts = picture_to_glb(pipeline, bench, bench.size.steps)
-        totals.append(sum(parts[name] for name in ("encode", "denoise", "decode", "write")))
+        totals.append(sum(parts[name] for name in PARTS))
     row.set_time(Timing(statistics.median(totals), min(totals), max(totals), len(totals), totals[0]))
-    row.notes["parts_ms"] = {name: 1000 * parts[name] for name in ("encode", "denoise", "decode", "write")}
+    row.notes["parts_ms"] = {name: 1000 * parts[name] for name in PARTS}
     row.notes["glb_mib"] = parts["bytes"] / 2**20
 
 
+def fast_scene(bench: Bench, row: Row, steps: int, instances: int) -> None:
+    """The same with a speed adapter: a few steps without guidance; the adapter apart, and merged.
+
+    The row's time is that of an adapter apart, as `infer.py` runs it; merged, in the notes, saves its products.
+    """
+    pipeline = bench.shared("scene fast", lambda: random_pipeline(bench.size, bench.device, bench.dtype))
+    if bench.on_gpu and not bench.quick:
+        compile_blocks(pipeline.transformer)
+    lora.remove_adapters(pipeline.transformer)
+    lora.inject(pipeline.transformer, lora.LoRAConfig(FAST_RANK, FAST_RANK, target_modules=("*",)))
+    shake_adapter(pipeline.transformer)
+    run = partial(picture_to_glb, pipeline, bench, steps, instances, guidance_scale=1.0)
+    for kind in ("apart", "merged"):
+        if kind == "merged":
+            lora.merge_adapters(pipeline.transformer)
+        first = clock(run, bench.device)
+        tidy(bench.device)
+        found = [run() for _ in range(2 if bench.quick else 7)]
+        totals = [sum(parts[name] for name in PARTS) for parts in found]
+        medians = {name: 1000 * statistics.median(parts[name] for parts in found) for name in PARTS}
+        if kind == "apart":
+            row.set_time(Timing(statistics.median(totals), min(totals), max(totals), len(totals), totals[0]))
+            row.notes |= {"first_seconds": first, "parts_ms": medians}
+        else:
+            row.notes |= {"merged_ms": 1000 * statistics.median(totals), "merged_denoise_ms": medians["denoise"]}
+    row.set_memory(gpu_memory(bench.device))
+
+
 @torch.inference_mode()
-def picture_to_glb(pipeline: Pipeline, bench: Bench, steps: int) -> dict[str, float]:
+def picture_to_glb(
+    pipeline: Pipeline, bench: Bench, steps: int, instances: int = INSTANCES, guidance_scale: float | None = None
+) -> dict[str, float]:
     """What `Pipeline.__call__` does, with the time of each part in seconds; `bytes` is the file's size."""
-    rgb, mask = random_picture(INSTANCES)
+    rgb, mask = random_picture(instances)
     parts, last = {}, time.perf_counter()
 
     def done(name: str) -> None:
@@ -114,7 +151,7 @@ def picture_to_glb(pipeline: Pipeline, bench: Bench, steps: int) -> dict[str, fl
 
     conditions = pipeline.encode_images(rgb, mask)
     done("encode")
-    latents = pipeline.sample(conditions, steps, num_tokens=bench.size.tokens)
+    latents = pipeline.sample(conditions, steps, guidance_scale, num_tokens=bench.size.tokens)
     done("denoise")
     meshes = pipeline.decode_meshes(latents, conditions.labels)
     done("decode")

@@ -44,9 +44,7 @@ def main() -> None:
     parser.add_argument("--test_set", default="eval-seen", help="sampling: eval-seen, eval-unseen or eval-vehicles")
     parser.add_argument("--tests_only", action="store_true", help="draw: only the scenes of the tests")
     parser.add_argument("--runs", nargs="*", default=[], help="speed: which; none only prepares their data")
-    parser.add_argument(
-        "--together", action="store_true", help="speed: measure finished adapters together, on vehicles"
-    )
+    parser.add_argument("--together", action="store_true", help="speed: measure adapters together, on vehicles")
     parser.add_argument("--logit_mean", type=float, default=0.0, help="flow: above 0, noise levels lean to noise")
     parser.add_argument("--rate", type=float, help="flow, decoder: highest learning rate")
     parser.add_argument("--fall", type=float, help="flow, decoder: share of the time after which the rate falls")
