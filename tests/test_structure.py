@@ -13,7 +13,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "midilite"
 
 # A package imports only packages to its left; `__init__.py` of the top level, the face, may import any.
-PACKAGES = "common mesh render flow model runtime lora data data_prep inference training evaluation commands".split()
+PACKAGES = (
+    "common mesh render layout flow model runtime lora data data_prep inference training evaluation commands".split()
+)
 RUN_TIME = {"torch", "safetensors", "numpy", "PIL", "yaml", "trimesh"}
 OPTIONAL = {"huggingface_hub", "triton", "pillow_heif", "fast_simplification"}
 

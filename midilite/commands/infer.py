@@ -29,13 +29,21 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ..inference.pipeline import Pipeline, Result
+    from ..layout.fit import LayoutOptions
 
 EXAMPLE = Path(__file__).parents[1] / "assets" / "example"
 PATIENCE = timedelta(minutes=10)  # of a process with others that load the model or decode more than it does
 
 
-SCENE, MEMORY = "the scene and its surface", "memory and speed"
+SCENE, LAYOUT, MEMORY = "the scene and its surface", "the layout, fitted to the picture", "memory and speed"
 _scene, _memory = partial(option, group=SCENE), partial(option, group=MEMORY)
+_layout = partial(option, group=LAYOUT)
+
+
+def _check_scale(text: str, where: str) -> None:
+    from ..layout.real_size import KnownLength
+
+    KnownLength.parse(text)
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,15 @@ class InferOptions(BaseOptions):
     )
     preview: bool = option(True, "write the preview picture")
     bake: bool = option(False, "GLB: all vertices in the scene's frame, instead of a pivot below each object")
-    floor: bool = option(False, "move the scene so that it stands at y = 0, as engines expect")
+    floor: bool = option(
+        False, "move the scene so that it stands at y = 0, as engines expect; a fitted layout has all objects on it"
+    )
+    scale: str | None = option(
+        None,
+        "the scene in metres by a length that is known: 'instance_2 height 0.75' (or width, depth), or "
+        "'instance_1 instance_2 distance 1.4'",
+        check=_check_scale,
+    )
     max_faces: int | None = option(
         None, "most triangles of each object (default: all; needs the package fast-simplification)", least=4
     )
@@ -76,6 +92,20 @@ class InferOptions(BaseOptions):
     min_object_pixels: int = shared.min_object_pixels(group=SCENE)
     padding: bool = _scene(False, "paste the picture on a larger white square when objects reach near its border")
 
+    fit_layout: bool = _layout(
+        False,
+        "move, scale and turn the objects to where their masks are; the GLB gets the camera, and an overlay is drawn",
+    )
+    fov: float | None = _layout(
+        None,
+        "the picture's vertical angle of view in degrees (default: its EXIF tag's, else estimated)",
+        least=1,
+        most=170,
+    )
+    depth: str | None = _layout(
+        None, "the picture's depths, metric or up to scale and shift, further is larger: .npy or 16-bit PNG", reads=True
+    )
+
     mixed_precision: str | None = shared.run_precision(group=MEMORY)
     quantize_base: str | None = _memory(None, "keep the transformer in eight bits (default: don't)", QUANTIZATIONS)
     offload_blocks: bool = _memory(False, "keep its blocks in host memory and copy each to the GPU when it runs")
@@ -89,6 +119,11 @@ class InferOptions(BaseOptions):
             raise ValueError("seg_image is given without rgb_image: pass both, or neither for the shipped example")
         check_base({name: getattr(self, name) for name in ("compile", "quantize_base", "offload_blocks")})
         shared.check_interval(self.guidance_interval)
+        for name in ("fov", "depth"):
+            if getattr(self, name) is not None and not self.fit_layout:
+                raise ValueError(
+                    f"{name} is known for a layout that is not fitted: pass --fit_layout too, or leave it out"
+                )
         shared.check_scales(self.lora_path, self.lora_scale)
 
     def inputs(self) -> list[tuple[str, str]]:
@@ -97,14 +132,20 @@ class InferOptions(BaseOptions):
         return super().inputs() + shipped
 
     def outputs(self) -> list[tuple[str, str]]:
-        """Also the preview."""
-        preview = [("the preview (see --output and --no-preview)", str(self.preview_path))] if self.preview else []
-        return super().outputs() + preview
+        """Also the preview, and the overlay where a layout is fitted."""
+        pictures = [("the preview (see --output and --no-preview)", str(self.preview_path))]
+        pictures += [("the overlay (see --output and --no-preview)", str(self.overlay_path))] * self.fit_layout
+        return super().outputs() + pictures * self.preview
 
     @property
     def preview_path(self) -> Path:
         """The picture beside the scene."""
         return Path(self.output).with_suffix(".png")
+
+    @property
+    def overlay_path(self) -> Path:
+        """The scene drawn over the picture, beside the scene."""
+        return Path(self.output).with_name(f"{Path(self.output).stem}_overlay.png")
 
 
 def run(options: InferOptions) -> Result:
@@ -117,6 +158,7 @@ def run(options: InferOptions) -> Result:
         PartnerLostError: another process has ended.
     """
     from ..common.distributed import start, stop
+    from ..common.files import write_png
     from ..inference.pipeline import load_pipeline
     from ..runtime.placement import choose_dtype
 
@@ -124,6 +166,7 @@ def run(options: InferOptions) -> Result:
     if options.max_faces is not None:
         simplifier()  # whether it is there is better known before the work
     pictures = _read_pictures(options)
+    layout = _known_of_layout(options, pictures[0])
     for _, path in options.outputs():
         try_writing(path)
     base = options.base()
@@ -145,16 +188,24 @@ def run(options: InferOptions) -> Result:
     if world.is_main:
         partners = f" and {world.size - 1} more of their kind" if world.size > 1 else ""
         say(f"loaded {base} on {pipe.device}{partners} in {time.monotonic() - started:.1f} s")
-    result = _generate(pipe, options, *pictures)
+    result = _generate(pipe, options, *pictures, layout)
+    if result.layout is not None and world.is_main:
+        seen = f"vertical angle of view {result.camera.fov_deg:.0f} degrees, from {result.camera.elevation:.0f} above"
+        say(f"{result.layout.note}; {seen}")
+    if options.scale is not None:
+        result = result.in_metres(options.scale)
     if options.floor or options.max_faces is not None:
         result = _for_engines(result, options, world.is_main)
     if world.is_main:
-        export_scene(result.scene, options.output, options.bake)
+        export_scene(result.scene, options.output, options.bake, result.view)
         if check_suffix(options.output) == ".stl":
             say(f"{options.output} is z up, as printers want it; the other formats are y up")
         if options.preview:
             write_preview(result, options.preview_path)
-        seen = f", seen in {options.preview_path}" * options.preview
+            if result.camera is not None:
+                write_png(options.overlay_path, result.overlay())
+        drawn = f"{options.preview_path}" + f" and {options.overlay_path}" * options.fit_layout
+        seen = f", seen in {drawn}" * options.preview
         say(f"{options.output}: {len(result.scene.geometry)} objects{seen}, {time.monotonic() - started:.1f} s in all")
     stop()
     return result
@@ -186,7 +237,34 @@ def _read_pictures(options: InferOptions) -> tuple[Image.Image, np.ndarray | Non
     return image, labels
 
 
-def _generate(pipe: Pipeline, options: InferOptions, image: Image.Image, labels: np.ndarray | None) -> Result:
+def _known_of_layout(options: InferOptions, image: Image.Image) -> LayoutOptions | None:
+    """What is known for fitting the layout, read before a model is loaded; None when it is not asked for.
+
+    Raises:
+        ValueError: the depth map can't be used.
+    """
+    if not options.fit_layout:
+        return None
+    from ..inference.laying import told_angle
+    from ..layout.depth_map import read_depth
+    from ..layout.fit import LayoutOptions
+
+    depth = None if options.depth is None else read_depth(options.depth)
+    if depth is not None and depth.shape[::-1] != image.size:
+        raise ValueError(f"{options.depth}: is {depth.shape[::-1]} (width, height), the picture is {image.size}")
+    fov = options.fov
+    if fov is None and options.rgb_image is not None:
+        fov = told_angle(options.rgb_image)
+    return LayoutOptions(fov, options.floor, depth)
+
+
+def _generate(
+    pipe: Pipeline,
+    options: InferOptions,
+    image: Image.Image,
+    labels: np.ndarray | None,
+    layout: LayoutOptions | None = None,
+) -> Result:
     """The scene; the main process says the warnings about the mask and about instances without a surface."""
     from ..inference.decoding import watched_decoding
     from ..inference.pictures import PictureFitWarning
@@ -210,6 +288,7 @@ def _generate(pipe: Pipeline, options: InferOptions, image: Image.Image, labels:
                 picture_fit=options.picture_fit,
                 mask_background=0,  # `_read_pictures` has found it
                 min_object_pixels=options.min_object_pixels,
+                fit_layout=layout or False,
                 on_step=Progress("denoising", "steps").show if pipe.world.is_main else None,
             )
     finally:  # what was left out of the mask may be why there is no scene

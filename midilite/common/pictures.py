@@ -11,6 +11,7 @@ with the bytes of each number exchanged, which gives the low ones. HEIC is read 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from .files import refuse_special
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn: 256 MiB in three colours
+_EXIF, _FOCAL_35MM = 0x8769, 0xA405  # EXIF tags: where the camera's own begin; focal length as on 35 mm film, mm
+_FILM_DIAGONAL = 43.2666  # millimetres of a frame of 36 x 24
 ORIENTATION = 0x0112  # the EXIF tag: 1 is upright, 2 to 4 keep width and height, 5 to 8 exchange them
 _BITS_PER_SAMPLE, _PLANAR_CONFIGURATION = 258, 284  # of a TIFF
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
@@ -141,6 +144,27 @@ def orientation(source: str | os.PathLike[str] | Image.Image) -> int:
         return _orientation(source)
     with _reading(source) as image:
         return _orientation(image)
+
+
+def angle_of_view(source: str | os.PathLike[str] | Image.Image) -> float | None:
+    """The vertical angle of view in degrees of a picture file or of an image, upright, by its EXIF tag; None without.
+
+    The tag is the focal length that gives the same picture on 35 mm film, compared by the diagonals (CIPA DC-008).
+
+    Raises:
+        ValueError: as `read_picture`.
+    """
+    if not isinstance(source, Image.Image):
+        with _reading(source) as image:
+            return angle_of_view(image)
+    if source.format == "PNG" and "exif" not in source.info:
+        return None
+    length = source.getexif().get_ifd(_EXIF).get(_FOCAL_35MM)
+    if not isinstance(length, int | float) or not 1 <= length <= 5000:
+        return None
+    width, height = source.size if _orientation(source) < 5 else source.size[::-1]
+    focal = length / _FILM_DIAGONAL * math.hypot(width, height)
+    return 2 * math.degrees(math.atan(height / 2 / focal))
 
 
 def _orientation(image: Image.Image) -> int:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ..common.shared_options import PICTURE_FITS
-from ..model.images import fit_to_square, pad_for_border_objects
+from ..layout.fit import LayoutOptions
+from ..model.images import fit_to_square, pad_for_border_objects, square_window
 from ..model.mask_cleaning import drop_specks
 from ..model.mask_sources import MaskSource, source_name
 from ..model.masks import MaskWarning, load_pair
@@ -21,6 +23,19 @@ from ..model.preprocess import Preprocessor, check_fit, fits_by_padding
 
 class PictureFitWarning(UserWarning):
     """A picture is brought to the model's square in another way than an adapter was trained with."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """A picture as it was given.
+
+    Attributes:
+        size: (width, height).
+        corner: (left, top) there of the picture that is encoded, whose pixels are as large; negative for padding.
+    """
+
+    size: tuple[int, int]
+    corner: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -48,8 +63,10 @@ def read_pictures(
     preprocessors: Sequence[Preprocessor | None],
     settings: PictureSettings,
     trained: Mapping[str, str] | None = None,
-) -> tuple[Image.Image, np.ndarray | None]:
-    """The picture as it is encoded, and its label map; what was done to the mask is said in MaskWarnings.
+) -> tuple[Image.Image, np.ndarray | None, Given]:
+    """The picture as it is encoded, its label map, and how it lies in what was given.
+
+    What was done to the mask is said in MaskWarnings.
 
     Args:
         preprocessors: CLIP's (or None) and DINOv2's.
@@ -59,8 +76,10 @@ def read_pictures(
         ValueError: unusable image or mask.
     """
     pads = fits_by_padding(preprocessors, settings.picture_fit)
+    left = top = 0
     if mask is None:
         image, labels = load_rgb(rgb), None
+        size = image.size
     else:
         notes: list[str] = []
         image, labels = load_pair(rgb, mask, settings.mask_background, notes)
@@ -70,11 +89,40 @@ def read_pictures(
         labels = drop_specks(labels, settings.min_object_pixels, seen, pixels, source_name(mask), notes)
         for note in notes:
             warnings.warn(note, MaskWarning, stacklevel=2)
+        size = image.size
         if settings.padding:
             image, labels = pad_for_border_objects(image, labels)
+            left, top = (-((padded - edge) // 2) for padded, edge in zip(image.size, size, strict=True))
     if image.width != image.height:
         _warn_of_other_fit(trained or {}, "pad" if pads else "reference")
-    return fit_to_square(image, labels) if pads else (image, labels)
+    if pads:
+        more_left, more_top, _ = square_window(image.size, labels)
+        left, top = left + more_left, top + more_top
+        image, labels = fit_to_square(image, labels)
+    return image, labels, Given(size, (left, top))
+
+
+def as_encoded(options: LayoutOptions, given: Given | None, size: tuple[int, int]) -> LayoutOptions:
+    """What is known of a picture as it was given, for the one of that (width, height) that is encoded.
+
+    Raises:
+        ValueError: the depth map has another size than the picture that was given.
+    """
+    given = given or Given(size)
+    fov, depth = options.fov, options.depth
+    if fov is not None:
+        focal = given.size[1] / 2 / math.tan(math.radians(fov) / 2)
+        fov = 2 * math.degrees(math.atan(size[1] / 2 / focal))
+    if depth is not None:
+        if depth.shape != given.size[::-1]:
+            raise ValueError(f"the depth map is {depth.shape[::-1]} (width, height), the picture {given.size}")
+        whole = np.full(size[::-1], np.nan)
+        left, top = given.corner
+        part = depth[max(top, 0) : top + size[1], max(left, 0) : left + size[0]]
+        row, column = max(-top, 0), max(-left, 0)
+        whole[row : row + part.shape[0], column : column + part.shape[1]] = part
+        depth = whole
+    return replace(options, fov=fov, depth=depth)
 
 
 def trained_fit(metadata: Mapping[str, Any]) -> str | None:

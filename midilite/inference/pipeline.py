@@ -23,6 +23,7 @@ from ..common.distributed import World
 from ..common.seeds import check_seed
 from ..common.shared_options import MIN_OBJECT_PIXELS
 from ..flow.schedule import RectifiedFlowScheduler
+from ..layout.fit import LayoutOptions
 from ..lora.files import apply_adapter, network_group, read_adapter
 from ..mesh.isosurface import check_smoothing
 from ..mesh.scene import build_scene
@@ -44,6 +45,8 @@ from ..runtime.offload import offload_network, onload
 from ..runtime.placement import choose_device, choose_dtype, load_base, move
 from .decoding import NoSurfaceWarning as NoSurfaceWarning
 from .decoding import decode_meshes
+from .description import described
+from .laying import check_layout, laid_out
 from .parallel import shared_velocity
 from .pictures import PictureSettings, read_pictures, trained_fit
 from .result import ImageConditions as ImageConditions
@@ -156,20 +159,7 @@ class Pipeline:
 
     def __repr__(self) -> str:
         """What it is, in a few lines."""
-        networks = (self.transformer, self.vae, *self.image_encoders.values())
-        weights = sum(p.numel() for network in networks for p in network.parameters())
-        config, sampling = self.transformer.config, self.sampling
-        blocks = ", ".join(map(str, sorted(self.transformer.multi_instance_blocks)))
-        adapters = ", ".join(f"{name} ({weight:g})" for name, weight in self.adapters.items())
-        return (
-            f"Pipeline of a {self.layout.class_name.removesuffix('Pipeline')} model, {weights / 1e6:,.0f} M weights\n"
-            f"  transformer: {config.num_layers} blocks of width {config.width}, "
-            f"multi-instance blocks {blocks or 'none'}\n"
-            f"  on {self.device} in {str(self.transformer.dtype).removeprefix('torch.')}\n"
-            f"  samples with {sampling.num_inference_steps} steps, guidance {sampling.guidance_scale:g}, "
-            f"surface grid 2^{sampling.grid_depth}\n"
-            f"  adapters: {adapters or 'none'}"
-        )
+        return described(self)
 
     @alone
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Pipeline:
@@ -224,6 +214,7 @@ class Pipeline:
         min_object_pixels: int = MIN_OBJECT_PIXELS,
         solver: str | None = None,
         guidance_interval: tuple[float, float] | None = None,
+        fit_layout: bool | LayoutOptions = False,
     ) -> Result:
         """Generate a scene.
 
@@ -250,6 +241,8 @@ class Pipeline:
             min_object_pixels: objects of fewer pixels, as the encoder sees them, are left out with a MaskWarning.
             solver: "euler", "ab2" or "heun", see `flow.solvers`.
             guidance_interval: lowest and highest noise level with guidance, within 0 and 1.
+            fit_layout: whether to move the objects to where their masks are and find the camera (`Result.fit_layout`),
+                or what is known for that; the angle of view is the picture's by its EXIF tag where it has one.
 
         Raises:
             ValueError: a number that can't be used (before any work), unusable image or mask, no adapter of a name, or
@@ -261,12 +254,14 @@ class Pipeline:
         seed = self._seed(seed)
         check_num_tokens(self.default_num_tokens if num_tokens is None else num_tokens)
         check_smoothing(smoothing)
+        check_layout(fit_layout, self.clip is not None)
         with lora.temporary_weights(self.networks, adapter_scale):
             conditions = self.encode_images(rgb, mask, padding, picture_fit, mask_background, min_object_pixels)
             latents = self.sample(conditions, **steps, seed=seed, num_tokens=num_tokens, on_step=on_step)
         meshes = self.decode_meshes(latents, conditions.labels, grid_depth, smoothing)
         scene = build_scene(meshes, conditions.labels)
-        return Result(scene, latents.cpu(), meshes, conditions.labels, conditions, seed)
+        result = Result(scene, latents.cpu(), meshes, conditions.labels, conditions, seed)
+        return laid_out(result, fit_layout, rgb, self.device, self.world) if fit_layout else result
 
     @alone
     @torch.inference_mode()
@@ -284,18 +279,18 @@ class Pipeline:
         preprocessors = self.clip_preprocessor, self.dinov2_preprocessor
         acting = [name for name, weight in self.adapters.items() if weight]
         trained = {name: fit for name in acting if (fit := self._trained_fits.get(name)) is not None}
-        image, labels = read_pictures(rgb, mask, preprocessors, settings, trained)
+        image, labels, given = read_pictures(rgb, mask, preprocessors, settings, trained)
         if self.clip is None:
             if labels is not None:
                 image = Image.fromarray(np.where(labels[..., None] > 0, np.asarray(image), np.uint8(255)))
             pixels = self.dinov2_preprocessor(image)[None]
-            return ImageConditions(None, self._encode(self.dinov2, pixels), [1], image, labels)
+            return ImageConditions(None, self._encode(self.dinov2, pixels), [1], image, labels, given)
         if labels is None:
             raise ValueError("this model makes a scene from an image and an instance mask: pass a mask (seg_image) too")
         instances = each_instance(image, labels)
         for_clip, for_dinov2 = condition_pixels(instances, image, self.clip_preprocessor, self.dinov2_preprocessor)
         clip, dinov2 = self._encode(self.clip, for_clip), self._encode(self.dinov2, for_dinov2)
-        return ImageConditions(clip, dinov2, label_values(labels), image, labels)
+        return ImageConditions(clip, dinov2, label_values(labels), image, labels, given)
 
     def _encode(self, encoder: CLIPVision | DINOv2, pixels: Tensor) -> Tensor:
         with onload(encoder):

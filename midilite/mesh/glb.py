@@ -4,14 +4,16 @@ colours for linear light that are not, leaves out normals, and keeps every objec
 Each object is a node with a mesh and a material of the same name. Its pivot is the middle of its box's floor: the node
 is moved there and the vertices are relative to it, so that an object turns and scales in an editor about the place that
 it stands on. Specification: Khronos, glTF 2.0, sections 3.6 (geometry), 3.9.2 (a factor is linear; a picture on a
-screen is sRGB), 4.4 (the file: a header and two chunks, each filled up to 4 bytes).
+screen is sRGB), 4.4 (the file: a header and two chunks, each filled up to 4 bytes), 3.10 (cameras).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,9 +23,25 @@ from .geometry import vertex_normals
 if TYPE_CHECKING:
     import trimesh
 
+CAMERA = "camera"  # what the node of one is called
 _FLOAT, _UINT = 5126, 5125  # component types
 _VERTICES, _INDICES = 34962, 34963  # what a view of the buffer is for
 _JSON, _BIN = 0x4E4F534A, 0x004E4942
+
+
+@dataclass(frozen=True)
+class View:
+    """A camera of the file.
+
+    Attributes:
+        pose: float64 [4, 4] in the scene's frame; its columns are the camera's right, up, backward and where it stands.
+        fov_deg: vertical angle of view.
+        aspect: width over height of its picture.
+    """
+
+    pose: np.ndarray
+    fov_deg: float
+    aspect: float
 
 
 def linear_light(srgb: np.ndarray) -> np.ndarray:
@@ -42,6 +60,7 @@ def to_glb(
     colors: Mapping[str, np.ndarray],
     extras: Mapping[str, Mapping[str, Any]] | None = None,
     bake: bool = False,
+    view: View | None = None,
 ) -> bytes:
     """A scene's file.
 
@@ -50,6 +69,7 @@ def to_glb(
         colors: {name: uint8 RGBA} as a screen shows it (sRGB).
         extras: {name: anything that json holds}, written beside the node.
         bake: leave vertices in the scene's frame, with every node at its origin.
+        view: a camera that goes in as the node `camera`.
     """
     file = _Glb()
     for name, mesh in objects.items():
@@ -67,6 +87,8 @@ def to_glb(
         file.nodes.append(node)
         file.meshes.append({"name": name, "primitives": [primitive]})
         file.materials.append(_material(name, colors[name]))
+    if view is not None:
+        file.add_camera(view)
     return file.data()
 
 
@@ -93,6 +115,7 @@ class _Glb:
         self.materials: list[dict[str, Any]] = []
         self.accessors: list[dict[str, Any]] = []
         self.views: list[dict[str, Any]] = []
+        self.cameras: list[dict[str, Any]] = []
         self.bytes = bytearray()
 
     def add(self, values: np.ndarray, component: int, kind: str, target: int, bounds: bool = False) -> int:
@@ -105,12 +128,18 @@ class _Glb:
         self.bytes += values.tobytes()
         return len(self.accessors) - 1
 
+    def add_camera(self, view: View) -> None:
+        """A node that has a camera, which looks along its own -z as the renderer's do."""
+        lens = {"yfov": math.radians(view.fov_deg), "aspectRatio": view.aspect, "znear": 0.01}
+        self.nodes.append({"name": CAMERA, "camera": len(self.cameras), "matrix": view.pose.T.reshape(-1).tolist()})
+        self.cameras.append({"name": CAMERA, "type": "perspective", "perspective": lens})
+
     def data(self) -> bytes:
         """The file."""
         content: dict[str, Any] = {"asset": {"version": "2.0", "generator": "midilite"}, "scene": 0}
         content["scenes"] = [{"nodes": list(range(len(self.nodes)))} if self.nodes else {}]
         lists = {"nodes": self.nodes, "meshes": self.meshes, "materials": self.materials}
-        lists |= {"accessors": self.accessors, "bufferViews": self.views}
+        lists |= {"accessors": self.accessors, "bufferViews": self.views, "cameras": self.cameras}
         content |= {key: value for key, value in lists.items() if value}  # the format has no empty lists
         if self.bytes:
             content["buffers"] = [{"byteLength": len(self.bytes)}]

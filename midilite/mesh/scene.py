@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..common.files import write_bytes
-from .glb import to_glb
+from .glb import View, to_glb
 
 if TYPE_CHECKING:
     import trimesh
@@ -70,12 +70,13 @@ def check_suffix(path: str | Path) -> str:
     return suffix
 
 
-def export_scene(scene: trimesh.Scene, path: str | Path, bake: bool = False) -> None:
+def export_scene(scene: trimesh.Scene, path: str | Path, bake: bool = False, view: View | None = None) -> None:
     """Write a scene in the format of the path's suffix, atomically.
 
     Args:
         scene: geometries with PBR materials, as `build_scene` makes them.
         bake: GLB only: leave all vertices in the scene's frame instead of giving each object its own pivot.
+        view: GLB only: the camera that goes in; the other formats have none.
 
     Raises:
         ValueError: a suffix that can't be written.
@@ -84,7 +85,7 @@ def export_scene(scene: trimesh.Scene, path: str | Path, bake: bool = False) -> 
     if suffix == ".glb":
         colors = {name: geometry_color(mesh) for name, mesh in scene.geometry.items()}
         extras = {name: mesh.metadata[EXTRAS] for name, mesh in scene.geometry.items() if mesh.metadata.get(EXTRAS)}
-        data = to_glb(scene.geometry, colors, extras, bake)
+        data = to_glb(scene.geometry, colors, extras, bake, view)
     elif suffix == ".obj":
         data = _obj(scene).encode()
     else:

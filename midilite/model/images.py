@@ -165,13 +165,22 @@ def fit_to_square(rgb: Image.Image, labels: np.ndarray | None) -> tuple[Image.Im
     width, height = rgb.size
     if width == height:
         return rgb, labels
+    left, top, side = square_window(rgb.size, labels)
     if labels is None or not labels.any():
-        return _on_square(rgb, labels, max(width, height))
-    start, side = _window(np.flatnonzero(labels.any(0 if width > height else 1)), min(width, height), max(rgb.size))
-    end = start + side
+        return _on_square(rgb, labels, side)
     if width > height:
-        return _on_square(rgb.crop((start, 0, end, height)), labels[:, start:end], side)
-    return _on_square(rgb.crop((0, start, width, end)), labels[start:end], side)
+        return _on_square(rgb.crop((left, 0, left + side, height)), labels[:, left : left + side], side)
+    return _on_square(rgb.crop((0, top, width, top + side)), labels[top : top + side], side)
+
+
+def square_window(size: tuple[int, int], labels: np.ndarray | None) -> tuple[int, int, int]:
+    """What `fit_to_square` makes of a picture of that (width, height): left, top and side of its square there."""
+    width, height = size
+    side = max(size)
+    if labels is None or not labels.any() or width == height:
+        return -((side - width) // 2), -((side - height) // 2), side
+    start, side = _window(np.flatnonzero(labels.any(0 if width > height else 1)), min(size), side)
+    return (start, -((side - height) // 2), side) if width > height else (-((side - width) // 2), start, side)
 
 
 def _window(used: np.ndarray, shorter: int, longer: int) -> tuple[int, int]:

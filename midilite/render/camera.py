@@ -35,6 +35,25 @@ class Camera:
         back, right = back / np.linalg.norm(back), right / np.linalg.norm(right)
         return np.stack([right, np.cross(back, right), back])
 
+    def pose(self) -> np.ndarray:
+        """float64 [4, 4] from the camera's frame to the world's: its columns are right, up, backward and the eye."""
+        pose = np.eye(4)
+        pose[:3, :3], pose[:3, 3] = self.axes().T, self.eye
+        return pose
+
+    @property
+    def elevation(self) -> float:
+        """Degrees by which it looks down."""
+        back = np.subtract(self.eye, self.target)
+        return math.degrees(math.asin(back[1] / np.linalg.norm(back)))
+
+    def moved(self, scale: float = 1.0, shift: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> Camera:
+        """The camera of a world whose points p went to scale p + shift: it sees the same picture."""
+        eye, target = (
+            tuple((scale * np.array(point, np.float64) + shift).tolist()) for point in (self.eye, self.target)
+        )
+        return replace(self, eye=eye, target=target)
+
     @property
     def focal(self) -> float:
         """Focal length in pixels."""

@@ -1,0 +1,75 @@
+"""A depth map of the picture as more evidence: how far away the pixels of each object are, up to scale and shift.
+
+Depth from a network is mostly right up to two numbers, and so is a metric map beside a scene that has no unit. So at
+every step the map's numbers are first brought to the scene's, z = a d + b, by least squares over the pixels that show
+an object both in the picture and as drawn, each object with the same weight.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..common.npy import load_npy
+from ..common.pictures import read_pixels
+from .equations import Equations, first_of_each, robust
+from .prior import Prior
+from .silhouettes import Drawn, Objects, surface_points
+from .state import State, moving
+
+_PIXELS = 64  # of each object that are looked at
+_DOUBTFUL = 0.2  # difference from which on it is another part of the object that is seen, the frame's units
+_SAMPLES = 12.0  # as how many independent measurements they count
+
+
+def read_depth(path: str | Path) -> np.ndarray:
+    """float64 [H, W] of an `.npy` file (any real numbers) or a 16-bit grey PNG (0: unknown, becomes NaN).
+
+    Raises:
+        ValueError: the file can't be read, or is no map of depths.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".npy":
+        values = load_npy(path)
+    else:
+        values = np.asarray(read_pixels(path, exact=True))
+        if values.ndim == 2 and values.dtype.kind in "iu" and values.max(initial=0) < 256:
+            raise ValueError(f"{path}: its depths have 8 bits only; save them as 16-bit grey PNG, or as .npy")
+    if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind not in "fiu":
+        found = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else type(values).__name__
+        raise ValueError(f"{path}: holds {found}, expected depths [H, W] of one number each")
+    depth = values.astype(np.float64)
+    if path.suffix.lower() != ".npy":
+        depth[depth == 0] = np.nan
+    if not np.isfinite(depth).any():
+        raise ValueError(f"{path}: no depth in it is finite")
+    return depth
+
+
+def depth_terms(objects: Objects, state: State, drawn: Drawn, own: Tensor, depth: Tensor, prior: Prior) -> Equations:
+    """Points that are seen lie as far away as the map says."""
+    at = (own & drawn.inside & depth.isfinite()).nonzero(as_tuple=True)
+    kept = first_of_each(at[0], _PIXELS, objects.count)
+    at = tuple(part[kept] for part in at)
+    points = moving(state, surface_points(objects, drawn, state, at), at[0])
+    number = torch.bincount(at[0], minlength=objects.count).clamp_min(1)
+    weight = 1.0 / number[at[0]].double()
+    told = depth[at[1], at[2]]
+    fitted = _matched(told, points.depth, weight)
+    residual = (points.depth - fitted) / prior.depth
+    doubt = robust(residual, _DOUBTFUL / prior.depth)
+    return Equations(residual, points.depth_by / prior.depth, _SAMPLES * weight * doubt)
+
+
+def _matched(told: Tensor, depth: Tensor, weight: Tensor) -> Tensor:
+    """told [P] brought to depth [P] by a scale and a shift; the scale stays above 0, as further is further."""
+    if not len(told):
+        return told
+    total = weight.sum()
+    middle, goal = (weight * told).sum() / total, (weight * depth).sum() / total
+    spread = (weight * (told - middle).square()).sum()
+    scale = ((weight * (told - middle) * (depth - goal)).sum() / spread.clamp_min(1e-12)).clamp_min(0)
+    return goal + scale * (told - middle)

@@ -1,0 +1,295 @@
+"""The layout of a scene fitted to the masks of its picture, and the camera with it.
+
+Gauss-Newton steps (with Levenberg's damping) on the unknowns of `state.py`, first the camera's alone, then all of them.
+After each the objects are drawn anew, and what each outline has to do with its mask is found anew (`terms.py`).
+
+**Depth and size.** A mask alone does not tell a large object far away from a small one near by. Here decide, in this
+order: standing on a common floor, for objects that the model put near it (`terms.floor_terms`: where an object meets
+the floor in the picture says how far away it is); which of two hides the other (`contact.order_terms`); a depth map,
+where one is given (`depth_map.py`); the scene's box, which the model's frame fixes (`terms.frame_terms`); and then the
+model's own word (`terms.prior_terms`), by its measured errors. The same holds for the camera's angle of view and
+distance, unless the angle is given.
+
+A fit is only taken when the masks agree better with it and no object is deeper inside another than the model had it;
+else half of it, else a fourth; else the model's layout stays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..common.devices import precise_device
+from ..render.camera import Camera
+from . import terms
+from .camera_start import mask_sides, start_camera
+from .contact import Contact, depth_order, order_terms
+from .depth_map import depth_terms
+from .equations import join
+from .evidence import Evidence, mask_iou
+from .prior import EXTENT, Prior
+from .silhouettes import Objects, draw
+from .state import CAMERA, State
+
+if TYPE_CHECKING:
+    import trimesh
+
+FIT_SIZE, MEASURE_SIZE = 128, 256  # pixels on the picture's longer side where the fit is made, and where it is judged
+_STEPS = (6, 14)  # of the camera alone, of all together
+_WIDTHS = (0.3, 0.1)  # of the robust weights at the first and the last step, as a share of an object's size
+_LONGEST = 0.2  # step of any unknown
+_GAIN = 0.002  # of the masks' IoU, from which on a fit is an improvement
+_DEEPER = 0.01  # than the model had it, an object may be inside another
+
+
+@dataclass(frozen=True)
+class LayoutOptions:
+    """What is known beside picture and masks.
+
+    Attributes:
+        fov: the picture's vertical angle of view in degrees; None estimates it.
+        floor: whether all objects stand on one floor; else only those that the model put near it.
+        depth: float [H, W] of the picture's size, metric or up to scale and shift, larger is further; NaN or infinite
+            where nothing is known.
+    """
+
+    fov: float | None = None
+    floor: bool = False
+    depth: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.fov is not None and not 1.0 <= self.fov <= 170.0:
+            raise ValueError(f"fov is {self.fov}, expected degrees from 1 to 170")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What came of a fit.
+
+    Attributes:
+        camera: that sees the scene as the picture does, in pixels of the label map.
+        matrices: float64 [n, 4, 4] that bring each mesh from where the model made it to where it is now.
+        mask_iou: mean over the objects before and after, both seen by the best camera for that layout.
+        changed: whether the layout was changed; else the model's stayed.
+        note: what happened, in a line.
+    """
+
+    camera: Camera
+    matrices: np.ndarray
+    mask_iou: tuple[float, float]
+    changed: bool
+    note: str
+
+
+def fit_layout(
+    meshes: Sequence[trimesh.Trimesh | None],
+    labels: np.ndarray,
+    values: Sequence[int],
+    options: LayoutOptions | None = None,
+    device: torch.device | str = "cpu",
+    prior: Prior | None = None,
+) -> Layout:
+    """Move, scale and turn each object so that what is drawn of it agrees with its mask.
+
+    Args:
+        meshes: the model's objects in its frame, None where there is no surface.
+        labels: int [H, W], the masks.
+        values: the label of each object.
+        options: what else is known.
+        device: where to compute.
+        prior: how far to trust the model.
+
+    Raises:
+        ValueError: no object has a surface and a mask, or the depth map has another size.
+    """
+    there = [i for i, mesh in enumerate(meshes) if mesh is not None and bool((labels == values[i]).any())]
+    if not there:
+        raise ValueError("no object has both a surface and a mask: there is nothing to fit")
+    pairs = [(torch.as_tensor(np.array(meshes[i].vertices)), torch.as_tensor(np.array(meshes[i].faces))) for i in there]
+    problem = Problem.of(pairs, labels, [values[i] for i in there], options, torch.device(device), prior)
+    before = problem.solve(problem.start(), _STEPS[0], camera_only=True)
+    after = problem.solve(before, _STEPS[1])
+    state, ious, changed = problem.judged(before, after)
+    linear, shift = (t.cpu().numpy() for t in state.matrices())
+    matrices = np.tile(np.eye(4), (len(meshes), 1, 1))
+    matrices[there, :3, :3], matrices[there, :3, 3] = linear, shift
+    camera = state.resized((labels.shape[1], labels.shape[0])).camera()
+    said = (
+        f"mask IoU {ious[0]:.3f} -> {ious[1]:.3f}"
+        if changed
+        else f"no better one was found than the model's, which is kept (mask IoU {ious[0]:.3f})"
+    )
+    note = f"layout: {said}"
+    return Layout(camera, matrices, ious, changed, note)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A scene to be fitted: what does not change from step to step.
+
+    Attributes:
+        meshes: (vertices, faces) of each object.
+        objects: the same, thinned.
+        own: bool [n, H, W], masks at the size of the fit; fine: at the size where it is judged.
+        unknown, fine_unknown: bool [H, W], where something is seen that has no mesh.
+        frame: float64 [4], middle and half the longest side of the box that the scene fills.
+        depth: float64 [H, W] or None, at the size of the fit.
+    """
+
+    meshes: Sequence[tuple[Tensor, Tensor]]
+    objects: Objects
+    own: Tensor
+    fine: Tensor
+    unknown: Tensor
+    fine_unknown: Tensor
+    frame: Tensor
+    depth: Tensor | None
+    options: LayoutOptions
+    prior: Prior
+
+    @classmethod
+    def of(cls, meshes, labels: np.ndarray, values: Sequence[int], options=None, device=None, prior=None) -> Problem:
+        """From the objects' (vertices, faces) and the label map; see `fit_layout`."""
+        device = precise_device(device or torch.device("cpu"))
+        options = options or LayoutOptions()
+        objects = Objects.of(meshes, device)
+        own, unknown = scaled_masks(labels, values, FIT_SIZE, device)
+        fine, fine_unknown = scaled_masks(labels, values, MEASURE_SIZE, device)
+        depth = None
+        if options.depth is not None:
+            if options.depth.shape != labels.shape:
+                raise ValueError(f"the depth map is {options.depth.shape}, the picture {labels.shape} (rows, columns)")
+            depth = torch.as_tensor(scaled(options.depth, FIT_SIZE), dtype=torch.float64, device=device)
+        frame = scene_frame(objects.boxes())
+        return cls(meshes, objects, own, fine, unknown, fine_unknown, frame, depth, options, prior or Prior())
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the fit's picture."""
+        return self.own.shape[2], self.own.shape[1]
+
+    def evidence(self, order: Tensor) -> Evidence:
+        """What the masks say when objects hide each other so, bool [n, n]."""
+        hidden = torch.einsum("ij,jhw->ihw", order.float(), self.own.float()) > 0
+        return Evidence.of(self.own, hidden | self.unknown)
+
+    def start(self) -> State:
+        """The model's layout as a first camera sees it."""
+        front = self.objects.boxes()[:, 1, 2]
+        evidence = self.evidence(front[None] > front[:, None])
+        fov = self.options.fov
+        focal = None if fov is None else 0.5 / math.tan(math.radians(fov) / 2)
+        return start_camera(self.objects, evidence, self.size, self.prior, focal)
+
+    def solve(self, state: State, steps: int, camera_only: bool = False) -> State:
+        """Some Gauss-Newton steps."""
+        free = torch.arange(CAMERA if camera_only else len(state.values), device=state.values.device)
+        order = evidence = sides = contact = None
+        for step in range(steps):
+            drawn = draw(self.objects, state)
+            now = depth_order(drawn, self.own, middle_depth(state))
+            if order is None or not torch.equal(now, order):
+                order, evidence = now, self.evidence(now)
+                sides = mask_sides(evidence)
+            if contact is None and not camera_only:
+                contact = Contact.of(self.objects, state)
+            part = step / max(steps - 1, 1)
+            width = _WIDTHS[0] * (_WIDTHS[1] / _WIDTHS[0]) ** part
+            parts = self._picture_terms(state, drawn, evidence, sides, width, 1.0 if part < 0.5 else self.prior.sides)
+            if not camera_only:
+                parts += self._scene_terms(state, drawn, order, contact)
+            state = self._stepped(state, join(parts), free)
+        return state
+
+    def _picture_terms(self, state, drawn, evidence, sides, width: float, sides_weight: float):
+        prior, size = self.prior, self.own.sum((1, 2)).double().sqrt()
+        parts = [
+            terms.outline_terms(self.objects, state, drawn, evidence, prior, width),
+            terms.side_terms(self.objects, state, evidence, *sides, size, prior).scaled(sides_weight),
+            terms.prior_terms(state, prior, self.options.fov is not None),
+            terms.floor_terms(state, prior, self.options.floor),
+        ]
+        if self.depth is not None:
+            parts.append(depth_terms(self.objects, state, drawn, self.own, self.depth, prior))
+        return parts
+
+    def _scene_terms(self, state, drawn, order, contact):
+        prior = self.prior
+        return [
+            terms.frame_terms(self.objects, state, self.frame, prior),
+            order_terms(self.objects, state, drawn, self.own, order, prior.order),
+            *contact.terms(self.objects, state, prior.touch),
+        ]
+
+    def _stepped(self, state: State, equations, free: Tensor) -> State:
+        matrix, right = equations.normal()
+        matrix, right = matrix[free][:, free], right[free]
+        damping = 1e-3 * matrix.diagonal() + 1e-6
+        step = torch.zeros_like(state.values)
+        step[free] = torch.linalg.solve(matrix + torch.diag(damping), right)
+        return state.changed(state.values + step.clamp(-_LONGEST, _LONGEST))
+
+    def judged(self, before: State, after: State) -> tuple[State, tuple[float, float], bool]:
+        """The best on the way from one to the other: (state, mask IoU before and after, whether it moved)."""
+        exact = Objects.of(self.meshes, self.own.device, thin=False)
+        contact = Contact.of(self.objects, before)
+        first = self.agreement(exact, before)
+        for share in (1.0, 0.5, 0.25):
+            state = before.changed(before.values + share * (after.values - before.values))
+            if not bool(state.values.isfinite().all()):
+                continue
+            reached = self.agreement(exact, state)
+            deeper = contact.depths(self.objects, state) - contact.allowed
+            if reached > first + _GAIN and float(deeper.max()) <= _DEEPER:
+                return state, (first, reached), True
+        return before, (first, first), False
+
+    def agreement(self, objects: Objects, state: State) -> float:
+        """Mean IoU of what is seen of each object and its mask."""
+        shown = draw(objects, state.resized((self.fine.shape[2], self.fine.shape[1]))).labels()
+        seen = torch.stack([shown == i + 1 for i in range(objects.count)])
+        return float(mask_iou(seen, self.fine, self.fine_unknown).mean())
+
+
+def middle_depth(state: State) -> Tensor:
+    """float64 [n]: depth of where the objects stand."""
+    world = state.pivots + state.objects[:, :3]
+    return -(world @ state.turn().T + state.offset)[:, 2]
+
+
+def scaled(picture: np.ndarray, longest: int) -> np.ndarray:
+    """Pixels of [H, W], evenly, so that the longer side has at most `longest`; those nearest to the new middles."""
+    height, width = picture.shape
+    scale = min(1.0, longest / max(height, width))
+    rows, columns = (
+        ((np.arange(max(1, round(side * scale))) + 0.5) / scale).astype(int).clip(0, side - 1)
+        for side in (height, width)
+    )
+    return picture[np.ix_(rows, columns)]
+
+
+def scaled_masks(
+    labels: np.ndarray, values: Sequence[int], longest: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Masks bool [n, h, w] at another size, and [h, w] where there is an object that is none of these."""
+    small = torch.as_tensor(scaled(labels, longest).astype(np.int64), device=device)
+    own = torch.stack([small == value for value in values])
+    return own, (small != 0) & ~own.any(0)
+
+
+def scene_frame(boxes: Tensor) -> Tensor:
+    """float64 [4], middle and half the longest side that the scene shall fill, from the objects' boxes [n, 2, 3].
+
+    Data preparation brings every scene into [-0.95, 0.95]^3, so a model trained on it does so, too, but for its errors.
+    One whose scene is nothing like that has another frame, and keeps it.
+    """
+    low, high = boxes[:, 0].amin(0), boxes[:, 1].amax(0)
+    own = torch.cat([(low + high) / 2, (high - low).max()[None] / 2])
+    usual = own.new_tensor([0.0, 0.0, 0.0, EXTENT])
+    return usual if float((own - usual).abs().max()) <= 0.1 else own
