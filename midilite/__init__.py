@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .commands.evaluate import evaluate
     from .commands.train import train_lora
     from .common.version import __version__
+    from .data.in_memory import write_scenes
     from .data_prep.prepare import prepare
     from .inference.pipeline import Pipeline, Result, load_pipeline
     from .lora.files import read_adapter, write_adapter
@@ -35,6 +36,7 @@ _FROM = {
     "read_adapter": "lora.files",
     "write_adapter": "lora.files",
     "evaluate": "commands.evaluate",
+    "write_scenes": "data.in_memory",
     "__version__": "common.version",
 }
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "read_adapter",
     "train_lora",
     "write_adapter",
+    "write_scenes",
 ]
 
 

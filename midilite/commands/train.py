@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from ..common.terminal import say
 from ..data.cache import FeatureCache, FeatureSource
 from ..data.check import check_data
 from ..data.front3d_lists import is_front3d
+from ..data.in_memory import MemoryScene, write_scenes
 from ..data.scenes import Scene
 from ..data.split import check_separate, first_views, split_scenes
 from ..evaluation.meters import Meter
@@ -39,7 +40,7 @@ from ..runtime.exclusions import not_captured
 from ..runtime.placement import DTYPES, load_base
 from ..runtime.sharding import local_bytes, shard_base
 from ..training.contents import run_contents
-from ..training.interfaces import Observer, TrainingError
+from ..training.interfaces import Callback, Observer, TrainingError, as_observer
 from ..training.memory import explain_out_of_memory
 from ..training.options import TrainOptions
 from ..training.preflight import Shapes, check_ahead
@@ -50,6 +51,7 @@ from ..training.tasks.lora import LoRATask, loss_graphs, modules_without_gradien
 from ..training.trainer import Trainer, find_start
 
 FINAL = "lora-final"
+SCENES = "scenes"  # of an output folder: what came from memory
 
 
 def open_features(
@@ -121,11 +123,18 @@ def speed_up(task: LoRATask, options: TrainOptions, device: torch.device) -> Non
         task.graphs = loss_graphs(task)
 
 
-def train_lora(options: TrainOptions, observers: Sequence[Observer] = ()) -> Path:
+def train_lora(
+    options: TrainOptions,
+    observers: Sequence[Observer | Callback] = (),
+    scenes: Iterable[MemoryScene] | None = None,
+) -> Path:
     """Train an adapter as the options say; under torchrun, together with the other processes.
 
     Args:
-        observers: called after every step, besides those that the options ask for.
+        observers: called after every step, besides those that the options ask for. A plain function is called with
+            (step, numbers): all that is known of that step, `loss`, `lr`, `grad_norm`, and `val_loss` where it is due.
+        scenes: (picture, mask, surfaces) each, instead of a folder of samples: see `data.in_memory.write_scenes`. They
+            are written into the output folder, so that the run can be resumed with the same ones.
 
     Returns:
         The folder of the final adapter, `<output_dir>/lora-final`.
@@ -135,6 +144,9 @@ def train_lora(options: TrainOptions, observers: Sequence[Observer] = ()) -> Pat
         TrainingError: the run can't go on (memory, or numbers that stay not finite); checkpoints stay usable.
         Interrupted: SIGTERM or ctrl-C came; a checkpoint is saved.
     """
+    watching = [as_observer(observer) for observer in observers]
+    if scenes is not None:
+        options = _with_scenes(options, scenes)
     folder = ModelFolder(options.pretrained_model)
     if is_shipped(options.pretrained_model) and described_world().is_main:
         say(
@@ -145,9 +157,23 @@ def train_lora(options: TrainOptions, observers: Sequence[Observer] = ()) -> Pat
     data = training_data(options, folder)
     world, device = start(options.device)
     with occupied(Path(options.output_dir)) if world.is_main else contextlib.nullcontext():
-        final = _train(options, folder, data, shapes, world, device, observers)
+        final = _train(options, folder, data, shapes, world, device, watching)
     stop()  # not after an error: leaving the group can mean to wait for the others (see launch.run_command)
     return final
+
+
+def _with_scenes(options: TrainOptions, scenes: Iterable[MemoryScene]) -> TrainOptions:
+    """The options, to read these scenes, which are written now.
+
+    Raises:
+        ValueError: a folder is given, too, there are several processes, or a scene can't be used.
+    """
+    if options.data_dir is not None:
+        raise ValueError(f"scenes are given, and data_dir {options.data_dir}, too: only one of them can be trained on")
+    if described_world().size > 1:
+        raise ValueError("scenes are given to several processes: write them once (midilite.write_scenes), and train on "
+                         "that folder")  # fmt: skip
+    return dataclasses.replace(options, data_dir=str(write_scenes(scenes, Path(options.output_dir) / SCENES)))
 
 
 @dataclasses.dataclass(frozen=True)

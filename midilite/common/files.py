@@ -182,7 +182,7 @@ def flush(path: Path) -> None:
     """fsync a file or a folder (the folder entry of a rename needs it too); folders can't be opened on Windows."""
     if os.name == "nt" and path.is_dir():
         return
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows flushes what may be written
     try:
         os.fsync(handle)
     finally:

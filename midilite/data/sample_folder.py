@@ -3,7 +3,7 @@
     <output_dir>/<sample>/
         scene_rgb.png   RGB, the whole picture (white background when rendered)
         rgb.png         RGB, the labelled instances on white; with one instance this is the documented instance image
-        seg.png         8-bit grey, same size: 0 = background, i = instance i (1..K, every one of them occurs)
+        seg.png         palette, same size: index 0 = background, i = instance i (1..K, every one of them occurs)
         surface.npy     float32 [K, N, 6]: xyz in [-0.95, 0.95] and unit normals; row i-1 belongs to label i
         scene.json      the manifest, written last: a folder without it is not a sample
 
@@ -16,12 +16,17 @@ and our own temporary files, and only files with the names above are ever replac
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from ..common.files import atomic_write, read_json, write_json
+from ..mesh.scene import instance_color
 from ..render.camera import Camera
 
 MADE_BY = "midilite prepare_data"
@@ -126,3 +131,31 @@ def _ours(path: Path) -> dict[str, Any] | None:
     except ValueError:
         return None  # somebody else's scene.json: not JSON at all
     return value if isinstance(value, dict) and value.get("made_by") == MADE_BY else None
+
+
+def mask_picture(ids: np.ndarray) -> Image.Image:
+    """A mask as a palette picture: read by index, and people see the objects in the colours of previews.
+
+    Args:
+        ids: uint8 [H, W]: 0 is background, 1, 2, ... the objects.
+    """
+    picture = Image.fromarray(ids)
+    palette = [0, 0, 0]
+    for index in range(int(ids.max())):
+        palette += instance_color(index)
+    picture.putpalette(palette)
+    return picture
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    """A picture as a PNG file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """Numbers as an `.npy` file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()

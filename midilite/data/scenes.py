@@ -203,7 +203,7 @@ def read_scene_quietly(
         raise ValueError(f"{scene.name}: some of its objects have a surface and others have none")
     if any(len(surface) != count for surface in surfaces):
         notes.append(f"surfaces have {sorted({len(s) for s in surfaces})} points; resampled to {count}")
-    sampled = [_resampled(s, count, scene.name, i) for s, i in zip(surfaces, indices, strict=True)]
+    sampled = [resampled(s, count, scene.name, i) for s, i in zip(surfaces, indices, strict=True)]
     return SceneData(scene.name, image, labels, torch.from_numpy(np.stack(sampled)), indices, tuple(notes))
 
 
@@ -356,7 +356,7 @@ def _check_points(points: np.ndarray, path: Path) -> None:
         raise ValueError(f"{path}: all {len(points)} points are the same")
 
 
-def _resampled(surface: np.ndarray, count: int, scene: str, index: int) -> np.ndarray:
+def resampled(surface: np.ndarray, count: int, scene: str, index: int) -> np.ndarray:
     """Exactly `count` points: random ones of more, or all of fewer and random repetitions."""
     if len(surface) == count:
         return surface

@@ -7,7 +7,7 @@
         <sample>/              one view of one scene
             scene_rgb.png      RGB, the whole picture (white background when rendered)
             rgb.png            RGB, the labelled instances on white
-            seg.png            8-bit grey, same size: 0 = background, 1..K = instances; every one of them occurs
+            seg.png            palette, same size: index 0 = background, 1..K = instances; every one of them occurs
             surface.npy        float32 [K, N, 6]: xyz in [-0.95, 0.95] and unit normals; row i - 1 belongs to label i
             scene.json         the manifest, written last: a folder without it is not a sample
 

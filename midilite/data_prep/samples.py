@@ -11,7 +11,6 @@ time of a sample goes into the large one.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from ..common.seeds import name_text, numpy_generator
+from ..data.sample_folder import mask_picture, npy_bytes, png_bytes
 from ..mesh.geometry import sample_surface, scene_transform
 from ..model.config import MAX_LABELS
 from ..model.label_maps import label_values
@@ -307,20 +307,12 @@ def _surfaces(source: SceneSource, view: int, shapes: list[Shape], settings: Pre
 def _files(rgb: np.ndarray, ids: np.ndarray, surfaces: np.ndarray) -> dict[str, bytes]:
     """The contents of a sample's files. rgb uint8 [H, W, 3]; ids uint8 [H, W], 0 = background; surfaces [K, N, 6]."""
     instances_on_white = np.where(ids[..., None] > 0, rgb, np.uint8(255))
-    surface = io.BytesIO()
-    np.save(surface, surfaces, allow_pickle=False)
     return {
-        "scene_rgb.png": _png(rgb),
-        "rgb.png": _png(instances_on_white),
-        "seg.png": _png(ids),
-        "surface.npy": surface.getvalue(),
+        "scene_rgb.png": png_bytes(Image.fromarray(rgb)),
+        "rgb.png": png_bytes(Image.fromarray(instances_on_white)),
+        "seg.png": png_bytes(mask_picture(ids)),
+        "surface.npy": npy_bytes(surfaces),
     }
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def _manifest(

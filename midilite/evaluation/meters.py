@@ -11,7 +11,6 @@ are fixed, too: the validation's `val_loss_sigma_...`. To compare steps, compare
 
 from __future__ import annotations
 
-import resource
 import sys
 
 import torch
@@ -96,5 +95,9 @@ def memory_gib(device: torch.device) -> dict[str, float]:
             "memory_gib": torch.cuda.max_memory_allocated(device) / 2**30,
             "memory_reserved_gib": torch.cuda.max_memory_reserved(device) / 2**30,
         }
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return {}
     unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB, macOS in bytes
     return {"memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}

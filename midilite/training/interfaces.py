@@ -123,6 +123,9 @@ class RunView:
         return bool(every) and (self.step % every == 0 or self.is_last)
 
 
+Callback = Callable[[int, dict[str, float | None]], object]  # (step, numbers); what it returns is not looked at
+
+
 class Observer(Protocol):
     """Something that watches a run: validation, previews, a live plot. It must not change it by a bit."""
 
@@ -131,3 +134,25 @@ class Observer(Protocol):
 
         `metrics` are those of the step and of the observers before this one.
         """
+
+
+class Told:
+    """A plain function as an observer: the main rank tells it every step's number and all that is known of it."""
+
+    def __init__(self, callback: Callback) -> None:
+        self.callback = callback
+
+    def after_step(self, run: RunView, metrics: dict[str, float]) -> dict[str, float | None]:
+        """See `Observer`."""
+        if run.world.is_main:
+            self.callback(run.step, dict(metrics))
+        return {}
+
+
+def as_observer(given: Observer | Callback) -> Observer:
+    """An observer as it is, a function `(step, numbers)` as one. Raises TypeError for anything else."""
+    if hasattr(given, "after_step"):
+        return given
+    if callable(given):
+        return Told(given)
+    raise TypeError(f"{type(given).__name__} observes nothing: expected a function (step, numbers) or an Observer")

@@ -88,7 +88,7 @@ def test_a_loose_file_becomes_a_sample_of_the_documented_layout(raw, out):
     )
     rgb, seg, surface, manifest = read(out / "Thing")
     assert rgb.shape == (96, 96, 3) and rgb.dtype == np.uint8
-    assert seg.shape == (96, 96) and Image.open(out / "Thing" / "seg.png").mode == "L" and set(np.unique(seg)) == {0, 1}
+    assert seg.shape == (96, 96) and Image.open(out / "Thing" / "seg.png").mode == "P" and set(np.unique(seg)) == {0, 1}
     assert (rgb[seg == 0].mean() > 250) and rgb[seg == 1].mean() < 230  # white around a grey object
     assert surface.shape == (1, 300, 6) and surface.dtype == np.float32
     assert np.abs(np.linalg.norm(surface[..., 3:], axis=-1) - 1).max() < 1e-5

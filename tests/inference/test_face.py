@@ -16,7 +16,10 @@ from midilite.training.options import TrainOptions
 MIDI = GOLDEN / "midi_tiny"
 PICTURES = (MIDI / "scene_rgb.png", MIDI / "scene_seg.png")
 LORA = MIDI / "lora" / "lora_weights.pth"
-NAMES = "Pipeline Result TrainOptions __version__ evaluate load_pipeline prepare read_adapter train_lora write_adapter"
+NAMES = (
+    "Pipeline Result TrainOptions __version__ evaluate load_pipeline prepare read_adapter train_lora write_adapter "
+    "write_scenes"
+)
 
 
 @pytest.fixture
