@@ -14,7 +14,8 @@ cells that can hold surface are refined, level by level; `marching.py` turns the
 
 What can be lost is a whole separate component, smaller than a coarse cell, of a function that is far from a distance.
 
-As in the reference a first pass looks for the shape's bounding box and a second one spends all nodes on that box.
+As in the reference a first pass looks for the shape's bounding box and a second one spends all nodes on that box. The
+box is that of the nodes inside, and of thin parts that no node is in (see `_Search.bounding_box`).
 Unlike there the spacing is the box divided by the number of cells, not of nodes, so the scale is right.
 
 Legend: N points; M cells; n = 2^level + 1 nodes per axis. Level l of a grid of depth d takes every 2^(d-l)-th node.
@@ -51,6 +52,8 @@ _MAX_FOLLOW = 64  # rounds of following the surface before all that is left is e
 _BLOCK = {"cpu": 1 << 14, "cuda": 1 << 22}  # cells tested at a time: what fits a CPU's cache or a GPU's memory
 _SAMPLE = 1 << 16  # cells that tell the usual slope
 _NODES = 1 << 25  # nodes listed at a time, likewise
+_CLOSER = 1 << 9  # eighths of cells that are looked at closer at a time
+_ROUNDING = 1e-9  # of coordinates
 
 SDF = Callable[[Tensor], Tensor]
 
@@ -206,18 +209,48 @@ class _Search:
         return field, known
 
     def bounding_box(self, limits: Tensor, depth: int, padding: float) -> Tensor:
-        """Box around all that is inside or may hold surface, padded, within the limits. [2, 3] -> [2, 3]."""
+        """Box around all that is inside, padded, and around all that may hold surface. [2, 3] -> [2, 3].
+
+        What is in doubt outside of the box is looked at closer, the farthest first. For thin parts the doubt is right;
+        for most it only comes from the size of the cells, and would spend the nodes of the next grid on empty space.
+        """
         grid = _Grid(limits, depth, self.device)
         values, known = self.fill(grid, self.coarse_depth)
-        spacing = grid.spacing(depth)
-        in_doubt = cells_in_doubt(*self._bound(values, known, grid.cell(depth)))
-        profiles = torch.cat([_profile(values <= 0), _profile(in_doubt)], 1).cpu()  # the one wait for the device
-        nodes, halves = profiles.split([values.shape[0], in_doubt.shape[0]], 1)
-        spans = torch.cat([_span(nodes) * spacing, _span(halves) * spacing / 2])
-        if not len(spans):
+        spacing, box = grid.spacing(depth), _Box(limits, padding)
+        box.add(limits[0] + _span(_profile(values <= 0).cpu()) * spacing, padded=True)
+        in_doubt = cells_in_doubt(*self._bound(values, known, grid.cell(depth)))  # in eighths
+        size, corners = spacing / 2, limits[0] + in_doubt.nonzero().cpu() * spacing / 2
+        while len(corners := box.sticking_out(corners, size)):
+            some, corners = corners[:_CLOSER], corners[_CLOSER:]
+            for found, padded in zip(self._closer(some, size), (True, False), strict=True):
+                box.add(torch.cat([some[found], some[found] + size]), padded)
+        if box.is_empty:
             raise NoSurfaceError(f"there is no surface: the smallest signed distance found is {values.min():.4g}")
-        low, high = limits[0] + spans.amin(0) - padding, limits[0] + spans.amax(0) + padding
-        return torch.stack([low.maximum(limits[0]), high.minimum(limits[1])])
+        return box.bounds
+
+    def _closer(self, corners: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of some boxes hold a point inside, and which may hold one still; bool [M] each, on the CPU.
+
+        The function is asked in the middle and at the corners. A box may hold surface when the value in its middle is
+        less than the usual slope, or the one seen in the box, makes of half its diagonal.
+
+        corners [M, 3]: the lowest of each; size [3].
+        """
+        places = torch.tensor([[0.5] * 3, *itertools.product((0.0, 1.0), repeat=3)], dtype=torch.float64)
+        points = (corners[:, None] + places * size).float().to(self.device).view(-1, 3)
+        chunks = points.split(self.chunk)
+        values = torch.cat([self._checked(self.sdf_fn(part), part) for part in chunks]).view(-1, len(places))
+        half = float(size.norm()) / 2
+        slope = ((values - values[:, :1]).abs().amax(1) / half).maximum(self.slope)
+        inside = (values <= 0).any(1)
+        doubt = values[:, 0] <= self.margin * slope * half
+        return inside.cpu(), (doubt & ~inside).cpu()
+
+    def _checked(self, result: Tensor, points: Tensor) -> Tensor:
+        """What the function returned, float32 [N]. Raises ValueError for another shape."""
+        if result.shape != points.shape[:1]:
+            raise ValueError(f"sdf_fn returned {tuple(result.shape)}, expected ({len(points)},)")
+        return result.float()
 
     def _evaluate(self, grid: _Grid, level: int, values: Tensor, mask: Tensor) -> Tensor:
         """Write the function into `values` at the nodes of `mask`, both [n, n, n]. Returns whether all are finite."""
@@ -233,10 +266,8 @@ class _Search:
         finite = torch.ones((), dtype=torch.bool, device=self.device)
         chunks = -(-len(nodes) // self.chunk)  # as many as needed, all of a size
         for part in nodes.tensor_split(chunks) if chunks else ():
-            result = self.sdf_fn(grid.points(level, part))
-            if result.shape != part.shape:
-                raise ValueError(f"sdf_fn returned {tuple(result.shape)}, expected ({len(part)},)")
-            values[part] = result.float()
+            result = self._checked(self.sdf_fn(grid.points(level, part)), part)
+            values[part] = result
             finite &= result.isfinite().all()
         return finite
 
@@ -317,11 +348,37 @@ def _profile(mask: Tensor) -> Tensor:
 
 
 def _span(profile: Tensor) -> Tensor:
-    """First marked index and the one after the last, per axis. bool [3, m] -> float64 [2, 3], or [0, 3] if none is."""
+    """First and last marked index per axis. bool [3, m] -> float64 [2, 3], or [0, 3] if none is."""
     if not profile.any():
         return torch.zeros(0, 3, dtype=torch.float64)
-    first, after = profile.int().argmax(1), profile.shape[1] - profile.flip(1).int().argmax(1)
-    return torch.stack([first, after]).double()
+    return torch.stack([profile.int().argmax(1), profile.shape[1] - 1 - profile.flip(1).int().argmax(1)]).double()
+
+
+class _Box:
+    """A box that grows by what is added to it, within limits [2, 3]; float64 on the CPU."""
+
+    def __init__(self, limits: Tensor, padding: float) -> None:
+        self.limits, self.padding = limits, padding
+        self.bounds = torch.tensor([[torch.inf] * 3, [-torch.inf] * 3], dtype=torch.float64)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was added yet."""
+        return bool(self.bounds[0].isinf().any())
+
+    def add(self, points: Tensor, padded: bool) -> None:
+        """Grow so that these points [N, 3] are inside, if any, with padding around them or without."""
+        if len(points):
+            padding = self.padding if padded else 0.0
+            low = (points.amin(0) - padding).maximum(self.limits[0]).minimum(self.bounds[0])
+            high = (points.amax(0) + padding).minimum(self.limits[1]).maximum(self.bounds[1])
+            self.bounds = torch.stack([low, high])
+
+    def sticking_out(self, corners: Tensor, size: Tensor) -> Tensor:
+        """Those boxes, by their lowest corners [M, 3], that are not wholly inside; the farthest out come first."""
+        beyond = torch.maximum(self.bounds[0] - corners, corners + size - self.bounds[1]).amax(1)
+        order = beyond.argsort(descending=True, stable=True)
+        return corners[order[beyond[order] > _ROUNDING]]
 
 
 def _widen(lowest: list[float], box: Tensor, limits: Tensor) -> Tensor | None:

@@ -18,6 +18,7 @@ from scipy.spatial import cKDTree
 from skimage.measure import marching_cubes
 from surfaces import Counted, check_manifold
 
+from midilite.mesh import isosurface
 from midilite.mesh.isosurface import NoSurfaceError, Surface, extract_surface, marching, smooth_box3
 from midilite.mesh.marching import _BLOCK as BLOCK
 from midilite.mesh.marching import MIN_FRACTION
@@ -383,3 +384,44 @@ def test_box_filter_is_the_mean_of_existing_neighbours():
     values = noise(9)
     count = torch.nn.functional.avg_pool3d(values[None, None], 3, 1, 1, count_include_pad=False)[0, 0]
     torch.testing.assert_close(smooth_box3(values), count)
+
+
+# --- the box ----------------------------------------------------------------------------------------------------------
+
+
+def found_box(field) -> torch.Tensor:
+    search = isosurface._Search(field, torch.device("cpu"), 5, 1.1, 1 << 16)
+    limits = torch.tensor([[-1.005] * 3, [1.005] * 3], dtype=torch.float64)
+    return search.bounding_box(limits, 6, 0.05)
+
+
+@pytest.mark.parametrize("steep", [False, True])
+@pytest.mark.parametrize("name", ["sphere", "torus", "chair"])
+def test_the_box_is_no_wider_than_the_references(name, steep):
+    """Past bug: cells in doubt made it up to 1.45 times as wide along an axis, so meshes had a third fewer vertices.
+
+    The reference pads the box of the nodes inside by 0.05; some of a cell more is for what no node is in. Steep places
+    are what a network has outside of its shape.
+    """
+    shape = SHAPES[name]
+
+    def steep_outside(p: torch.Tensor) -> torch.Tensor:
+        values = shape(p)
+        return values + 2 * (values - 0.1).clamp(min=0) * (1 + 0.5 * torch.sin(8 * p[:, 0]))
+
+    true = torch.stack(extract_surface(shape, depth=7).vertices.aminmax(dim=0)).double()
+    box = found_box(steep_outside if steep else shape)
+    cell, beyond = 2.01 / 64, torch.stack([true[0] - box[0], box[1] - true[1]])
+    assert (beyond > 0.05 - cell).all() and (beyond < 0.05 + 0.8 * cell).all()  # it was up to 2 cells more
+
+
+def test_thin_parts_that_no_node_is_in_are_in_the_box():
+    """A ball and, far from it, a sheet of a fifth of a cell between two layers of nodes, which the box must hold."""
+    cell = 2.01 / 64
+    height = 0.7 + (cell / 2 - (0.7 + 1.005) % cell)  # in the middle of a cell
+    sheet = box((0.0, height, 0.0), (0.3, 0.1 * cell, 0.3))
+    field = union(lambda p: (p + 0.5).norm(dim=1) - 0.3, sheet)
+    low, high = found_box(field)
+    assert (low < torch.tensor([-0.8, -0.8, -0.8])).all() and (high > torch.tensor([0.3, height, 0.3])).all()
+    found, expected = (extract_surface(field, depth=7, dense=dense) for dense in (False, True))
+    assert torch.equal(found.faces, expected.faces) and found.vertices[:, 1].max() > 0.69
