@@ -41,9 +41,9 @@ from typing import Any
 
 sys.path[:0] = map(str, Path(__file__).resolve().parents[1:3])  # run from a checkout without installing
 
-from midilite.commands.launch import grow_segments, run_command  # noqa: E402
+from midilite.commands.launch import run_command, set_up_torch  # noqa: E402
 
-grow_segments()  # before torch is imported
+set_up_torch()  # before torch is imported
 
 import torch  # noqa: E402
 

@@ -6,7 +6,7 @@
     python examples/benchmarks/run.py --list                               # which rows there are
     python examples/benchmarks/run.py --device cpu --quick                 # everything small, in seconds
     python examples/benchmarks/run.py --rows cpu --against ../before       # two checkouts by turns
-    python examples/benchmarks/run.py --markdown rows.jsonl                # measured rows as the README's table
+    python examples/benchmarks/run.py --markdown rows.jsonl                # measured rows as the page's table
 
 Each row is one JSON line on standard output (and in `--output`, as soon as it is measured); the table goes to standard
 error, and the last line is JSON with the machine, all medians, and what failed. A row that fails says why, and the
@@ -19,9 +19,9 @@ from pathlib import Path
 
 sys.path[:0] = map(str, Path(__file__).resolve().parents[1:3])  # run from a checkout without installing
 
-from midilite.commands.launch import grow_segments, run_command  # noqa: E402
+from midilite.commands.launch import run_command, set_up_torch  # noqa: E402
 
-grow_segments()  # as train.py and infer.py do
+set_up_torch()  # as train.py and infer.py do
 
 from benchmarks.command import main  # noqa: E402
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..lora.arithmetic import Resized
     from ..lora.files import AdapterFile
 
+_WORST = 5  # modules whose error is told
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"  # of a PEFT folder
 
 
@@ -200,12 +201,18 @@ def _rewrite(options: ConvertOptions) -> None:
         tell(f"note: {note}")
     if isinstance(options, ResizeOptions):
         result = _resized(adapter, options.rank)
-        for module, error in result.errors.items():
-            tell(f"{module}: relative error {error:.3g}")
-        tell(f"all modules together: relative error {result.error:.3g}")
+        _tell_errors(result)
         adapter = result.adapter
     write_adapter(options.out, adapter, format_for(options.out, options.format))
     tell(f"wrote {options.out} ({format_for(options.out, options.format)})")
+
+
+def _tell_errors(result: Resized) -> None:
+    """The error of all modules together, and the largest of single ones."""
+    worst = sorted(result.errors.items(), key=lambda item: -item[1])[:_WORST]
+    tell(f"all {len(result.errors)} modules together: relative error {result.error:.3g}; the largest:")
+    for module, error in worst:
+        tell(f"  {module}: {error:.3g}")
 
 
 def _resized(adapter: AdapterFile, rank: int) -> Resized:

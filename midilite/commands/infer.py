@@ -170,6 +170,8 @@ def run(options: InferOptions) -> Result:
     for _, path in options.outputs():
         try_writing(path)
     base = options.base()
+    if pictures[1] is None:
+        _check_needs_no_mask(base)
     world, device = start(options.device, PATIENCE)
     pipe = load_pipeline(
         base,
@@ -206,9 +208,22 @@ def run(options: InferOptions) -> Result:
                 write_png(options.overlay_path, result.overlay())
         drawn = f"{options.preview_path}" + f" and {options.overlay_path}" * options.fit_layout
         seen = f", seen in {drawn}" * options.preview
-        say(f"{options.output}: {len(result.scene.geometry)} objects{seen}, {time.monotonic() - started:.1f} s in all")
+        count, asked = len(result.scene.geometry), len(result.meshes)
+        objects = f"{count} objects" if count == asked else f"{count} of {asked} objects, the others have no surface"
+        say(f"{options.output}: {objects}{seen}, {time.monotonic() - started:.1f} s in all")
     stop()
     return result
+
+
+def answer(options: InferOptions) -> int:
+    """`run`, and its exit code: 1 where objects are missing because they have no surface; the others are written.
+
+    Several processes end with 0 then: torchrun would take anything else for a failure, and perhaps start anew.
+    """
+    from ..common.distributed import described_world
+
+    missing = any(mesh is None for mesh in run(options).meshes)
+    return int(missing and described_world().size == 1)
 
 
 def _read_pictures(options: InferOptions) -> tuple[Image.Image, np.ndarray | None]:
@@ -256,6 +271,17 @@ def _known_of_layout(options: InferOptions, image: Image.Image) -> LayoutOptions
     if fov is None and options.rgb_image is not None:
         fov = told_angle(options.rgb_image)
     return LayoutOptions(fov, options.floor, depth)
+
+
+def _check_needs_no_mask(base: str) -> None:
+    """Raise ValueError for a model that makes scenes of several objects, before its weights are loaded."""
+    from ..model.folder import ModelFolder
+
+    if ModelFolder(base).layout.clip:
+        raise ValueError(
+            f"seg_image is missing: {base} makes a scene from a picture and its instance mask (examples/your_data.md "
+            "says how to get one)"
+        )
 
 
 def _generate(
@@ -315,7 +341,10 @@ def load_fast(pipe: Pipeline, model: str) -> None:
 
     folder = resolve_model(model) / "fast"
     if not folder.is_dir():
-        raise ValueError(f"{model}: has no speed adapter (no folder fast/ in it); train.py --task distill makes one")
+        raise ValueError(
+            f"{model}: has no speed adapter (no folder fast/ in it); train.py --task distill makes one: copy its "
+            f"lora-final to {folder}, or pass it as --lora_path"
+        )
     for note in pipe.load_adapter(folder, name="fast"):
         if pipe.world.is_main:
             say(f"{folder.name}: {note}")

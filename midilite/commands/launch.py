@@ -1,7 +1,8 @@
 """How every command starts and ends: the allocator, the options, one line for what a user can mend, the exit code.
 
     0  done                                                2  unusable options
-    1  data, model, memory or disk can't be used           130, 143  ended by ctrl-C, by SIGTERM
+    1  data, model, memory or disk can't be used, or       130, 143  ended by ctrl-C, by SIGTERM
+       some of what was asked for was left out
     70 anything unforeseen; `error.log` has the whole of it (70 is "internal software error" in BSD's sysexits.h)
 
 Nothing here imports torch: how it keeps a GPU's memory has to be said before it is imported, and `--help` and mistakes
@@ -35,7 +36,7 @@ from ..common.version import __version__
 COMMANDS = {  # options (a class, or one for each subcommand), and what is done with them
     "prepare_data": ("midilite.commands.prepare:PrepareOptions", "midilite.commands.prepare:run"),
     "train": ("midilite.training.options:TrainOptions", "midilite.commands.dry_run:run"),
-    "infer": ("midilite.commands.infer:InferOptions", "midilite.commands.infer:run"),
+    "infer": ("midilite.commands.infer:InferOptions", "midilite.commands.infer:answer"),
     "evaluate": ("midilite.commands.evaluate:EvaluateOptions", "midilite.commands.evaluate:run"),
     "adapter": ("midilite.commands.adapter_commands:SUBCOMMANDS", "midilite.commands.adapter_commands:run"),
 }
@@ -43,8 +44,13 @@ UNFORESEEN = 70
 _NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")  # the others are older names
 
 
-def grow_segments() -> None:
-    """Let torch's GPU memory grow in place; for commands. Whoever has set one of torch's own variables is obeyed."""
+def set_up_torch() -> None:
+    """Let torch's GPU memory grow in place, and work that Apple's GPU can't do run on the CPU (torch says so once).
+
+    For commands. Whoever has set torch's own variables is obeyed.
+    """
+    if sys.platform == "darwin":
+        os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     if sys.platform == "linux" and not any(name in os.environ for name in _NAMES):
         os.environ[_NAMES[0]] = "expandable_segments:True"
 
@@ -174,7 +180,7 @@ def _circumstances(program: str, given: Sequence[Any]) -> str:
 
 def run_command(main: Callable[[], int]) -> NoReturn:
     """End the process with the exit code of `main`; when it fails, without waiting for partners (torchrun)."""
-    grow_segments()  # nothing has imported torch yet
+    set_up_torch()  # nothing has imported torch yet
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     try:
         code = main()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from .terminal import say
+
 
 class NoDeviceError(ValueError):
     """There is no such device here."""
@@ -18,8 +20,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         NoDeviceError: torch knows no device of that name, or this machine or build of torch has none.
     """
     if device is None or device == "":
-        apple = "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device("cuda" if torch.cuda.is_available() else apple)
+        return torch.device("cuda" if torch.cuda.is_available() else _apple_or_cpu())
     try:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -33,6 +34,15 @@ def choose_device(device: str | torch.device | None) -> torch.device:
                 f"device is {chosen}, but there is none here; use cpu, or leave it out to take what is there"
             )
     return chosen
+
+
+def _apple_or_cpu() -> str:
+    """Apple's GPU where it can be used; else the CPU, with a sentence where torch was built for that GPU."""
+    if torch.backends.mps.is_available():
+        return "mps"
+    if torch.backends.mps.is_built():
+        say("Apple's GPU can't be used here (torch wants a newer macOS, or there is no Metal): the CPU is used")
+    return "cpu"
 
 
 def _check_gpu(device: torch.device) -> None:

@@ -68,7 +68,7 @@ def closing_summary(
 
     Args:
         final: the folder of the final adapter.
-        seconds: of training in this process.
+        seconds: of training since the run was started or resumed.
         facts: more lines, {title: text}.
     """
     progress, root = trainer.progress, trainer.output_dir
@@ -81,7 +81,10 @@ def closing_summary(
         lines["validation loss"] = (
             f"{validation[0][1]:.4f} base, {validation[-1][1]:.4f} last, {least:.4f} best (step {step})"
         )
-    lines["done"] = f"{progress.step} steps on {trainer.task.num_scenes} scenes, {pace} in this process"
+    now = progress.step - trainer.first_step
+    lines["done"] = f"{progress.step:,} steps on {trainer.task.num_scenes} scenes, " + (
+        pace if now == progress.step else f"{now:,} of them since it was resumed, in {pace}"
+    )
     lines["adapter"] = str(final) + (f", averaged: {averages}" if averages.is_dir() else "")
     if progress.best and (root / BEST).is_dir():
         best = progress.best

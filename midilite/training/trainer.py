@@ -77,6 +77,9 @@ class Trainer:
         device: where gradients live.
         observers: called after every step, in this order.
         contents: what the run reads (`contents.run_contents`), for whoever resumes it.
+
+    Attributes:
+        first_step: the steps that were done when `train` began, by whom the run was before it was resumed.
     """
 
     def __init__(
@@ -102,7 +105,7 @@ class Trainer:
         )
         self.total_steps = options.max_train_steps or options.num_epochs * self.plan.steps_per_epoch
         self.update = Update(task, options, self.total_steps, device)
-        self.progress = Progress()
+        self.progress, self.first_step = Progress(), 0
         ahead = device.type == "cuda" and task.reads_ahead
         self.batches = Prefetcher(self.draw, device, self.total_steps, ahead)
         self.output_dir = Path(options.output_dir)
@@ -129,12 +132,12 @@ class Trainer:
             contextlib.closing(self),
             RunLog(self.output_dir, self.progress.step, self.world.is_main, asdict(self.options)) as log,
         ):
-            started, first = time.monotonic(), self.progress.step
+            started, self.first_step = time.monotonic(), self.progress.step
             while self.progress.step < self.total_steps:
                 step, before = self.progress.step, time.monotonic()
                 metrics = self.step(step)
                 self.progress.step = done = step + 1
-                pace = (time.monotonic() - started) / (done - first)
+                pace = (time.monotonic() - started) / (done - self.first_step)
                 metrics["step_seconds"] = time.monotonic() - before
                 metrics["samples_per_second"] = len(self.plan.scenes(step)) / metrics["step_seconds"]
                 metrics["eta_seconds"] = pace * (self.total_steps - done)

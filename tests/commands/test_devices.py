@@ -1,10 +1,13 @@
 """`--device`: what is not there is said at once; `mps` goes through every command, on a stand-in for Apple's GPU."""
 
+import os
+
 import pytest
 import torch
 from sample_factory import scene_surfaces, write_sample
 from stand_in_gpu import standing_in
 
+from midilite.commands import launch
 from midilite.commands.infer import EXAMPLE
 from midilite.commands.launch import run
 from midilite.common import devices
@@ -61,7 +64,8 @@ def test_apple_s_gpu_is_taken_when_it_is_there(mps):
 
 def test_a_scene_on_mps(tmp_path, mps):
     output = tmp_path / "scene.glb"
-    assert run("infer", [*PICTURES, *STEPS, "--device", "mps", "--grid_depth", "4", "--output", str(output)]) == 0
+    few = ["--num_inference_steps", "3", "--num_tokens", "64", "--grid_depth", "4"]
+    assert run("infer", [*PICTURES, *few, "--device", "mps", "--output", str(output)]) == 0
     assert output.stat().st_size > 1000
 
 
@@ -74,3 +78,26 @@ def test_training_and_evaluation_on_mps(tmp_path, data, mps):
     again = ["--device", "mps", "--lora_path", adapter, *STEPS, "--grid_depth", "4"]
     assert run("evaluate", [*again, "--data_dir", data, "--output", str(tmp_path / "figures.json")]) == 0
     assert run("adapter", ["sweep", *again, *PICTURES, "--scales", "1", "--output", str(tmp_path / "sweep.png")]) == 0
+
+
+def test_apple_s_gpu_that_can_not_be_used_is_said_and_the_cpu_taken(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_built", lambda: True)
+    assert devices.choose_device(None).type == "cpu"
+    assert capsys.readouterr().err.startswith("Apple's GPU can't be used here")
+
+
+@pytest.mark.parametrize(
+    ("platform", "own", "value"), [("darwin", None, "1"), ("darwin", "0", "0"), ("linux", None, None)]
+)
+def test_what_apple_s_gpu_lacks_runs_on_the_cpu(monkeypatch, platform, own, value):
+    """By torch's own switch, which has to be there before torch is; unless the user has set it."""
+    name = "PYTORCH_ENABLE_MPS_FALLBACK"
+    monkeypatch.setattr("sys.platform", platform)
+    monkeypatch.delenv(name, raising=False)
+    if own is not None:
+        monkeypatch.setenv(name, own)
+    launch.set_up_torch()
+    found = os.environ.pop(name, None)
+    assert found == value

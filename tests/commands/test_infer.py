@@ -174,3 +174,27 @@ def test_a_missing_package_is_told_before_the_work(tmp_path, monkeypatch, capsys
     assert golden_run(tmp_path / "a.glb", "--max_faces", "50") == 1
     assert "max_faces needs the package fast-simplification" in (said := capsys.readouterr().err)
     assert "loaded" not in said and not (tmp_path / "a.glb").exists()
+
+
+def test_a_missing_mask_is_said_before_the_model_is_loaded(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("midilite.inference.pipeline.load_pipeline", lambda *given, **more: pytest.fail("loaded"))
+    model = ["--pretrained_model", str(MIDI / "checkpoint"), "--rgb_image", str(MIDI / "scene_rgb.png")]
+    assert command("infer")([*model, "--output", str(tmp_path / "a.glb"), *FAST]) == 1
+    assert "error: seg_image is missing: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("without", "code"), [((), 0), ((0,), 1)])
+def test_objects_without_a_surface_are_left_out_and_end_in_exit_code_one(tmp_path, monkeypatch, capsys, without, code):
+    """The rest is written: what is there is of use, and a script that goes on must know that something is missing."""
+    decode = Pipeline.decode_meshes
+
+    def decoded(self, *given, **more):
+        meshes = [mesh or trimesh.creation.box() for mesh in decode(self, *given, **more)]
+        return [None if i in without else mesh for i, mesh in enumerate(meshes)]
+
+    monkeypatch.setattr(Pipeline, "decode_meshes", decoded)
+    assert golden_run(tmp_path / "a.glb") == code
+    count = 3 - len(without)
+    assert len(trimesh.load(tmp_path / "a.glb").geometry) == count
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert (f"a.glb: {count} of 3 objects, the others have no surface" in said) == bool(without)

@@ -25,7 +25,9 @@ from midilite.lora.files import read_adapter
 SECONDS, MEMORY = 10.0, 2 * 2**30
 MOST_LINES = 60  # of a refusal: what doesn't fit is listed, but not without end
 REFUSAL = re.compile(r"\w+\.py( \w+)?: error")
-REPORT = re.compile(r"^(skipped: .*|errors: [1-9]\d*)$", re.MULTILINE)  # prepare_data goes on with the rest and tells
+REPORT = re.compile(  # prepare_data and infer go on with the rest and tell
+    r"^(skipped: .*|errors: [1-9]\d*|.* \d+ of \d+ objects, the others have no surface.*)$", re.MULTILINE
+)
 MODEL = ["--pretrained_model", "in/model", "--device", "cpu"]
 SCENE = ["--num_inference_steps", "1", "--guidance_scale", "1", "--num_tokens", "16", "--grid_depth", "3"]
 

@@ -98,11 +98,9 @@ def standing_in(monkeypatch):
     """Within this context there is a device `mps`."""
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.mps, "is_available", lambda: True, raising=False)
-    for theirs, ours in (
-        ("manual_seed", "manual_seed"),
-        ("get_rng_state", "get_state"),
-        ("set_rng_state", "set_state"),
-    ):
-        monkeypatch.setattr(torch.mps, theirs, getattr(torch.default_generator, ours))
+    own = torch.default_generator  # functions of our own: torch's compiler keeps a table of torch's
+    monkeypatch.setattr(torch.mps, "manual_seed", lambda seed: own.manual_seed(seed))
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: own.get_state())
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda state: own.set_state(state))
     with _Indexed(), _Mode():
         yield

@@ -3,6 +3,7 @@
 MIDILITE_KILLS=50 kills the training command at so many random moments instead of a few.
 """
 
+import dataclasses
 import json
 import os
 import random
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 from toy import Toy
 
+from midilite.commands.train import train_lora
 from midilite.common.distributed import World
 from midilite.training import checkpoint as train_state
 from midilite.training.options import TrainOptions
@@ -318,3 +320,12 @@ def test_moments_and_averages_are_restored_exactly(tmp_path):
     assert (
         load_file(tmp_path / "checkpoint-3" / "ema.safetensors")["w"].tolist() == first.update.ema.shadow["w"].tolist()
     )
+
+
+def test_the_summary_of_a_resumed_run_tells_its_own_steps_from_all(options, capfd):
+    """Past bug: 'done 6 steps ... in this process' of a run that had done two of them."""
+    options = dataclasses.replace(options, checkpointing_steps=4, max_train_steps=4)
+    train_lora(options)
+    assert re.search(r"done +4 steps on 5 scenes, \d+ s\n", capfd.readouterr().err)
+    train_lora(dataclasses.replace(options, max_train_steps=6, resume_from_checkpoint="latest"))
+    assert re.search(r"done +6 steps on 5 scenes, 2 of them since it was resumed, in \d+ s\n", capfd.readouterr().err)
