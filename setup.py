@@ -1,22 +1,44 @@
 """Packaging of midilite. Run time needs six packages; the tests bring the reference implementations as oracles."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+URL = ""  # where the repository is published, as https://github.com/OWNER/midilite
 VERSION = next(
     line.split('"')[1]
     for line in (HERE / "midilite" / "common" / "version.py").read_text().splitlines()
     if "__version__ =" in line
 )
 
+
+def long_description(text: str, url: str) -> str:
+    """The README as a package index shows it, which has none of the repository's files beside it.
+
+    Links into the repository become absolute; pictures come from its raw files. Without an address pictures are left
+    out and links become their text, so that nothing is broken.
+    """
+
+    def link(match: re.Match[str]) -> str:
+        picture, label, target = match.groups()
+        if target.startswith(("http:", "https:", "#")):
+            return match.group()
+        if not url:
+            return "" if picture else label
+        return f"{picture}[{label}]({url.rstrip('/')}/{'raw' if picture else 'blob'}/HEAD/{target})"
+
+    return re.sub(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)", link, text)
+
+
 setup(
     name="midilite",
     version=VERSION,
     description="Adapt MIDI-3D and TripoSG (image + mask -> 3D scene) to your own domain with LoRA, in plain PyTorch",
-    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description=long_description((HERE / "README.md").read_text(encoding="utf-8"), URL),
     long_description_content_type="text/markdown",
+    **({"url": URL} if URL else {}),
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["midilite", "midilite.*"]),

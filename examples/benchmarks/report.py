@@ -1,4 +1,4 @@
-"""Rows of measurements: as JSON lines, as a table on the screen, as the table of the README."""
+"""Rows of measurements: as JSON lines, as a table on the screen, as a table of the page."""
 
 from __future__ import annotations
 
@@ -143,6 +143,6 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
-    """For the README."""
+    """For benchmarks/README.md."""
     lines = [COLUMNS, ["---"] * len(COLUMNS), *(cells(values) for values in rows)]
     return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)

@@ -6,8 +6,8 @@ scenes of other sizes need no new programs, another number of tokens does. Atten
 ready-made, and what it depends on, the sizes of the scenes, would have to be compiled in.
 
 The results differ from the plain path by rounding only (in half precision compiled code rounds less often). The first
-step with a GPU waits for that (the README says how long); on a CPU there is little to gain, so nothing here happens
-unasked for.
+step with a GPU waits for that (benchmarks/README.md says how long); on a CPU there is little to gain, so nothing here
+happens unasked for.
 
 Left out: the VAE's queries. Compiled they were slower (89 instead of 79 ms for a mesh, see benchmarks/README.md).
 """

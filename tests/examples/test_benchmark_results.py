@@ -1,4 +1,4 @@
-"""Numbers in README.md and benchmarks/README.md are those that the benchmark wrote, and so is what is said of them.
+"""Numbers in benchmarks/README.md, and the row in README.md, are those that the benchmark wrote; so is what is said.
 
 Past bug of many a README: a table from one state of the code, a text from another, and no file that either came from.
 """
@@ -44,8 +44,8 @@ def said(cell: str) -> tuple[float, int, str]:
     return float(number), len(number.partition(".")[2]), unit
 
 
-def test_tables_of_the_readme_are_the_measured_rows():
-    rows = table_rows(README.read_text(encoding="utf-8"))
+def test_tables_are_the_measured_rows():
+    rows = table_rows(LOG.read_text(encoding="utf-8"))
     assert len(rows) >= 20
     for cells in rows:
         measured = BY_NAME[cells["GPU"]][cells["row"].strip("`")]
@@ -56,6 +56,23 @@ def test_tables_of_the_readme_are_the_measured_rows():
         assert round(measured["peak_reserved_gib"], digits) == memory and unit == "GiB", cells
         for name in ("reference", "goal"):
             assert cells.get(name, "") == measured.get(name, ""), cells
+
+
+def test_the_row_of_the_readme_is_of_the_measured_rows():
+    """Four times, one memory, and the reference's in brackets; and what inference of four objects takes."""
+    h100, text = BY_NAME["H100"], README.read_text(encoding="utf-8")
+    step, train, mesh, scene = (
+        h100[name] for name in ("step 4 compiled", "train 4 plain graph", "mesh chair", "scene")
+    )
+    cells = [
+        f"{step['median_ms']:.1f} ms ({step['reference'].split(',')[0]})",
+        f"{train['median_ms']:.0f} ms, {train['peak_reserved_gib']:.1f} GiB ({train['reference']})",
+        f"{mesh['median_ms']:.1f} ms ({mesh['reference']})",
+        f"{scene['median_ms'] / 1000:.2f} s ({scene['reference']})",
+    ]
+    assert f"| {' | '.join(cells)} |" in text
+    memory = [h100[f"memory {name} infer"]["peak_reserved_gib"] for name in ("12gb", "6gb")]
+    assert "Four objects take {:.1f} GiB of a GPU, and {:.1f} GiB with".format(*memory) in text
 
 
 def test_rows_of_presets_are_of_the_presets():
@@ -73,11 +90,11 @@ def test_the_log_holds_the_table_of_the_rows():
     assert after.partition("\n<!-- H100: end -->")[0] == markdown(ROWS)
 
 
-def test_the_readme_holds_what_two_gpus_did():
+def test_the_page_holds_what_two_gpus_did():
     """The tables as `benchmarks/distributed.py --markdown` prints them, and what the text says of them."""
     lines = [json.loads(line) for line in (RESULTS / "benchmark_h200x2.jsonl").read_text().splitlines()]
     cases = [line for line in lines if "case" in line]
-    text = README.read_text(encoding="utf-8")
+    text = LOG.read_text(encoding="utf-8")
     for part in parallel_markdown(cases).split("\n\n"):
         assert part in text
     found, text = compare(cases), " ".join(text.split())
@@ -93,7 +110,7 @@ def test_the_readme_holds_what_two_gpus_did():
 def test_the_text_says_what_the_rows_say():
     """Shares by which goals are missed, the error of fp8, what the presets take beside the estimate."""
     h100 = BY_NAME["H100"]
-    text = " ".join(README.read_text(encoding="utf-8").split())
+    text = " ".join(LOG.read_text(encoding="utf-8").split())
 
     def missed(*rows: dict) -> list[int]:
         return [round(100 * (row["median_ms"] / float(row["goal"].split(" ms")[0]) - 1)) for row in rows]
@@ -124,7 +141,7 @@ def test_the_text_says_what_the_rows_say():
 
 
 def test_estimates_of_the_presets_are_just_above_what_they_took():
-    """As far as the README says; an estimate that is too low promises what does not fit."""
+    """As far as the page says; an estimate that is too low promises what does not fit."""
     size = SIZES["published"]()
     with torch.device("meta"):
         transformer = DiT(size.dit)
@@ -135,4 +152,4 @@ def test_estimates_of_the_presets_are_just_above_what_they_took():
     rows = {name: BY_NAME["H100"][f"memory {name} train"] for name in PRESETS}
     less = sorted(round(100 * (1 - row["peak_reserved_gib"] / found[name])) for name, row in rows.items())
     assert less[0] >= 0
-    assert f"took {less[0]} to {less[-1]}% less" in " ".join(README.read_text(encoding="utf-8").split())
+    assert f"took {less[0]} to {less[-1]}% less" in " ".join(LOG.read_text(encoding="utf-8").split())

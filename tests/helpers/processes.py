@@ -90,6 +90,12 @@ def train(arguments: list[str], command: str = "train") -> int:
     return module.main(arguments)
 
 
+def in_folder(command: str, arguments: list[str], folder: str) -> int:
+    """A command in a folder."""
+    os.chdir(folder)
+    return train(arguments, command)
+
+
 def attacked(command: str, arguments: list[str], folder: str) -> int:
     """A command in a folder; at its end it prints the seconds that it computed and its largest memory in bytes.
 
