@@ -25,7 +25,7 @@ from .networks import Networks
 from .stages import Stage
 
 KEYS = ("scene_f_score", "box_iou", "object_f_score")
-CALLS = (6, 8, 12, 25, 50)
+CALLS = (6, 8, 12, 16, 25, 50)
 
 
 def ways() -> dict[str, quality.Sampling]:

@@ -17,12 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from midilite import lora
 from midilite.common.files import read_json, write_json
 from midilite.data_prep.prepare import prepare
 from midilite.data_prep.samples import PrepareSettings
 from midilite.lora.files import apply_adapter, read_adapter
+from midilite.model.weights import write_safetensors
 
 from . import quality
 from .sampling_stage import Bench
@@ -190,6 +193,24 @@ def run_together(stage: Stage, model: Path, seeds: Sequence[int]) -> None:
         write_json(stage.folder / "speed" / "together.json", found)
 
 
-def rows(folder: Path) -> dict[str, Any]:
-    """What all runs left, by name."""
-    return {path.stem: read_json(path) for path in sorted((folder / "speed").glob("*.json"))}
+def ship(folder: Path, model: Path, name: str = "fast") -> Path:
+    """Put a finished adapter into a model folder as `fast/`, in fp16: half the bytes, and nothing else of the run."""
+    source, out = adapter_of(folder, name), model / "fast"
+    weights = source / "adapter_model.safetensors"
+    with safe_open(weights, "pt") as file:
+        metadata = file.metadata()
+    state = {key: value.half() for key, value in load_file(weights).items()}
+    out.mkdir(exist_ok=True)
+    write_safetensors(out / weights.name, state, metadata)
+    shutil.copy(source / "adapter_config.json", out)
+    return out
+
+
+def collect(folder: Path) -> dict[str, Any]:
+    """What all runs of `sampling` and `speed` left: ways by test set, runs by name."""
+    tables, trained = folder.glob("sampling-*.json"), (folder / "speed").glob("*.json")
+    found: dict[str, Any] = {"sampling": {}, "runs": {path.stem: read_json(path) for path in sorted(trained)}}
+    for table in map(read_json, sorted(tables)):
+        facts = found["sampling"].setdefault(table["test_set"], {**table, "ways": {}})
+        facts["ways"] |= table["ways"]
+    return found
