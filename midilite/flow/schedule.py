@@ -40,8 +40,10 @@ class RectifiedFlowScheduler:
     num_train_timesteps: int = 1000
     shift: float = 1.0
 
-    def schedule(self, num_inference_steps: int, device: str | torch.device = "cpu") -> Schedule:
-        """s_i = 1 - i/n, sigma = shift s / (1 + (shift - 1) s), and a last sigma of 0.
+    def schedule(
+        self, num_inference_steps: int, device: str | torch.device = "cpu", shift: float | None = None
+    ) -> Schedule:
+        """s_i = 1 - i/n, sigma = shift s / (1 + (shift - 1) s), and a last sigma of 0; `shift` instead of its own.
 
         Raises:
             ValueError: fewer than one step.
@@ -49,7 +51,8 @@ class RectifiedFlowScheduler:
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps is {num_inference_steps}, expected at least 1")
         s = 1 - torch.arange(num_inference_steps + 1, dtype=torch.float64) / num_inference_steps
-        sigmas = (self.shift * s / (1 + (self.shift - 1) * s)).float().to(device)
+        shift = self.shift if shift is None else shift
+        sigmas = (shift * s / (1 + (shift - 1) * s)).float().to(device)
         return Schedule(sigmas, sigmas[:-1] * self.num_train_timesteps)
 
 

@@ -173,7 +173,7 @@ def denoised(
     velocity_of: VelocityOf = guided_velocity,
 ) -> Iterator[Tensor]:
     """The latents after every step of `sample`, whose arguments these are."""
-    device, schedule = transformer.device, scheduler.schedule(sampling.num_inference_steps)
+    device, schedule = transformer.device, scheduler.schedule(sampling.num_inference_steps, shift=sampling.shift)
     noise, there = noise.to(device), [condition.to(device) for condition in conditions]
     velocity = velocity_of(transformer, there, noise, sampling)
     sigmas, timesteps = schedule.sigmas.tolist(), schedule.timesteps.to(device)

@@ -10,7 +10,7 @@ from ..lora.files import AdapterFile
 from ..model.config import Sampling
 
 _ENTRY = "sampling"
-_NAMES = ("num_inference_steps", "guidance_scale", "solver")
+_NAMES = ("num_inference_steps", "guidance_scale", "solver", "shift")
 
 
 def adapter_sampling(adapter: AdapterFile, path: str | Path) -> dict[str, Any]:
@@ -36,4 +36,5 @@ def spelt(ways: Mapping[str, Any]) -> str:
     sampling = Sampling().changed(**ways)
     guidance = f"guidance {sampling.guidance_scale:g}" if sampling.guidance_scale > 1 else "no guidance"
     solver = "" if sampling.solver == "euler" else f" of {sampling.solver}"
-    return f"{sampling.num_inference_steps} steps{solver}, {guidance}"
+    levels = f", shift {sampling.shift:g}" if sampling.shift is not None else ""
+    return f"{sampling.num_inference_steps} steps{solver}{levels}, {guidance}"

@@ -266,6 +266,7 @@ class Sampling:
         solver: one of `SOLVERS`, see `flow.solvers`.
         guidance_interval: noise levels (lowest, highest) with guidance (Kynkaanniemi et al. 2024); outside of them a
             step is half the work.
+        shift: of the noise levels of the steps, see `flow.schedule`; None takes the scheduler's.
     """
 
     num_inference_steps: int = within(50, 1, 1000)
@@ -273,6 +274,7 @@ class Sampling:
     grid_depth: int = within(8, 3, 10)
     solver: str = "euler"
     guidance_interval: tuple[float, float] = within((0.0, 1.0), 0, 1)
+    shift: float | None = within(None, 1e-4, 1000)
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -28,7 +28,7 @@ TASKS = ("lora", "distill")
 _OF_TASK = {  # options that one task alone looks at
     "lora": "sigma_density logit_mean logit_std loss_weighting condition_dropout single_object_share "
     "train_image_encoders",
-    "distill": "distill_steps teacher_steps teacher_guidance_scale walk_epochs",
+    "distill": "distill_steps distill_shift teacher_steps teacher_guidance_scale walk_epochs",
 }
 BEST_METRICS = (
     "val_loss", "val_loss_ema", "eval_scene_f_score", "eval_object_f_score", "eval_scene_chamfer",
@@ -175,6 +175,12 @@ class TrainOptions(Options):
     )
 
     distill_steps: int = _distill(4, "steps that the adapter is to make a scene in", least=1, most=50)
+    distill_shift: float | None = _distill(
+        None,
+        "spread of the noise levels of its steps: above 1 more of them at high noise (default: the model's)",
+        least=0.01,
+        most=100,
+    )
     teacher_steps: int = _distill(24, "guided steps of the teacher, a multiple of distill_steps", least=1, most=1000)
     teacher_guidance_scale: float | None = _distill(
         None, "the teacher's guidance (default: the model's own)", least=0, most=1000

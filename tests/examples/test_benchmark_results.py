@@ -86,8 +86,9 @@ def test_rows_of_presets_are_of_the_presets():
 
 def test_the_log_holds_the_table_of_the_rows():
     """As `benchmarks/run.py --markdown` prints it."""
-    _, _, after = LOG.read_text(encoding="utf-8").partition("<!-- H100: begin -->\n")
-    assert after.partition("\n<!-- H100: end -->")[0] == markdown(ROWS)
+    for name, rows in {"H100": ROWS, "H200": read_rows([RESULTS / "benchmark_h200.jsonl"])}.items():
+        _, _, after = LOG.read_text(encoding="utf-8").partition(f"<!-- {name}: begin -->\n")
+        assert after.partition(f"\n<!-- {name}: end -->")[0] == markdown(rows)
 
 
 def test_the_page_holds_what_two_gpus_did():

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -18,12 +19,13 @@ from midilite.data.scenes import find_scenes
 from midilite.flow.schedule import RectifiedFlowScheduler, target
 from midilite.flow.solvers import euler
 from midilite.flow.walks import kept_points, mean_velocity, stops
-from midilite.inference.sampling import guided_velocity, sample
+from midilite.inference.sampling import denoised, guided_velocity, sample
 from midilite.lora.files import read_adapter
 from midilite.lora.writers import write_peft_folder
 from midilite.model.config import Sampling
 from midilite.model.folder import ModelFolder
 from midilite.training.options import TrainOptions
+from midilite.training.tasks.distill import sampling_facts, student_sampling
 
 X0, EPS = torch.randn(2, 3, 8, 5, generator=torch.Generator().manual_seed(0)).unbind(0)
 SIGMAS = RectifiedFlowScheduler(shift=3.0).schedule(24).sigmas.tolist()
@@ -132,6 +134,26 @@ def test_a_walk_is_the_guided_sampling_of_the_base(task):
             guided_velocity,
         )
     assert relative_error(made.points[-1].float(), expected) < 2e-3, "16 bits, and noise that was rounded to them"
+
+
+def test_levels_of_its_own(distilling):
+    """The teacher walks, the student learns and the file asks for the spread of noise levels that was given."""
+    options = distilling(distill_shift=1.0, teacher_steps=8, distill_steps=4)
+    folder, device = ModelFolder(options.pretrained_model), torch.device("cpu")
+    own = student_sampling(distilling(), folder)
+    scenes = find_scenes(resolve_data(options.data_dir))
+    features = open_features(folder, options, device, 16)
+    task = make_task(training_base(folder, options, device), folder, scenes, features, options, device)
+    assert task.teacher.sigmas == [1.0, 0.75, 0.5, 0.25, 0.0] and task.teacher.sampling.shift == 1
+    assert task.metadata["sampling"]["shift"] == 1 and "shift" not in sampling_facts(own)
+    noise = task.walks.get([0], step=0)[0].points[0].float()
+    steps, seen = student_sampling(options, folder), []
+
+    def velocity_of(transformer, conditions, noise, sampling):
+        return lambda x, timestep, inside: seen.append(float(timestep) / 1000) or x
+
+    *_, _ = denoised(task.transformer, folder.load_scheduler(), [], noise, steps, velocity_of)
+    assert seen == task.teacher.sigmas[:-1]
 
 
 def test_walks_do_not_depend_on_when_they_are_asked_for(task, distilling):
@@ -311,6 +333,9 @@ def test_a_base_adapter_that_changed_is_noticed_by_a_resumed_run(distilling, dom
 # ---- in use --------------------------------------------------------------------------------------------------------
 
 
+WAYS = {"num_inference_steps": 3, "guidance_scale": 1.0, "solver": "euler"}
+
+
 @pytest.fixture(scope="module")
 def speed(tmp_path_factory):
     """An adapter of the shipped model that asks for 3 steps without guidance."""
@@ -318,8 +343,7 @@ def speed(tmp_path_factory):
     config = lora.LoRAConfig(rank=2, alpha=2)
     lora.inject(pipe.transformer, config)
     folder = tmp_path_factory.mktemp("speed") / "fast"
-    ways = {"num_inference_steps": 3, "guidance_scale": 1.0, "solver": "euler"}
-    write_peft_folder(folder, lora.adapter_state(pipe.transformer), config, {"sampling": ways})
+    write_peft_folder(folder, lora.adapter_state(pipe.transformer), config, {"sampling": WAYS})
     pipe.unload_adapters()
     return pipe, folder
 
@@ -352,7 +376,18 @@ def test_a_scene_takes_as_many_steps_as_the_adapter_asks_for(speed):
     pipe.unload_adapters()
 
 
-@pytest.mark.parametrize("ways", [7, {"steps": 3}, {"num_inference_steps": 0}, {"solver": "rk4"}])
+def test_a_file_may_ask_for_levels_of_its_own(speed, tmp_path):
+    pipe, folder = speed
+    adapter = read_adapter(folder)
+    write_peft_folder(tmp_path / "own", adapter.state, adapter.config, {"sampling": {**WAYS, "shift": 1.5}})
+    notes = pipe.load_adapter(tmp_path / "own", name="own")
+    assert any("is made for 3 steps, shift 1.5, no guidance" in note for note in notes)
+    assert pipe.sampling_with().shift == 1.5
+    pipe.unload_adapters()
+    assert pipe.sampling_with().shift is None
+
+
+@pytest.mark.parametrize("ways", [7, {"shift": 0.0}, {"steps": 3}, {"num_inference_steps": 0}, {"solver": "rk4"}])
 def test_ways_that_a_file_can_t_ask_for(speed, tmp_path, ways):
     pipe, folder = speed
     adapter = read_adapter(folder)
@@ -365,7 +400,7 @@ def test_ways_that_a_file_can_t_ask_for(speed, tmp_path, ways):
 def test_fast_takes_the_adapter_of_the_model_s_own_folder(speed, tmp_path, capsys):
     _, folder = speed
     model = tmp_path / "model"
-    shutil.copytree(ModelFolder("tiny").path, model)
+    shutil.copytree(ModelFolder("tiny").path, model, ignore=shutil.ignore_patterns("fast"))
     wanted = ["--pretrained_model", str(model), "--fast", "--device", "cpu", "--grid_depth", "4", "--num_tokens", "64"]
     assert run("infer", [*wanted, "--output", str(tmp_path / "a.glb")]) == 1
     said = capsys.readouterr().err
@@ -374,3 +409,17 @@ def test_fast_takes_the_adapter_of_the_model_s_own_folder(speed, tmp_path, capsy
     run("infer", [*wanted, "--output", str(tmp_path / "a.glb")])
     said = capsys.readouterr().err
     assert "fast: is made for 3 steps, no guidance" in said and "denoising 3/3" in said
+
+
+def test_the_shipped_model_has_one(tmp_path, capsys):
+    """Of its own weights, for 4 steps, below 5 MB; and `--fast` samples so."""
+    folder = ModelFolder("tiny").path / "fast"
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 5e6
+    pipe = midilite.load_pipeline("tiny", "cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # another base would be warned about
+        pipe.load_adapter(folder)
+    assert pipe.sampling_with().num_inference_steps == 4 and pipe.sampling_with().guidance_scale == 1
+    words = ["--fast", "--device", "cpu", "--grid_depth", "4", "--num_tokens", "64", "--no-preview"]
+    assert run("infer", [*words, "--output", str(tmp_path / "a.glb")]) == 0
+    assert "denoising 4/4" in capsys.readouterr().err

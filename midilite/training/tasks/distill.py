@@ -28,15 +28,14 @@ from .walks import Teacher, Walk, WalkStore
 
 
 def teacher_sampling(options: TrainOptions, folder: ModelFolder) -> Sampling:
-    """How the teacher samples: the model's own way, with the steps and the guidance that the options give."""
-    return folder.sampling.changed(
-        num_inference_steps=options.teacher_steps, guidance_scale=options.teacher_guidance_scale
-    )
+    """How the teacher samples: the model's own way, but for what the options give."""
+    given = {"num_inference_steps": options.teacher_steps, "guidance_scale": options.teacher_guidance_scale}
+    return folder.sampling.changed(**given, shift=options.distill_shift)
 
 
 def student_sampling(options: TrainOptions, folder: ModelFolder) -> Sampling:
     """How the student is to be sampled: a few Euler steps without guidance."""
-    return Sampling(options.distill_steps, 1.0, folder.sampling.grid_depth)
+    return Sampling(options.distill_steps, 1.0, folder.sampling.grid_depth, shift=options.distill_shift)
 
 
 class DistillTask(LoRATask):
@@ -66,8 +65,12 @@ class DistillTask(LoRATask):
         )
         self.walks = WalkStore(self.teacher, scenes, features, options, world_size)
         self.reads_ahead = False  # walks want the device that the step before is still busy on
-        self.metadata["training"] |= {"task": "distill", "teacher": _facts(teaching), "sigmas": self.teacher.sigmas}
-        self.metadata["sampling"] = _facts(learning)
+        self.metadata["training"] |= {
+            "task": "distill",
+            "teacher": sampling_facts(teaching),
+            "sigmas": self.teacher.sigmas,
+        }
+        self.metadata["sampling"] = sampling_facts(learning)
 
     def draw(self, scenes: list[int], step: int) -> SceneBatch:
         """A window of each scene's walk."""
@@ -89,7 +92,8 @@ def window_inputs(walk: Walk, sigmas: list[float], window: int) -> SceneInputs:
     return SceneInputs(start, target, sigmas[window], walk.conditions, [len(start)])
 
 
-def _facts(sampling: Sampling) -> dict[str, Any]:
+def sampling_facts(sampling: Sampling) -> dict[str, Any]:
     """What an adapter's file says about a way of sampling."""
     names = ("num_inference_steps", "guidance_scale", "solver")
-    return {name: getattr(sampling, name) for name in names}
+    facts = {name: getattr(sampling, name) for name in names}
+    return facts if sampling.shift is None else facts | {"shift": sampling.shift}

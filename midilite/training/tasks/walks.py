@@ -75,7 +75,7 @@ class Teacher:
     ) -> None:
         self.transformer, self.networks, self.scheduler, self.sampling = transformer, networks, scheduler, sampling
         self.kept = stops(sampling.num_inference_steps, student_steps)
-        levels = scheduler.schedule(sampling.num_inference_steps).sigmas.tolist()
+        levels = scheduler.schedule(sampling.num_inference_steps, shift=sampling.shift).sigmas.tolist()
         self.sigmas = [levels[level] for level in self.kept]
         # like every pass of a run that may offload its base, nothing is projected ahead
         self.velocity_of = partial(guided_velocity, project_ahead=False, capture=False, multi_instance=multi_instance)
