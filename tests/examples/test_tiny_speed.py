@@ -8,8 +8,8 @@ from tiny_model import speed_stage
 from tiny_model.speed_stage import RUNS, TOGETHER, adapter_of, collect, command, share_of, ship
 
 from midilite import lora
-from midilite.common.files import write_json
 from midilite.common.command_line import parse
+from midilite.common.files import write_json
 from midilite.lora.writers import write_peft_folder
 from midilite.training.options import TrainOptions
 
