@@ -9,7 +9,7 @@ from pathlib import Path
 from midilite.common.distributed import start, stop
 from midilite.model.folder import ASSETS
 
-from . import decoder_stages, finish, flow_stages, sampling_stage, speed_stage, stages
+from . import decoder_stages, finish, flow_stages, sampling_stage, speed_stage, stages, tuning_stage
 
 TINY = ASSETS / "tiny"
 STAGES = (
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--test_set", default="eval-seen", help="sampling: eval-seen, eval-unseen or eval-vehicles")
     parser.add_argument("--tests_only", action="store_true", help="draw: only the scenes of the tests")
     parser.add_argument("--runs", nargs="*", default=[], help="speed: which; none only prepares their data")
+    parser.add_argument("--share", default="0/1", help="tuning: which of how many parts this process does, as 0/8")
     parser.add_argument("--together", action="store_true", help="speed: measure adapters together, on vehicles")
     parser.add_argument("--logit_mean", type=float, default=0.0, help="flow: above 0, noise levels lean to noise")
     parser.add_argument("--rate", type=float, help="flow, decoder: highest learning rate")
@@ -87,6 +88,8 @@ def main() -> None:
             speed_stage.run_speed(stage, model, args.meshes, args.runs, tuple(args.seeds))
             if args.together:
                 speed_stage.run_together(stage, model, tuple(args.seeds))
+        elif args.stage == "tuning":
+            tuning_stage.run_tuning(stage, args.model or TINY, args.share, 60 * args.minutes)
         elif args.stage == "lora":
             flow_stages.run_lora(stage, args.steps)
         elif args.stage == "limit":

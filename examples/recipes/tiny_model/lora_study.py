@@ -55,6 +55,7 @@ class Variant:
     rate: float = 1e-3
     reversed_sign: bool = False
     condition_dropout: float = 0.1
+    targets: tuple[str, ...] = lora.DEFAULT_TARGETS
 
 
 VARIANTS = (
@@ -115,7 +116,9 @@ class StudyTask(Task):
         self.settings = ObjectiveSettings(seed=seed, condition_dropout=variant.condition_dropout)
         self.parameters: dict[str, nn.Parameter]
         if variant.rank:
-            lora.inject(self.dit, lora.LoRAConfig(rank=variant.rank, alpha=variant.rank), seed=seed)
+            lora.inject(
+                self.dit, lora.LoRAConfig(variant.rank, variant.rank, target_modules=variant.targets), seed=seed
+            )
             lora.freeze_base(self.dit)
             self.parameters = lora.adapter_parameters(self.dit)
         else:

@@ -59,6 +59,7 @@ class Plan:
     eval_scenes: int = 100
     study_scenes: int = 256  # training scenes of the adapters' study; a tenth of that for each test
     study_batch: int = 16
+    study_tests: int = 48  # scenes of each set that the study of fine-tuning measures
     depth: int = 6  # grid on which decoded surfaces are measured
     sizes: Sizes = Sizes()
     pools: PoolSizes = PoolSizes()
@@ -78,6 +79,7 @@ def toy_plan() -> Plan:
         eval_scenes=4,
         study_scenes=12,
         study_batch=3,
+        study_tests=3,
         depth=3,
         sizes=toy_sizes(),
         pools=PoolSizes(surfaces=2, points=256, tokens=32, near=256, box=128),
