@@ -42,7 +42,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["midilite", "midilite.*"]),
-    package_data={"midilite": ["assets/**/*"]},
+    package_data={"midilite": ["assets/**/*", "render/page/*", "studio/page/*"]},
     entry_points={"console_scripts": ["midilite = midilite.commands.console:program"]},
     install_requires=[
         "torch>=2.6",

@@ -14,7 +14,8 @@ PACKAGE = ROOT / "midilite"
 
 # A package imports only packages to its left; `__init__.py` of the top level, the face, may import any.
 PACKAGES = (
-    "common mesh render layout flow model runtime lora data data_prep inference training evaluation commands".split()
+    "common mesh render layout flow model runtime lora data data_prep inference training evaluation commands "
+    "studio".split()
 )
 RUN_TIME = {"torch", "safetensors", "numpy", "PIL", "yaml", "trimesh"}
 OPTIONAL = {"huggingface_hub", "triton", "pillow_heif", "fast_simplification"}
@@ -160,7 +161,7 @@ def run_python(code: str, environment: dict[str, str] | None = None) -> str:
     ).stdout
 
 
-@pytest.mark.parametrize("command", ["prepare_data", "train", "infer", "evaluate", "adapter"])
+@pytest.mark.parametrize("command", ["prepare_data", "train", "infer", "evaluate", "adapter", "studio"])
 @pytest.mark.parametrize("own", [{}, {"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}])
 def test_commands_choose_how_memory_grows_before_torch_is_there_unless_the_user_has(command, own):
     code = (

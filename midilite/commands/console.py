@@ -24,6 +24,7 @@ _ABOUT = {
     "infer": "a picture and its instance mask to a 3D scene",
     "evaluate": "how good a model is on a folder of samples, with and without adapters",
     "adapter": "inspect, convert, resize, average, merge and sweep adapter files",
+    "studio": "a local page: mark objects, make scenes and turn them, watch trainings",
 }
 
 

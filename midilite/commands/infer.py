@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..common import shared_options as shared
-from ..common.files import try_writing
+from ..common.files import try_writing, write_bytes
 from ..common.options import option
 from ..common.progress import Progress
 from ..common.terminal import say
 from ..mesh.scene import check_suffix, export_scene
 from ..mesh.simplify import simplifier
+from ..render.scene_page import scene_page
 from ..runtime.exclusions import QUANTIZATIONS, check_base
 from .bases import BaseOptions, given_sampling
 
@@ -53,9 +54,12 @@ class InferOptions(BaseOptions):
     rgb_image: str | None = option(None, "the picture (default: the example that ships with midilite)", reads=True)
     seg_image: str | None = option(None, "its instance mask; TripoSG models need none", reads=True)
     output: str = option(
-        "outputs/scene.glb", "scene file: .glb, .obj, .ply or .stl; a .png preview goes beside it", writes=True
+        "outputs/scene.glb",
+        "scene file: .glb, .obj, .ply or .stl; a .png preview and an .html page go beside it",
+        writes=True,
     )
     preview: bool = option(True, "write the preview picture")
+    viewer: bool = option(True, "write a page beside the scene, .html, in which it turns in any browser")
     bake: bool = option(False, "GLB: all vertices in the scene's frame, instead of a pivot below each object")
     floor: bool = option(
         False, "move the scene so that it stands at y = 0, as engines expect; a fitted layout has all objects on it"
@@ -132,10 +136,11 @@ class InferOptions(BaseOptions):
         return super().inputs() + shipped
 
     def outputs(self) -> list[tuple[str, str]]:
-        """Also the preview, and the overlay where a layout is fitted."""
+        """Also the preview, the overlay where a layout is fitted, and the page."""
         pictures = [("the preview (see --output and --no-preview)", str(self.preview_path))]
         pictures += [("the overlay (see --output and --no-preview)", str(self.overlay_path))] * self.fit_layout
-        return super().outputs() + pictures * self.preview
+        page = [("the page (see --output and --no-viewer)", str(self.page_path))]
+        return super().outputs() + pictures * self.preview + page * self.viewer
 
     @property
     def preview_path(self) -> Path:
@@ -146,6 +151,11 @@ class InferOptions(BaseOptions):
     def overlay_path(self) -> Path:
         """The scene drawn over the picture, beside the scene."""
         return Path(self.output).with_name(f"{Path(self.output).stem}_overlay.png")
+
+    @property
+    def page_path(self) -> Path:
+        """The page beside the scene."""
+        return Path(self.output).with_suffix(".html")
 
 
 def run(options: InferOptions) -> Result:
@@ -206,8 +216,10 @@ def run(options: InferOptions) -> Result:
             write_preview(result, options.preview_path)
             if result.camera is not None:
                 write_png(options.overlay_path, result.overlay())
-        drawn = f"{options.preview_path}" + f" and {options.overlay_path}" * options.fit_layout
-        seen = f", seen in {drawn}" * options.preview
+        if options.viewer:
+            write_bytes(options.page_path, scene_page({Path(options.output).stem: result.scene}))
+        written = [path for name, path in options.outputs() if name != "output"]
+        seen = f", seen in {' and '.join(written)}" if written else ""
         count, asked = len(result.scene.geometry), len(result.meshes)
         objects = f"{count} objects" if count == asked else f"{count} of {asked} objects, the others have no surface"
         say(f"{options.output}: {objects}{seen}, {time.monotonic() - started:.1f} s in all")

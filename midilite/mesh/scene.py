@@ -81,17 +81,19 @@ def export_scene(scene: trimesh.Scene, path: str | Path, bake: bool = False, vie
     Raises:
         ValueError: a suffix that can't be written.
     """
-    suffix = check_suffix(path)
+    write_bytes(path, scene_bytes(scene, check_suffix(path), bake, view))
+
+
+def scene_bytes(scene: trimesh.Scene, suffix: str, bake: bool = False, view: View | None = None) -> bytes:
+    """The file that `export_scene` writes; `suffix` is one of `SUFFIXES`."""
     if suffix == ".glb":
         colors = {name: geometry_color(mesh) for name, mesh in scene.geometry.items()}
         extras = {name: mesh.metadata[EXTRAS] for name, mesh in scene.geometry.items() if mesh.metadata.get(EXTRAS)}
-        data = to_glb(scene.geometry, colors, extras, bake, view)
-    elif suffix == ".obj":
-        data = _obj(scene).encode()
-    else:
-        mesh = _joined(scene)
-        data = (mesh.apply_transform(_Z_UP) if suffix == ".stl" else mesh).export(file_type=suffix[1:])
-    write_bytes(path, data)
+        return to_glb(scene.geometry, colors, extras, bake, view)
+    if suffix == ".obj":
+        return _obj(scene).encode()
+    mesh = _joined(scene)
+    return (mesh.apply_transform(_Z_UP) if suffix == ".stl" else mesh).export(file_type=suffix[1:])
 
 
 def geometry_color(mesh: trimesh.Trimesh) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Whose an output folder is: one run at a time, and nothing of an earlier run under this one's names.
 
     run.json                   which launch the folder's contents belong to
+    wish.json                  what somebody asks of the run (wishes.py)
     .lock                      held while a run is alive; the system lets go of it whichever way the process ends
 
 A run that starts from the beginning in a folder that was used before moves everything of the earlier run (checkpoints,
@@ -56,7 +57,7 @@ def occupied(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise ValueError(f"{folder}: the output folder can't be written ({error.strerror or error})") from error
     try:
-        if not _lock(handle):
+        if not _lock_soon(handle):
             raise FolderInUseError(
                 f"{folder}: another run writes there: {_holder(handle)}; wait, or take another folder"
             )
@@ -66,6 +67,15 @@ def occupied(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def _lock_soon(handle: int) -> bool:
+    """As `_lock`, tried again for a moment: who looks whether a run is alive (wishes.py) shares the lock as long."""
+    for _ in range(5):
+        if _lock(handle):
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def _lock(handle: int) -> bool:

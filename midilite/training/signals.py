@@ -1,5 +1,7 @@
 """How a run ends before its end: SIGTERM and ctrl-C as a wish that the loop grants between two steps.
 
+The same is asked for by a file (wishes.py), and so is a checkpoint without an end.
+
 The handlers only set a flag. The loop shows the flags of all processes to each other (`flags`, `agree_on_signal`),
 because one that stops alone leaves the others waiting for it; the flags travel in a sum that the step computes anyway.
 A second ctrl-C ends the process at once: the system's own handler is put back at the first one, which works even while
@@ -18,6 +20,8 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from ..common.errors import CommandError
+from ..common.terminal import say
+from .wishes import Wishes
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -37,15 +41,17 @@ class StopRequest:
 
     Args:
         announce: whether to say, at the signal, that the step is finished first.
+        wishes: where others ask for the same; a wish to stop counts as SIGTERM.
 
     Attributes:
         agreed: number of the signal for which all processes stop, 0 for none; set by `agree_on_signal`.
+        save_agreed: whether all save a checkpoint now, likewise.
     """
 
-    def __init__(self, announce: bool = True) -> None:
-        self.announce = announce
+    def __init__(self, announce: bool = True, wishes: Wishes | None = None) -> None:
+        self.announce, self.wishes = announce, wishes
         self.received: set[int] = set()
-        self.agreed = 0
+        self.agreed, self.save_agreed, self._save_wished = 0, False, False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -69,9 +75,17 @@ class StopRequest:
             os.write(2, f"\n{name}: finishing this step, then saving{again}\n".encode())  # print is not reentrant
 
     def flags(self) -> list[float]:
-        """For each of `SIGNALS`, 1 when this process received it, else 0; to be added up over all processes."""
-        return [float(number in self.received) for number in SIGNALS]
+        """For each of `SIGNALS`, 1 when this process received it, else 0, and the same for a wish to save; to be added
+        up over all processes."""
+        wish = self.wishes.take() if self.wishes else None
+        if wish == "stop":
+            say("asked to stop: finishing this step, then saving")
+            self.received.add(signal.SIGTERM)
+        self._save_wished |= wish == "save"
+        return [*(float(number in self.received) for number in SIGNALS), float(self._save_wished)]
 
     def agree_on_signal(self, flags: Sequence[float]) -> None:
         """Take the sum of everybody's flags: one process's signal stops all of them."""
-        self.agreed = max((int(n) for n, count in zip(SIGNALS, flags, strict=True) if count), default=0)
+        *signals, save = flags
+        self.agreed = max((int(n) for n, count in zip(SIGNALS, signals, strict=True) if count), default=0)
+        self.save_agreed, self._save_wished = self.save_agreed or save > 0, False

@@ -37,6 +37,7 @@ from .prefetch import Prefetcher
 from .run_folder import start_folder
 from .signals import Interrupted, StopRequest
 from .update import Progress, Update
+from .wishes import Wishes
 
 
 def find_start(
@@ -94,7 +95,7 @@ class Trainer:
         self.task, self.options, self.world, self.device = task, options, world, device
         self.contents = contents
         self.observers = tuple(observers)
-        self.stop = StopRequest(world.is_main)
+        self.stop = StopRequest(world.is_main, Wishes(Path(options.output_dir), world.is_main))
         self.plan = Plan(
             task.num_scenes,
             options.batch_size,
@@ -252,6 +253,7 @@ class Trainer:
         if options.save_every_n_epochs and not rest and epochs % options.save_every_n_epochs == 0:
             self.save_weights(f"lora-epoch-{epochs}")  # before the full state: whoever resumes from that has it all
         due = options.checkpointing_steps and (done % options.checkpointing_steps == 0 or done == self.total_steps)
+        due, self.stop.save_agreed = due or self.stop.save_agreed, False
         return self.save() if due else None
 
     def save_weights(self, name: str) -> None:

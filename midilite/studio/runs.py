@@ -1,0 +1,80 @@
+"""What a training has written so far: its numbers, pictures and adapters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..common.files import read_text
+from ..training.log import METRICS
+from ..training.wishes import is_alive
+from .places import contents, inside, name_of
+
+_CURVES = ("loss", "mse", "lr", "grad_norm")
+_NOT_SHOWN = ("step", "epoch", "step_seconds", "eta_seconds", "samples_per_second", "bad_steps")
+_MOST_POINTS, _MOST_LOG = 1500, 2**27
+
+
+def overview(start: Path) -> list[dict[str, Any]]:
+    """All runs: {name, alive, changed}, those that go on and the latest first."""
+    found = []
+    for name in contents(start)["runs"]:
+        folder = inside(start, name)
+        found.append({"name": name, "alive": is_alive(folder), "changed": (folder / METRICS).stat().st_mtime})
+    return sorted(found, key=lambda run: (not run["alive"], -run["changed"]))
+
+
+def state_of(start: Path, folder: Path, since: int = 0) -> dict[str, Any]:
+    """Curves {name: [[step, value], ..]} beyond step `since`, the last line, pictures (the newest first), adapters.
+
+    Raises:
+        ValueError: it is no run's folder.
+    """
+    lines = [line for line in _lines(folder / METRICS) if line["step"] > since]
+    every = -(-len(lines) // _MOST_POINTS) or 1
+    curves: dict[str, list[list[float]]] = {}
+    for i, line in enumerate(lines):
+        for key, value in line.items():
+            number = type(value) in (int, float) and key not in _NOT_SHOWN
+            if number and (key not in _CURVES or i % every == 0 or i == len(lines) - 1):
+                curves.setdefault(key, []).append([line["step"], value])
+    pictures = sorted(folder.glob("samples/*.png"), key=lambda path: -path.stat().st_mtime)[:40]
+    adapters = [path for path in sorted(folder.glob("lora-*")) if (path / "adapter_config.json").is_file()]
+    return {
+        "alive": is_alive(folder),
+        "curves": curves,
+        "last": lines[-1] if lines else None,
+        "pictures": [name_of(start, path.resolve()) for path in pictures],
+        "adapters": [{"path": name_of(start, path.resolve()), "facts": _facts(path)} for path in adapters],
+        "checkpoints": sorted(path.name for path in folder.glob("checkpoint-*")),
+    }
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a log; the last may be in the making."""
+    found = []
+    for line in read_text(path, _MOST_LOG).splitlines():
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict) and type(value.get("step")) is int:
+            found.append(value)
+    return found
+
+
+def _facts(path: Path) -> str:
+    """What an adapter's file tells, in a line."""
+    from ..lora.files import read_adapter
+
+    try:
+        adapter = read_adapter(path)
+    except ValueError as error:
+        return str(error)
+    config, training = adapter.config, adapter.metadata.get("training")
+    told = [f"rank {config.rank}", f"alpha {config.alpha:g}", f"{len(adapter.state) // 2} modules"]
+    told += [f"base {adapter.metadata['base_model']}"] if "base_model" in adapter.metadata else []
+    if isinstance(training, dict):
+        told += [f"{key} {value}" for key, value in training.items() if isinstance(value, (int, float, str))][:6]
+    return ", ".join(told)[:400]

@@ -1,0 +1,54 @@
+"""A folder of training data as the page shows it: pictures with outlines, surface points, and what a check says."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from ..data.check import DataReport, check_data
+from ..data.contact_sheet import outlined
+from ..data.scenes import SceneData, read_scene_quietly
+from ..mesh.scene import instance_color
+
+_MOST_SHOWN, _POINTS = 200, 3000
+_reports: dict[str, DataReport] = {}
+
+
+def overview(folder: Path) -> dict[str, Any]:
+    """The text of `--check` and the names of samples, those with warnings first. Raises ValueError."""
+    report = check_data(folder, num_workers=2)
+    if len(_reports) > 8:
+        _reports.clear()
+    _reports[str(folder)] = report
+    noted: dict[str, list[str]] = {}
+    for problem in report.problems:
+        noted.setdefault(problem.scene, []).append(f"{problem.severity}: {problem.reason}")
+    names = sorted((scene.name for scene in report.scenes), key=lambda name: (name not in noted, name))[:_MOST_SHOWN]
+    text = report.to_text().replace(f"{folder}", folder.name)
+    return {"text": text, "samples": [{"name": name, "notes": noted.get(name, [])} for name in names]}
+
+
+def _sample(folder: Path, name: str) -> SceneData:
+    report = _reports.get(str(folder)) or check_data(folder, num_workers=2)
+    for scene in report.scenes:
+        if scene.name == name:
+            return read_scene_quietly(scene, estimate=False)
+    raise ValueError(f"{folder.name}: has no usable sample {name[:60]}")
+
+
+def picture(folder: Path, name: str) -> bytes:
+    """A sample's picture with the outlines of its masks, as PNG. Raises ValueError."""
+    file = io.BytesIO()
+    outlined(_sample(folder, name)).save(file, format="PNG")
+    return file.getvalue()
+
+
+def points(folder: Path, name: str) -> list[dict[str, Any]]:
+    """A sample's surface points, {color, points: [x, y, z, ..]} for each object. Raises ValueError."""
+    surfaces = _sample(folder, name).surfaces
+    step = max(1, surfaces.shape[1] // _POINTS)
+    return [
+        {"color": "#{:02x}{:02x}{:02x}".format(*instance_color(i)), "points": surface[::step, :3].flatten().tolist()}
+        for i, surface in enumerate(surfaces)
+    ]
