@@ -39,7 +39,7 @@ COMMANDS = {  # options (a class, or one for each subcommand), and what is done 
     "infer": ("midilite.commands.infer:InferOptions", "midilite.commands.infer:answer"),
     "evaluate": ("midilite.commands.evaluate:EvaluateOptions", "midilite.commands.evaluate:run"),
     "adapter": ("midilite.commands.adapter_commands:SUBCOMMANDS", "midilite.commands.adapter_commands:run"),
-    "studio": ("midilite.studio.options:StudioOptions", "midilite.studio.options:run"),
+    "studio": ("midilite.studio.options:StudioOptions", "midilite.studio.server:serve"),
 }
 UNFORESEEN = 70
 _NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")  # the others are older names

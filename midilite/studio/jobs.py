@@ -144,9 +144,13 @@ class Jobs:
             except Cancelled:
                 job.state = "cancelled"
             except Exception as error:  # whatever it is: the next one shall be made
-                job.state, job.doing = "failed", str(error) or type(error).__name__
+                job.state, job.doing = "failed", self._said(error)
                 if not isinstance(error, (ValueError, OSError)):
                     say("".join(traceback.format_exception(error)))
+
+    def _said(self, error: Exception) -> str:
+        """What the page is told: paths from the start folder on."""
+        return str(error).replace(f"{self.start}/", "") or type(error).__name__
 
     def _make(self, job: Job) -> str:
         """Make a scene; returns the name of its folder."""

@@ -16,14 +16,3 @@ class StudioOptions(Options):
     host: str = option("127.0.0.1", "address to listen at; any other than this machine's own asks for a token")
     port: int = option(8765, "0 takes a free one", least=0, most=65535)
     device: str | None = shared.device()
-
-
-def run(options: StudioOptions) -> int:
-    """Serve until ctrl-C; returns the exit code.
-
-    Raises:
-        ValueError: there is no such folder, or the address can't be listened at.
-    """
-    from .server import serve
-
-    return serve(options)

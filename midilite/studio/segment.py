@@ -31,6 +31,7 @@ _PRIOR, _RIM = 0.1, 1.0  # how strongly each cell's area, and the picture's bord
 _STEP, _APART = 5.0, 1e-3  # units of Lab that make a border e times harder to pass, and what is left of any border
 _STEP_2, _APART_2 = 4.0, 0.1  # the same between objects
 _SAME = 0.95  # by how much steps within the background count less: its texture
+_LOST = 4e-4  # how strongly each cell's area ends walks: what lies apart from all strokes is an object without one
 _OWN, _OWN_LIKE = 0.003, 5.0  # how strongly colours like those of an object's strokes are its own
 
 
@@ -75,9 +76,8 @@ def region_labels(regions: Regions, seeds: np.ndarray, count: int) -> np.ndarray
         if (seeds == k).any():
             far = np.linalg.norm(regions.color - regions.color[seeds == k].mean(axis=0), axis=1)
             ends[:, k - 1] += _OWN * cells * np.exp(-far / _OWN_LIKE)
-    reached = _walk(regions.pairs, passing, ends.sum(axis=1) + 1e-6, ends).clip(0, None)
-    shares = reached[:, :count] / reached.sum(axis=1, keepdims=True).clip(1e-12, None)
-    objects = shares * is_object[:, None]
+    reached = _walk(regions.pairs, passing, ends.sum(axis=1) + _LOST * cells, ends).clip(0, None)
+    objects = reached[:, :count] * is_object[:, None]
     return np.concatenate([1 - objects.sum(axis=1, keepdims=True), objects], axis=1).astype(np.float32)
 
 

@@ -249,7 +249,11 @@ def open_server(options: StudioOptions) -> StudioServer:
 
 
 def serve(options: StudioOptions) -> int:
-    """Serve until ctrl-C, which ends the job at work, too; returns the exit code."""
+    """Serve until ctrl-C, which ends the job at work, too; returns the exit code.
+
+    Raises:
+        ValueError: as `open_server`.
+    """
     server = open_server(options)
     host = f"[{options.host}]" if ":" in options.host else options.host
     token = f"?token={server.token}" if server.token else ""

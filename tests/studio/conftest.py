@@ -1,0 +1,37 @@
+"""A studio that serves a folder with a picture, its mask, a model and an empty corner."""
+
+import shutil
+import threading
+from types import SimpleNamespace
+
+import pytest
+from asking import ask
+
+from midilite.commands.infer import EXAMPLE
+from midilite.studio.options import StudioOptions
+from midilite.studio.server import open_server
+
+
+@pytest.fixture
+def start(tmp_path, quick_model):
+    """The start folder, and something beside it that nobody may see."""
+    (tmp_path / "secret.png").write_bytes(b"SECRET")
+    folder = tmp_path / "start"
+    folder.mkdir()
+    for name in ("rgb.png", "seg.png"):
+        shutil.copy(EXAMPLE / name, folder / name)
+    shutil.copytree(quick_model, folder / "model")
+    (folder / "leads-out.png").symlink_to(tmp_path / "secret.png")
+    return folder
+
+
+@pytest.fixture
+def studio(start):
+    """The server, and `ask` for it; its thread and jobs end with the test."""
+    server = open_server(StudioOptions(folder=str(start), port=0, device="cpu"))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    yield SimpleNamespace(server=server, ask=lambda *given, **more: ask(server, *given, **more), start=start)
+    server.shutdown()
+    server.server_close()
+    assert server.studio.jobs.close() and server.is_idle(20)
