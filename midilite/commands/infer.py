@@ -168,7 +168,6 @@ def run(options: InferOptions) -> Result:
         PartnerLostError: another process has ended.
     """
     from ..common.distributed import start, stop
-    from ..common.files import write_png
     from ..inference.pipeline import load_pipeline
     from ..runtime.placement import choose_dtype
 
@@ -212,19 +211,33 @@ def run(options: InferOptions) -> Result:
         export_scene(result.scene, options.output, options.bake, result.view)
         if check_suffix(options.output) == ".stl":
             say(f"{options.output} is z up, as printers want it; the other formats are y up")
-        if options.preview:
-            write_preview(result, options.preview_path)
-            if result.camera is not None:
-                write_png(options.overlay_path, result.overlay())
-        if options.viewer:
-            write_bytes(options.page_path, scene_page({Path(options.output).stem: result.scene}))
-        written = [path for name, path in options.outputs() if name != "output"]
+        written = _write_beside(result, options)
         seen = f", seen in {' and '.join(written)}" if written else ""
         count, asked = len(result.scene.geometry), len(result.meshes)
         objects = f"{count} objects" if count == asked else f"{count} of {asked} objects, the others have no surface"
         say(f"{options.output}: {objects}{seen}, {time.monotonic() - started:.1f} s in all")
     stop()
     return result
+
+
+def _write_beside(result: Result, options: InferOptions) -> list[str]:
+    """What shows the scene to people; returns the names of the files."""
+    from ..common.files import write_png
+
+    written = []
+    if options.preview:
+        write_preview(result, options.preview_path)
+        written.append(str(options.preview_path))
+        if result.camera is not None:
+            write_png(options.overlay_path, result.overlay())
+            written.append(str(options.overlay_path))
+    if options.viewer:
+        try:
+            write_bytes(options.page_path, scene_page({Path(options.output).stem: result.scene}))
+            written.append(str(options.page_path))
+        except ValueError as error:  # of a trimesh that is another than those known
+            say(f"warning: {error}; no page is written")
+    return written
 
 
 def answer(options: InferOptions) -> int:
