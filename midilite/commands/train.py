@@ -22,11 +22,10 @@ from ..common.distributed import World, described_world, start, stop
 from ..common.progress import Progress
 from ..common.terminal import say
 from ..data.cache import FeatureCache, FeatureSource
-from ..data.check import check_data
-from ..data.front3d_lists import is_front3d
 from ..data.in_memory import MemoryScene, write_scenes
 from ..data.scenes import Scene
-from ..data.split import check_separate, first_views, split_scenes
+from ..data.sets import data_sets, in_turns
+from ..data.split import first_views
 from ..evaluation.meters import Meter
 from ..evaluation.scenes import Evaluation
 from ..evaluation.summary import PICTURE, closing_summary, read_history, write_loss_picture
@@ -34,7 +33,7 @@ from ..evaluation.validation import KeepBest, Validation, best_metric
 from ..evaluation.walks import WalkValidation
 from ..lora.files import apply_adapter, read_adapter
 from ..model.dit import DiT
-from ..model.folder import ASSETS, ModelFolder, is_shipped
+from ..model.folder import ModelFolder, is_shipped
 from ..runtime.compile import compile_blocks
 from ..runtime.exclusions import not_captured
 from ..runtime.placement import DTYPES, load_base
@@ -49,6 +48,8 @@ from ..training.tasks.distill import DistillTask, student_sampling
 from ..training.tasks.image_encoders import ImageEncoderTask, load_image_encoders
 from ..training.tasks.lora import LoRATask, loss_graphs, modules_without_gradient
 from ..training.trainer import Trainer, find_start
+from .training_data import TrainingData, announce_sets, training_data
+from .training_data import resolve_data as resolve_data
 
 FINAL = "lora-final"
 SCENES = "scenes"  # of an output folder: what came from memory
@@ -176,73 +177,6 @@ def _with_scenes(options: TrainOptions, scenes: Iterable[MemoryScene]) -> TrainO
     return dataclasses.replace(options, data_dir=str(write_scenes(scenes, Path(options.output_dir) / SCENES)))
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainingData:
-    """What a run reads: scenes to train on, scenes kept aside, and how many samples were left out as unusable."""
-
-    scenes: list[Scene]
-    validation: list[Scene]
-    skipped: int
-
-
-def training_data(options: TrainOptions, folder: ModelFolder) -> TrainingData:
-    """Read every sample once and deal out the scenes; bad samples are named, and skipped only on request.
-
-    Raises:
-        ValueError: there is no data, or bad samples and no `skip_bad_samples` (each is listed with its reason), or
-            the validation scenes are training scenes too.
-    """
-    if options.data_dir is None:
-        raise ValueError("data_dir is missing: pass --data_dir, a folder made by examples/prepare_data.py")
-    in_training, in_validation = _published_lists(options)
-    scenes, skipped = _checked_scenes(options.data_dir, options, folder, in_training)
-    validation: list[Scene] = []
-    if options.val_dir is not None:
-        validation, more = _checked_scenes(options.val_dir, options, folder, in_validation)
-        check_separate(scenes, validation)
-        skipped += more
-    elif options.val_fraction:
-        scenes, validation = split_scenes(scenes, options.val_fraction, options.seed)
-    if options.eval_every and not any(scene.has_surfaces for scene in validation):
-        raise ValueError("eval_every measures scenes against surfaces, and no validation sample has any: leave it out")
-    return TrainingData(scenes, first_views(validation), skipped)
-
-
-def resolve_data(name: str) -> Path:
-    """The data folder that a name means: a folder, or `demo`, which ships with midilite."""
-    shipped = ASSETS / name
-    return shipped if not Path(name).exists() and "/" not in name and shipped.is_dir() else Path(name)
-
-
-def _published_lists(options: TrainOptions) -> tuple[str | None, str | None]:
-    """Which rooms of `data_dir` and of `val_dir` are meant, where those are 3D-Front sets.
-
-    Beside the rooms for training, validation takes those for testing.
-    """
-    chosen, in_validation = options.front3d_list, None
-    if options.val_dir is not None and is_front3d(resolve_data(options.val_dir)):
-        in_validation = "test" if chosen == "train" else chosen
-    in_training = in_validation is None or is_front3d(resolve_data(options.data_dir))
-    return chosen if in_training else None, in_validation
-
-
-def _checked_scenes(
-    data_dir: str, options: TrainOptions, folder: ModelFolder, front3d_list: str | None
-) -> tuple[list[Scene], int]:
-    num_tokens = options.num_tokens or folder.default_num_tokens
-    bare = options.task == "distill"  # which needs pictures and masks alone
-    report = check_data(
-        resolve_data(data_dir), num_tokens=num_tokens, front3d_list=front3d_list, need_surfaces=not bare
-    )
-    if report.problems:
-        say(report.to_text())
-    scenes = report.usable(options.skip_bad_samples)
-    skipped = report.found - len(scenes)
-    if skipped:
-        say(f"skipping {skipped} of {report.found} scenes because of the errors above")
-    return scenes, skipped
-
-
 def make_observers(
     task: LoRATask, data: TrainingData, folder: ModelFolder, options: TrainOptions, device: torch.device
 ) -> list[Observer]:
@@ -257,7 +191,7 @@ def make_observers(
         else:
             observers.append(Validation(*shared, data.validation, options, task.networks, task.num_train_timesteps))
     # only what has a true surface can be compared with it
-    scenes = [scene for scene in data.validation or first_views(data.scenes) if scene.has_surfaces]
+    scenes = in_turns([scene for scene in data.validation or first_views(data.scenes) if scene.has_surfaces])
     sampling = student_sampling(options, folder) if isinstance(task, DistillTask) else None
     evaluation = Evaluation(*shared, folder, scenes, options, bool(data.validation), task.networks, sampling)
     if scenes and (options.eval_every or options.preview_every):
@@ -277,7 +211,8 @@ def _train(
 ) -> Path:
     output_dir = Path(options.output_dir)
     features = open_features(folder, options, device, options.num_tokens or folder.default_num_tokens)
-    contents = run_contents(folder, data.scenes, data.validation, features, world, options.base_lora_path or ())
+    adapters, sets = options.base_lora_path or (), data_sets(options.data_dir)
+    contents = run_contents(folder, data.scenes, data.validation, features, world, adapters, sets)
     start = find_start(
         options, world, contents, shapes
     )  # whether it can resume is better known before hours of encoding
@@ -316,6 +251,7 @@ def _announce_run(trainer: Trainer, data: TrainingData) -> None:
         f"training {trained:,} adapter weights on {len(data.scenes)} scenes{aside} for {trainer.total_steps} steps on "
         f"{trainer.device}"
     )
+    announce_sets(data)
     idle = modules_without_gradient(trainer.task.transformer, trainer.task.modules)
     if idle:
         say(

@@ -134,7 +134,7 @@ class Options:
         for name, entry in entries_of(type(self)).items():
             value = getattr(self, name)
             if entry.field.metadata.get(kind) and value is not None:
-                found += [(name, path) for path in (value if entry.many else (value,))]
+                found += [(name, path) for path in (value if isinstance(value, tuple) else (value,))]
         return found
 
 
@@ -146,7 +146,7 @@ Chosen = TypeVar("Chosen", bound=Options)
 
 @dataclass(frozen=True)
 class Entry:
-    """A field with its annotation taken apart: int, str | None, tuple[str, ...] | None, tuple[float, float], ...
+    """A field with its annotation taken apart: int, str | None, tuple[str, ...], tuple[float, float], ...
 
     What `option` was told about it are attributes, too.
 
@@ -154,6 +154,7 @@ class Entry:
         kind: of the value, or of each where there are several.
         optional: whether it may be None.
         many: whether there are several values; `count` of them, where that is fixed.
+        or_one: whether one value stands for itself and several are a tuple, as of str | tuple[str, ...].
     """
 
     field: dataclasses.Field
@@ -161,6 +162,7 @@ class Entry:
     optional: bool
     many: bool
     count: int | None
+    or_one: bool = False
 
     def is_none(self, value: Any) -> bool:
         """Whether a text, or a list of only that, is the word for no value: `none`, where that is no choice itself."""
@@ -180,13 +182,13 @@ def entries_of(cls: type) -> dict[str, Entry]:
 
 
 def _entry(entry: dataclasses.Field, annotation: Any) -> Entry:
-    optional = isinstance(annotation, types.UnionType)
-    if optional:
-        (annotation,) = [a for a in typing.get_args(annotation) if a is not types.NoneType]
+    kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    optional, kinds = types.NoneType in kinds, [kind for kind in kinds if kind is not types.NoneType]
+    annotation, or_one = kinds[-1], len(kinds) > 1
     if typing.get_origin(annotation) is not tuple:
         return Entry(entry, annotation, optional, False, None)
     kinds = typing.get_args(annotation)
-    return Entry(entry, kinds[0], optional, True, None if kinds[-1] is Ellipsis else len(kinds))
+    return Entry(entry, kinds[0], optional, True, None if kinds[-1] is Ellipsis else len(kinds), or_one)
 
 
 def _checked(cls: type, name: str, value: Any, where: str) -> Any:
@@ -196,7 +198,9 @@ def _checked(cls: type, name: str, value: Any, where: str) -> Any:
         value = entry.switch[value]
     if entry.optional and (value is None or entry.is_none(value)):
         return None
-    if not entry.many:
+    if entry.or_one and isinstance(value, (list, tuple)) and len(value) == 1:
+        (value,) = value
+    if not entry.many or (entry.or_one and not isinstance(value, (list, tuple))):
         value = _convert(value, entry.kind, where)
     elif not isinstance(value, (list, tuple)):
         raise ValueError(f"{where} is {_quoted(value)}, expected a list of {entry.kind.__name__}")
@@ -204,7 +208,7 @@ def _checked(cls: type, name: str, value: Any, where: str) -> Any:
         value = tuple(_convert(item, entry.kind, where) for item in value)
         if entry.count is not None and len(value) != entry.count:
             raise ValueError(f"{where} is {list(value)}, expected {entry.count} values")
-    for single in value if entry.many else (value,):
+    for single in value if isinstance(value, tuple) else (value,):
         _check_bounds(entry, single, where)
         if entry.check:
             entry.check(single, where)

@@ -36,7 +36,7 @@ def scene_digests(scenes: Iterable[Scene], digest: Callable[[Path], str]) -> Dig
         own = [[digest(source.mask), source.label] for source in scene.instances] if None in masks else None
         labels = [source.label for source in scene.instances]
         surfaces = [[source.surface and digest(source.surface), source.row] for source in scene.instances]
-        found.append([scene.name, *map(_short, (pictures, [masks, own, labels], surfaces))])
+        found.append([scene.full_name, *map(_short, (pictures, [masks, own, labels], surfaces))])
     return found
 
 

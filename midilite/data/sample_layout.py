@@ -65,11 +65,20 @@ class Scene:
     """A scene on disk: instances in training order, and at least one view.
 
     In a view with an id map of its own, objects may be out of sight; `read_scene` leaves those out of that view.
+
+    Attributes:
+        origin: the data set that it is of, where a run reads several (sets.py); names may come up in each of them.
     """
 
     name: str
     instances: tuple[InstanceSource, ...]
     views: tuple[View, ...]
+    origin: str = ""
+
+    @property
+    def full_name(self) -> str:
+        """Its name among the scenes of all data sets."""
+        return f"{self.origin}/{self.name}" if self.origin else self.name
 
     @property
     def image(self) -> Path:

@@ -11,7 +11,7 @@ from .scenes import Scene
 
 
 def split_scenes(scenes: Sequence[Scene], fraction: float, seed: int) -> tuple[list[Scene], list[Scene]]:
-    """(training scenes, validation scenes), by a hash of seed and name.
+    """(training scenes, validation scenes) of one data set, by a hash of seed and name.
 
     A scene's side depends on its own name, so scenes that are added later move none (unless one side would be empty:
     the scene with the lowest or highest hash is moved there).

@@ -12,7 +12,8 @@ number of processes does not change the result either.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from ..common.seeds import torch_generator
 from ..data.cache import FeatureSource
 from ..data.features import Features
 from ..data.scenes import Scene
+from ..data.sets import by_set
 from ..flow.schedule import add_noise, target
 from ..model.dit import DiT
 from ..model.vae import sample_latents
@@ -67,20 +69,38 @@ def my_turns(count: int, world: World) -> Iterator[tuple[int, bool]]:
         yield min(number, count - 1), number < count
 
 
-def mean_over_instances(
-    values: Callable[[int], Tensor], scenes: int, rows: int, world: World, device: torch.device
-) -> list[float]:
-    """Means over the instances of all scenes, the same for any number of processes.
+@dataclass(frozen=True)
+class Means:
+    """Means over the instances of validation scenes: of all of them, and of each data set where there are several."""
+
+    whole: list[float]
+    sets: dict[str, list[float]]
+
+    def by_set(self, name: str, first: int | None = None) -> dict[str, float]:
+        """`<name>/<set>`: the mean of each set's values, or of its first ones."""
+        return {f"{name}/{part}": mean(values[:first]) for part, values in self.sets.items()}
+
+
+def means_over_instances(
+    values: Callable[[int], Tensor], scenes: Sequence[Scene], rows: int, world: World, device: torch.device
+) -> Means:
+    """Means over the instances of scenes, the same for any number of processes.
 
     Args:
         values: float64 [rows, n] on the CPU of the scene of a number, n being its instances.
     """
-    table = torch.zeros(scenes, rows + 1, dtype=torch.float64)
-    for number, counts in my_turns(scenes, world):
+    table = torch.zeros(len(scenes), rows + 1, dtype=torch.float64)
+    for number, counts in my_turns(len(scenes), world):
         found = values(number)
         if counts:
             table[number] = torch.cat([found.sum(dim=1), found.new_tensor([found.shape[1]])])
-    total = sum_over_ranks(table.to(precise_device(device)), world).cpu().sum(dim=0)
+    table = sum_over_ranks(table.to(precise_device(device)), world).cpu()
+    sets = {name: _means(table[numbers]) for name, numbers in by_set(scenes).items()}
+    return Means(_means(table), sets)
+
+
+def _means(table: Tensor) -> list[float]:
+    total = table.sum(dim=0)
     return (total[:-1] / total[-1]).tolist()
 
 
@@ -91,7 +111,8 @@ class Validation:
     """The validation loss every `validate_every` steps and at the end; see `interfaces.Observer`.
 
     Logged are `val_loss` (mean over all instances and noise levels) and one `val_loss_sigma_S` per level; with EMA
-    also `val_loss_ema`; and once per process `val_loss_base`, the same of the base alone.
+    also `val_loss_ema`; and once per process `val_loss_base`, the same of the base alone. Where there are several data
+    sets, `val_loss/SET` and `val_loss_base/SET` are those of each.
 
     Args:
         transformer: with the adapter that is trained.
@@ -115,29 +136,38 @@ class Validation:
         self.num_train_timesteps = num_train_timesteps
         self.networks = networks or transformer
         self.base: float | None = None
+        self.bases: dict[str, float] = {}  # of each data set
 
     def after_step(self, run: RunView, metrics: dict[str, float]) -> dict[str, float | None]:
         """See `interfaces.Observer`."""
         if not run.is_due(self.options.validate_every):
             return {}
-        levels = self.measure(run.world, run.device)
-        values: dict[str, float | None] = {"val_loss": mean(levels)}
-        values |= {f"val_loss_sigma_{s}": value for s, value in zip(SIGMAS, levels, strict=True)}
+        found = self.measure_sets(run.world, run.device)
+        values: dict[str, float | None] = {"val_loss": mean(found.whole)}
+        values |= {f"val_loss_sigma_{s}": value for s, value in zip(SIGMAS, found.whole, strict=True)}
+        values |= found.by_set("val_loss")
         if run.averaged is not None:
             with run.averaged():
                 values["val_loss_ema"] = mean(self.measure(run.world, run.device))
         if self.base is None:
             with lora.temporary_weights(self.networks, lora.weights_without(self.networks)):
-                self.base = values["val_loss_base"] = mean(self.measure(run.world, run.device))
+                base = self.measure_sets(run.world, run.device)
+            self.base, self.bases = mean(base.whole), base.by_set("val_loss")
+            values |= {"val_loss_base": self.base, **base.by_set("val_loss_base")}
         if run.world.is_main:
-            say(f"step {run.step}: validation loss {values['val_loss']:.4f} (base {self.base:.4f})")
+            text = f"step {run.step}: validation loss {values['val_loss']:.4f} (base {self.base:.4f})"
+            say(text + told_by_set(values, self.bases))
         return values
 
     def measure(self, world: World, device: torch.device) -> list[float]:
         """Mean over all instances of all scenes, for each of SIGMAS."""
+        return self.measure_sets(world, device).whole
+
+    def measure_sets(self, world: World, device: torch.device) -> Means:
+        """The same, and of each data set."""
         with undisturbed(self.networks, device):
-            return mean_over_instances(
-                lambda number: self._scene_losses(self.scenes[number]), len(self.scenes), len(SIGMAS), world, device
+            return means_over_instances(
+                lambda number: self._scene_losses(self.scenes[number]), self.scenes, len(SIGMAS), world, device
             )
 
     def _scene_losses(self, scene: Scene) -> Tensor:
@@ -156,6 +186,12 @@ def validation_inputs(features: Features, name: str, sigma: float) -> SceneInput
     eps = torch.randn(x0.shape, generator=generator)
     noised = add_noise(x0, eps, torch.tensor([sigma]))
     return SceneInputs(noised, target(x0, eps), sigma, features.conditions(), [len(features)])
+
+
+def told_by_set(values: Mapping[str, float | None], bases: Mapping[str, float]) -> str:
+    """What a message adds about data sets: `name` of each in `bases` with its value now and the base's."""
+    parts = [f"{name.partition('/')[2]} {values[name]:.4f} (base {base:.4f})" for name, base in bases.items()]
+    return f"; {', '.join(parts)}" if parts else ""
 
 
 def mean(values: Sequence[float]) -> float:

@@ -24,7 +24,7 @@ from ..training.objective import SceneBatch, instance_losses
 from ..training.options import TrainOptions
 from ..training.tasks.distill import window_inputs
 from ..training.tasks.walks import Teacher, Walk
-from .validation import load_plain, mean, mean_over_instances
+from .validation import Means, load_plain, mean, means_over_instances, told_by_set
 
 
 class WalkValidation:
@@ -35,7 +35,8 @@ class WalkValidation:
     - `val_loss`, the squared error of the windows' velocities, a mean over all instances and windows, and one
       `val_loss_window_K` each; with EMA also `val_loss_ema`; once per process `val_loss_base`, the base unguided;
     - `val_distance`, |student's latents - teacher's| / |teacher's| after all steps, and `val_norm`, |student's| /
-      |teacher's|: below 1 surfaces get thin or vanish.
+      |teacher's|: below 1 surfaces get thin or vanish;
+    - where there are several data sets, `val_loss/SET` and `val_loss_base/SET` of each.
 
     Args:
         teacher: with the student's network.
@@ -47,32 +48,40 @@ class WalkValidation:
     def __init__(self, teacher: Teacher, features: FeatureSource, scenes: list[Scene], options: TrainOptions) -> None:
         self.teacher, self.features, self.scenes, self.options = teacher, features, scenes, options
         self.base: float | None = None
+        self.bases: dict[str, float] = {}  # of each data set
         self._walks: dict[int, Walk] = {}
 
     def after_step(self, run: RunView, metrics: dict[str, float]) -> dict[str, float | None]:
         """See `interfaces.Observer`."""
         if not run.is_due(self.options.validate_every):
             return {}
-        *windows, distance, norm = self.measure(run.world, run.device)
+        found = self.measure_sets(run.world, run.device)
+        *windows, distance, norm = found.whole
         values: dict[str, float | None] = {"val_loss": mean(windows), "val_distance": distance, "val_norm": norm}
-        values |= {f"val_loss_window_{k}": loss for k, loss in enumerate(windows)}
+        values |= {f"val_loss_window_{k}": loss for k, loss in enumerate(windows)} | found.by_set("val_loss", -2)
         if run.averaged is not None:
             with run.averaged():
                 values["val_loss_ema"] = mean(self.measure(run.world, run.device)[:-2])
         if self.base is None:
             with lora.temporary_weights(self.teacher.networks, lora.weights_without(self.teacher.networks)):
-                self.base = values["val_loss_base"] = mean(self.measure(run.world, run.device)[:-2])
+                base = self.measure_sets(run.world, run.device)
+            self.base, self.bases = mean(base.whole[:-2]), base.by_set("val_loss", -2)
+            values |= {"val_loss_base": self.base, **base.by_set("val_loss_base", -2)}
         if run.world.is_main:
             say(
                 f"step {run.step}: validation loss {values['val_loss']:.4f} (base {self.base:.4f}), "
-                f"distance to the teacher {distance:.3f}, norm {norm:.3f}"
+                f"distance to the teacher {distance:.3f}, norm {norm:.3f}" + told_by_set(values, self.bases)
             )
         return values
 
     def measure(self, world: World, device: torch.device) -> list[float]:
         """Mean over all instances of all scenes: the loss of each window, the distance, the norm."""
+        return self.measure_sets(world, device).whole
+
+    def measure_sets(self, world: World, device: torch.device) -> Means:
+        """The same, and of each data set."""
         with undisturbed(self.teacher.networks, device):
-            return mean_over_instances(self._values, len(self.scenes), len(self.teacher.sigmas) + 1, world, device)
+            return means_over_instances(self._values, self.scenes, len(self.teacher.sigmas) + 1, world, device)
 
     def _values(self, number: int) -> Tensor:
         """Of each instance of a scene: the loss of every window, distance, norm; float64 [K + 2, n] on the CPU."""

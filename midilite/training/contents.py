@@ -19,6 +19,7 @@ from ..common.options import changed_keys
 from ..data.cache import FeatureCache
 from ..data.contents import scene_changes, scene_digests
 from ..data.scenes import Scene
+from ..data.sets import DataSet
 from ..lora.files import read_adapter
 from ..model.folder import ModelFolder
 from .log import say
@@ -38,13 +39,15 @@ def run_contents(
     features: FeatureCache,
     world: World,
     adapters: Sequence[str] = (),
+    sets: Sequence[DataSet] = (),
 ) -> dict[str, Any]:
-    """Digests of what a run reads, as json values; the ranks share the work.
+    """Digests of what a run reads, as json values, and its data sets with their weights; the ranks share the work.
 
     The cache needs the hashes of the same files and remembers them.
 
     Args:
         adapters: files or folders of adapters that belong to the base.
+        sets: the data sets that the scenes are of, where there are several.
 
     Raises:
         ValueError: a file can't be read.
@@ -54,6 +57,8 @@ def run_contents(
     for name, chosen in (("scenes", scenes), ("validation", validation)):
         parts = world.all_gather(scene_digests(chosen[world.rank :: world.size], features.digest))
         found[name] = [parts[i % world.size][i // world.size] for i in range(len(chosen))]
+    if len(sets) > 1:
+        found["sets"] = {part.name: part.weight for part in sets}
     return found
 
 
@@ -137,11 +142,25 @@ def same_validation(before: Any, now: Mapping[str, Any]) -> bool:
     return not now or not isinstance(before, dict) or before.get("validation") == now.get("validation")
 
 
+def _changed_weights(before: Any, now: Mapping[str, float | None] | None) -> list[str]:
+    """Other data sets, or other weights of them; their samples are compared by name."""
+    if before == now:
+        return []
+    return [f"data sets: {_told(before)[:200]} -> {_told(now)[:200]}"]
+
+
+def _told(sets: Any) -> str:
+    if not isinstance(sets, dict) or not sets:
+        return "one"
+    return " ".join(name if weight is None else f"{name}={weight}" for name, weight in sets.items())
+
+
 def _changes(folder: Path, before: Any, now: Mapping[str, Any]) -> list[str]:
     if not isinstance(before, dict) or not isinstance(before.get("model"), dict):
         raise ValueError(f"{folder}: contents are no table of digests")
     parts = [*now["model"], *(part for part in before["model"] if part not in now["model"])]
     changes = [f"{part[:60]} of the model" for part in parts if before["model"].get(part) != now["model"].get(part)]
+    changes += _changed_weights(before.get("sets"), now.get("sets"))
     for name, where in _SETS.items():
         try:
             changes += [f"{where}: {change[:200]}" for change in scene_changes(before.get(name), now[name])]

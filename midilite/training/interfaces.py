@@ -47,6 +47,7 @@ class Task(ABC):
     Attributes:
         parameters: what is trained, by name.
         num_scenes: how many scenes an epoch has; they are known by their numbers.
+        sets: (scenes, weight) of data sets, when their scenes are drawn by weights; see `plan.Plan`.
         learning_rate_factors: for parameters with a learning rate of their own: a factor on the run's.
         reads_ahead: whether `draw` may run in a thread, while the device works on the step before. Its batches are then
             moved to the device by `Batch.map`.
@@ -54,12 +55,16 @@ class Task(ABC):
 
     parameters: dict[str, nn.Parameter]
     num_scenes: int
+    sets: tuple[tuple[int, float], ...] = ()
     learning_rate_factors: Mapping[str, float] = MappingProxyType({})
     reads_ahead: bool = False
 
     @abstractmethod
     def draw(self, scenes: list[int], step: int) -> Batch:
-        """The inputs of these scenes at a step: a function of (seed, step, scene)."""
+        """The inputs of these scenes at a step: a function of (seed, step, scene).
+
+        With `sets`, a scene may come up again in a step: `num_scenes` is added to its number for each time before.
+        """
 
     @abstractmethod
     def loss(self, batch: Batch, total_instances: int) -> tuple[Tensor, Tensor]:

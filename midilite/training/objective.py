@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..common.seeds import torch_generator
+from ..common.seeds import Key, torch_generator
 from ..common.transfer import send
 from ..data.augment import choose_instances
 from ..data.features import Features, PixelFeatures
@@ -63,14 +63,17 @@ class SceneInputs:
     dropped: bool = False
 
 
-def draw_scene(features: Features | PixelFeatures, name: str, step: int, settings: ObjectiveSettings) -> SceneInputs:
+def draw_scene(
+    features: Features | PixelFeatures, name: str, step: int, settings: ObjectiveSettings, *more: Key
+) -> SceneInputs:
     """Draw a scene's inputs at an optimizer step.
 
     Args:
         features: the encoded scene (or its pixels, where the image encoders train).
         name: the scene's name; with the seed and the step it decides every draw.
+        more: what else sets this draw apart, such as that it is the scene's second one in the step.
     """
-    generator = torch_generator(settings.seed, "train", step, name)
+    generator = torch_generator(settings.seed, "train", step, name, *more)
     rows = choose_instances(features.mask_share, generator, settings.max_num_instances, settings.min_mask_share)
     features = features.select(rows)
     x0 = sample_latents(features.mean.float(), features.logvar.float(), generator)

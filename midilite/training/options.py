@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from ..common import shared_options as shared
 from ..common.options import Old, Options, gone, option, renamed
 from ..common.overwriting import same_place
+from ..data.sets import data_sets, split_weight
 from ..lora.config import DEFAULT_TARGETS, INITS, LoRAConfig, exported_config, parse_pattern
 from ..runtime.exclusions import QUANTIZATIONS, check_base
 
@@ -97,9 +98,10 @@ class TrainOptions(Options):
     device: str | None = shared.device(alters_run=False)
     seed: int = option(42, "all randomness is a function of this, the step and the scene", least=0)
 
-    data_dir: str | None = _data(
+    data_dir: str | tuple[str, ...] | None = _data(
         None,
-        "folder of samples made by prepare_data.py, or demo, which is shipped",
+        "folder of samples made by prepare_data.py, or demo, which is shipped; or several, as DIR=WEIGHT "
+        "DIR=WEIGHT: weights are shares of the scenes drawn",
         required="a folder made by examples/prepare_data.py",
         reads=True,
     )
@@ -108,9 +110,10 @@ class TrainOptions(Options):
     val_fraction: float = _data(
         0.0, "share of the scenes kept aside for validation, chosen by name; 0 keeps none", least=0, below=1
     )
-    val_dir: str | None = _data(
+    val_dir: str | tuple[str, ...] | None = _data(
         None,
-        "folder of validation samples, instead of val_fraction; of 3D-Front with front3d_list train, its test rooms",
+        "folder of validation samples (or several, each measured by itself, too), instead of val_fraction; of 3D-Front "
+        "with front3d_list train, its test rooms",
         reads=True,
     )
     max_num_instances: int = _data(
@@ -241,10 +244,15 @@ class TrainOptions(Options):
         if self.base_lora_path and self.shard_base:
             raise ValueError("shard_base and base_lora_path can't be combined: merge the adapters into the base first")
         self._check_task()
+        self._check_sets()
         self._check_folders()
         exported_config(self.adapter_config())  # what is saved is checked now, not when it is saved
         self._check_rates()
         self._check_validation()
+
+    def inputs(self) -> list[tuple[str, str]]:
+        """(option, path) of every file and folder that is read; data sets without their weights."""
+        return [(name, split_weight(path)[0] if name == "data_dir" else path) for name, path in super().inputs()]
 
     def _check_task(self) -> None:
         """Options that the other task looks at would do nothing."""
@@ -260,6 +268,12 @@ class TrainOptions(Options):
             )
         if self.shard_base:
             raise ValueError("shard_base and task distill can't be combined: each process walks scenes of its own")
+
+    def _check_sets(self) -> None:
+        data_sets(self.data_dir)
+        for part in data_sets(self.val_dir):
+            if part.weight is not None:
+                raise ValueError(f"val_dir {part.path} has a weight, but every validation scene counts the same")
 
     @property
     def recomputes(self) -> bool:

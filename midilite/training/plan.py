@@ -3,11 +3,20 @@
 All are functions of the step alone, so the position of a resumed run is one number. A step is one update of the
 weights; it takes `batch_size * gradient_accumulation_steps * world_size` scenes. The last step of an epoch takes what
 is left: no scene is dropped and none is seen twice.
+
+**Several data sets with weights.** Each set is walked through in passes of its own, every pass in an order of its own.
+Draw j of a set (from 0) happens at time (j + 1/2) / share, share being its weight over the sum of the weights; the
+draws of all sets in the order of their times are what the run is trained on. (That is how Sainte-Lague deals out seats:
+of any number of first draws each set has its share, to less than one scene where there are two sets.) An epoch is as
+many draws as there are scenes. One set is the case above. A set may be drawn so often that a scene comes up again in a
+step: its number then has `num_scenes` added for each time before, and it sees other noise.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,6 +38,7 @@ class Plan:
         seed: of the order.
         costs: relative work of each scene; with it the scenes of a step are dealt out so that all processes have about
             as much to do. A step has the same scenes with and without.
+        sets: (scenes, weight) of data sets; () takes all scenes as one.
     """
 
     num_scenes: int
@@ -37,6 +47,7 @@ class Plan:
     world_size: int
     seed: int
     costs: tuple[float, ...] | None = None
+    sets: tuple[tuple[int, float], ...] = ()
 
     @property
     def scenes_per_step(self) -> int:
@@ -53,10 +64,54 @@ class Plan:
         return step // self.steps_per_epoch
 
     def scenes(self, step: int) -> list[int]:
-        """Scene numbers of a step, over all processes."""
+        """Scene numbers of a step, over all processes; see the module's docstring for those that come up again."""
+        return list(self.turns(step))
+
+    def turns(self, step: int) -> dict[int, int]:
+        """How often each scene of a step was drawn before, in the order of the step."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        order = _order(self.num_scenes, self.seed, epoch)
-        return list(order[position * self.scenes_per_step : (position + 1) * self.scenes_per_step])
+        begin = position * self.scenes_per_step
+        count = min(self.scenes_per_step, self.num_scenes - begin)
+        found: dict[int, int] = {}
+        before: Counter[int] = Counter()
+        for part, number in _mixed(self._shares_of_sets, epoch * self.num_scenes + begin, count):
+            turn, position = divmod(number, self._sizes[part])
+            scene = self._offset(part) + self._order(part, turn)[position]
+            found[scene + self.num_scenes * before[scene]] = turn
+            before[scene] += 1
+        return found
+
+    def step_of(self, scene: int, turn: int) -> int:
+        """The step at which a scene is drawn for the `turn`-th time (from 0)."""
+        part = self.set_of(scene)
+        number = turn * self._sizes[part] + self._order(part, turn).index(scene - self._offset(part))
+        epoch, position = divmod(_rank(self._shares_of_sets, part, number), self.num_scenes)
+        return epoch * self.steps_per_epoch + position // self.scenes_per_step
+
+    def set_of(self, scene: int) -> int:
+        """The number of the set that a scene is of."""
+        return next(part for part in reversed(range(len(self._sizes))) if self._offset(part) <= scene)
+
+    def passes_done(self, step: int) -> tuple[int, ...]:
+        """How often each set was walked through completely before a step."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        ahead = _ahead_of(self._shares_of_sets, epoch * self.num_scenes + position * self.scenes_per_step)
+        return tuple(number // self._sizes[part] for _, part, number in sorted(ahead, key=lambda draw: draw[1]))
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        return tuple(size for size, _ in self.sets) or (self.num_scenes,)
+
+    @property
+    def _shares_of_sets(self) -> tuple[float, ...]:
+        weights = [weight for _, weight in self.sets] or [1.0]
+        return tuple(weight / math.fsum(weights) for weight in weights)
+
+    def _offset(self, part: int) -> int:
+        return sum(self._sizes[:part])
+
+    def _order(self, part: int, turn: int) -> tuple[int, ...]:
+        return _order(self._sizes[part], self.seed, turn, *((part,) if self.sets else ()))
 
     def batches(self, step: int, rank: int) -> list[list[int]]:
         """The forward passes of one process in a step; fewer, or none, in the last step of an epoch."""
@@ -74,18 +129,71 @@ class Plan:
             return [scenes[rank :: self.world_size] for rank in range(self.world_size)]
         shares: list[list[int]] = [[] for _ in range(self.world_size)]
         work = [0.0] * self.world_size
-        for scene in sorted(scenes, key=lambda scene: -self.costs[scene]):  # stable: equal ones stay in order
+        cost = {scene: self.costs[scene % self.num_scenes] for scene in scenes}
+        for scene in sorted(scenes, key=lambda scene: -cost[scene]):  # stable: equal ones stay in order
             free = [rank for rank, share in enumerate(shares) if len(share) < self.batch_size * self.accumulation]
             rank = min(free, key=work.__getitem__)
             shares[rank].append(scene)
-            work[rank] += self.costs[scene]
+            work[rank] += cost[scene]
         return shares
 
 
-@lru_cache(maxsize=2)  # a step asks several times, and the next epoch's first batch is read ahead
-def _order(num_scenes: int, seed: int, epoch: int) -> tuple[int, ...]:
-    """All scenes in the order of an epoch."""
-    return tuple(torch.randperm(num_scenes, generator=torch_generator(seed, "epoch", epoch)).tolist())
+@lru_cache(maxsize=64)  # a step asks several times, and the next epoch's first batch is read ahead
+def _order(num_scenes: int, seed: int, epoch: int, *part: int) -> tuple[int, ...]:
+    """All scenes of a set in the order of one pass over it."""
+    return tuple(torch.randperm(num_scenes, generator=torch_generator(seed, "epoch", epoch, *part)).tolist())
+
+
+def _time(share: float, number: int) -> float:
+    """When a set is drawn for the `number`-th time (from 0)."""
+    return (number + 0.5) / share
+
+
+def _before(share: float, time: float) -> int:
+    """How many draws of a set are before a time, by the very times that order them."""
+    count = max(0, math.floor(time * share + 0.5))
+    while _time(share, count) < time:
+        count += 1
+    while count and _time(share, count - 1) >= time:
+        count -= 1
+    return count
+
+
+_Ahead = list[tuple[float, int, int]]  # the next draw of each set: its time, the set, its number; a heap
+
+
+def _ahead_of(shares: tuple[float, ...], first: int) -> _Ahead:
+    """What comes after so many draws."""
+    done = [_before(share, max(0, first - len(shares))) for share in shares]  # no more than `first` in all
+    ahead = [(_time(share, done[part]), part, done[part]) for part, share in enumerate(shares)]
+    heapq.heapify(ahead)
+    for _ in range(first - sum(done)):
+        _next(ahead, shares)
+    return ahead
+
+
+def _next(ahead: _Ahead, shares: tuple[float, ...]) -> tuple[int, int]:
+    """Take the next draw: (set, how many draws of that set came before)."""
+    _, part, number = ahead[0]
+    heapq.heapreplace(ahead, (_time(shares[part], number + 1), part, number + 1))
+    return part, number
+
+
+@lru_cache(maxsize=16)
+def _mixed(shares: tuple[float, ...], first: int, count: int) -> tuple[tuple[int, int], ...]:
+    """Draws `first`, `first + 1`, ... of all sets."""
+    ahead = _ahead_of(shares, first)
+    return tuple(_next(ahead, shares) for _ in range(count))
+
+
+def _rank(shares: tuple[float, ...], part: int, number: int) -> int:
+    """How many draws of all sets come before draw `number` of one."""
+    time = _time(shares[part], number)
+    total = 0
+    for other, share in enumerate(shares):
+        count = _before(share, time)
+        total += count + (other < part and _time(share, count) == time)
+    return total
 
 
 def learning_rate_factor(name: str, warmup_steps: int, total_steps: int) -> Callable[[int], float]:

@@ -103,6 +103,7 @@ class Trainer:
             world.size,
             options.seed,
             tuple(task.scene_costs()) if options.balance_scenes else None,
+            task.sets,
         )
         self.total_steps = options.max_train_steps or options.num_epochs * self.plan.steps_per_epoch
         self.update = Update(task, options, self.total_steps, device)

@@ -75,12 +75,12 @@ class DistillTask(LoRATask):
     def draw(self, scenes: list[int], step: int) -> SceneBatch:
         """A window of each scene's walk."""
         found = self.walks.get(scenes, step)
-        inputs = [self._inputs(walk, self.scenes[i].name, step) for walk, i in zip(found, scenes, strict=True)]
+        uses = self.walks.uses(step)
+        inputs = [self._inputs(walk, self.scene_name(i), *uses[i]) for walk, i in zip(found, scenes, strict=True)]
         return SceneBatch(tuple(sorted(inputs, key=lambda scene: scene.groups)))
 
-    def _inputs(self, walk: Walk, name: str, step: int) -> SceneInputs:
+    def _inputs(self, walk: Walk, name: str, generation: int, use: int) -> SceneInputs:
         count = len(walk.points) - 1
-        generation, use = self.walks.generation(step), self.walks.use(step)
         generator = torch_generator(self.options.seed, "windows", generation, use // count, name)
         return window_inputs(walk, self.teacher.sigmas, int(torch.randperm(count, generator=generator)[use % count]))
 

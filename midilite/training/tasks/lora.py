@@ -19,6 +19,7 @@ from ...data.augment import choose
 from ...data.cache import FeatureSource
 from ...data.features import Features, PixelFeatures
 from ...data.scenes import Scene
+from ...data.sets import data_sets, drawn_shares
 from ...lora.files import describe, folder_name
 from ...lora.writers import write_peft_folder, write_state_dict
 from ...model.dit import DiT
@@ -101,7 +102,11 @@ class LoRATask(Task):
         self.listeners: list[Callable[[SceneBatch, Tensor], None]] = []
         self.graphs: LossGraphs | None = None  # replays passes instead of running `weighted_errors`
         self.reads_ahead = features.is_stored  # encoders that run at every step want the GPU's stream
-        facts = {"data_dir": folder_name(str(options.data_dir)), "scenes": self.num_scenes, "seed": options.seed}
+        sets = data_sets(options.data_dir)
+        self.sets = drawn_shares(scenes, sets)
+        facts = {"data_dir": [folder_name(part.path) for part in sets], "scenes": self.num_scenes, "seed": options.seed}
+        facts |= {"data_dir": facts["data_dir"][0]} if len(sets) == 1 else {}
+        facts |= {"weights": [weight for _, weight in self.sets]} if self.sets else {}
         if options.base_lora_path:
             facts["on_top_of"] = [folder_name(path) for path in options.base_lora_path]
         facts |= {"picture_fit": features.encoder.picture_fit}
@@ -120,11 +125,13 @@ class LoRATask(Task):
     def draw(self, scenes: list[int], step: int) -> SceneBatch:
         """The inputs of these scenes at a step; also chooses each scene's view and mask variant."""
         inputs = []
-        for scene in (self.scenes[i] for i in scenes):
-            generator = torch_generator(self.options.seed, "view", step, scene.name)
+        for number in scenes:
+            again, i = divmod(number, self.num_scenes)
+            scene, name, more = self.scenes[i], self.scenes[i].full_name, (again,) if again else ()
+            generator = torch_generator(self.options.seed, "view", step, name, *more)
             view = choose(len(scene.views), generator)
             features = self.read(scene, view, choose(len(self.features.mask_variants), generator))
-            inputs.append(draw_scene(features, scene.name, step, self.settings))
+            inputs.append(draw_scene(features, name, step, self.settings, *more))
         # one order of scenes for every mix of sizes: fewer products of attention and fewer recordings (cuda_graphs.py)
         return SceneBatch(tuple(sorted(inputs, key=lambda scene: scene.groups)))
 
@@ -134,7 +141,7 @@ class LoRATask(Task):
 
     def scene_name(self, scene: int) -> str:
         """The sample's name."""
-        return self.scenes[scene].name
+        return self.scenes[scene % self.num_scenes].full_name
 
     def loss(self, batch: SceneBatch, total_instances: int) -> tuple[Tensor, Tensor]:
         """See `interfaces.Task.loss`."""

@@ -1,10 +1,11 @@
 """The teacher's walks of training scenes, made when they are due and kept while they are used.
 
-A walk belongs to a scene and a **generation** of so many epochs: within it the scene's noise, view and choice of
-instances stay, so that one walk serves several steps. It is made for a whole batch of scenes, in which its roundings
-depend on its neighbours; so each scene's **home** is the batch that it is in at the first epoch of the generation,
-which the plan of the run decides. That makes a walk a function of (seed, generation, scene): a resumed run, which asks
-for the same walks in another order, sees the same bits.
+A walk belongs to a scene and a **generation** of so many passes over the scene's data set (epochs, where there is one
+set): within it the scene's noise, view and choice of instances stay, so that one walk serves several steps. It is made
+for several scenes at once, among which its roundings depend on its neighbours; so each scene's **home** is the batch
+that it is in at the first pass of the generation, or what of it begins a generation there, which the plan of the run
+decides. That makes a walk a function of (seed, generation, scene): a resumed run, which asks for the same walks in
+another order, sees the same bits.
 
 Points are kept in 16 bits in host memory; those of generations that are over are forgotten. Several processes each make
 the walks of the homes that they need.
@@ -25,6 +26,7 @@ from ...data.augment import choose, choose_instances
 from ...data.cache import FeatureSource
 from ...data.features import Features
 from ...data.scenes import Scene
+from ...data.sets import data_sets, drawn_shares
 from ...flow.schedule import RectifiedFlowScheduler
 from ...flow.walks import kept_points, stops
 from ...inference.sampling import denoised, guided_velocity
@@ -115,45 +117,55 @@ class WalkStore:
         self, teacher: Teacher, scenes: list[Scene], features: FeatureSource, options: TrainOptions, world_size: int = 1
     ) -> None:
         self.teacher, self.scenes, self.features, self.options = teacher, scenes, features, options
-        self.plan = Plan(len(scenes), options.batch_size, options.gradient_accumulation_steps, world_size, options.seed)
+        self.plan = Plan(
+            len(scenes),
+            options.batch_size,
+            options.gradient_accumulation_steps,
+            world_size,
+            options.seed,
+            sets=drawn_shares(scenes, data_sets(options.data_dir)),
+        )
         self.kept: dict[tuple[int, int], Walk] = {}  # by generation and scene
-        self._homes: dict[int, list[int]] = {}  # of each scene, in the generation that was asked for last
-        self._latest = -1
+        self._current: tuple[int, ...] = ()  # the generation of each set that was asked for last
 
-    def generation(self, step: int) -> int:
-        """The generation that a step belongs to."""
-        return self.plan.epoch_of(step) // self.options.walk_epochs
+    def uses(self, step: int) -> dict[int, tuple[int, int]]:
+        """For each scene number of a step: the generation of its walk, and the how manieth use that it makes of it."""
+        return {number: divmod(turn, self.options.walk_epochs) for number, turn in self.plan.turns(step).items()}
 
-    def use(self, step: int) -> int:
-        """The how manieth use of its walk a scene makes at a step, from 0."""
-        return self.plan.epoch_of(step) % self.options.walk_epochs
-
-    def get(self, scenes: Sequence[int], step: int) -> list[Walk]:
+    def get(self, numbers: Sequence[int], step: int) -> list[Walk]:
         """The walks of these scenes at a step; those that are missing are made, with all that share their home."""
-        generation = self.generation(step)
-        if generation != self._latest:
-            self.kept = {key: walk for key, walk in self.kept.items() if key[0] >= generation}
-            self._latest, self._homes = generation, self._homes_of(generation)
-        for scene in scenes:
+        self._forget(step)
+        uses, found = self.uses(step), []
+        for scene, generation in ((number % len(self.scenes), uses[number][0]) for number in numbers):
             if (generation, scene) not in self.kept:
-                self._make(generation, self._homes[scene])
-        return [self.kept[generation, scene] for scene in scenes]
+                self._make(self._home(scene, generation))
+            found.append(self.kept[generation, scene])
+        return found
 
-    def _homes_of(self, generation: int) -> dict[int, list[int]]:
-        """The batch that each scene is in at a generation's first epoch."""
-        first = generation * self.options.walk_epochs * self.plan.steps_per_epoch
-        ranks, steps = range(self.plan.world_size), range(first, first + self.plan.steps_per_epoch)
-        batches = [batch for step in steps for rank in ranks for batch in self.plan.batches(step, rank)]
-        return {scene: batch for batch in batches for scene in batch}
+    def _forget(self, step: int) -> None:
+        """Drop the walks that no step from this one on uses."""
+        current = tuple(done // self.options.walk_epochs for done in self.plan.passes_done(step))
+        if current != self._current:
+            self._current = current
+            self.kept = {key: walk for key, walk in self.kept.items() if key[0] >= current[self.plan.set_of(key[1])]}
 
-    def _make(self, generation: int, batch: Sequence[int]) -> None:
+    def _home(self, scene: int, generation: int) -> list[tuple[int, int]]:
+        """(generation, scene) of all that begin their walk in the batch in which this one does."""
+        step = self.plan.step_of(scene, generation * self.options.walk_epochs)
+        uses, count = self.uses(step), len(self.scenes)
+        for batch in (batch for rank in range(self.plan.world_size) for batch in self.plan.batches(step, rank)):
+            begin = [(uses[number][0], number % count) for number in batch if not uses[number][1]]
+            if (generation, scene) in begin:
+                return begin
+        raise AssertionError(f"scene {scene} begins no generation {generation} at step {step}")
+
+    def _make(self, home: Sequence[tuple[int, int]]) -> None:
         features, noises = [], []
-        for scene in (self.scenes[number] for number in batch):
-            generator = torch_generator(self.options.seed, "walk", generation, scene.name)
+        for generation, scene in ((generation, self.scenes[number]) for generation, number in home):
+            generator = torch_generator(self.options.seed, "walk", generation, scene.full_name)
             view, variant = choose(len(scene.views), generator), choose(len(self.features.mask_variants), generator)
             found = self.features.load(scene, view, variant)
             most, least = self.options.max_num_instances, self.options.min_mask_share
             features.append(found.select(choose_instances(found.mask_share, generator, most, least)))
             noises.append(torch.randn(features[-1].mean.shape, generator=generator))
-        for number, made in zip(batch, self.teacher.walks(features, noises), strict=True):
-            self.kept[generation, number] = made
+        self.kept |= dict(zip(home, self.teacher.walks(features, noises), strict=True))
