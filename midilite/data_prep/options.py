@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ..common.options import Options, option
 from ..model.config import MAX_LABELS
 
+LOOKS = ("plain", "studio", "room")  # see `looks.py`
 SPLIT_NODES = ("auto", "always", "never")
 
 _scenes = partial(option, group="scenes")
@@ -39,6 +41,13 @@ class PrepareSettings(Options):
     azimuth_range: tuple[float, float] = _pictures(
         (0.0, 360.0), "camera direction in degrees; 0 0 = always from +z", least=-360, most=360
     )
+    look: str = _pictures(
+        "plain",
+        "plain = flat light on white; studio = lamps and soft shadows; room = those among floor and walls, taken by a "
+        "camera. Both vary the field of view from 0.75 to 1.5 times fov",
+        LOOKS,
+    )
+    backgrounds: str | None = _pictures(None, "look room: folder of photographs to stand behind the objects")
     min_visible: float = _pictures(
         0.002,
         "least share of the picture that every instance must cover; other views are drawn again",
@@ -63,6 +72,8 @@ class PrepareSettings(Options):
                 raise ValueError(f"{name} is {low} {high}, expected the lower bound first")
         if self.compose and self.split_nodes == "always":
             raise ValueError("compose arranges whole files, so it cannot be used together with split_nodes 'always'")
+        if self.backgrounds is not None and self.look != "room":
+            raise ValueError(f"backgrounds is given, which only look room shows, but look is {self.look}")
         if not self.singles and not self.compose:
             raise ValueError("singles is off and compose is 0: loose files would be left out; set compose to 2 or more")
 
@@ -71,4 +82,11 @@ class PrepareSettings(Options):
         others = {"num_views", "num_scenes", "singles"}
         if kind != "composed":
             others |= {"compose", "scale_range", "size_ratio"}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if k not in others}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in self.facts().items() if k not in others}
+
+    def facts(self) -> dict[str, Any]:
+        """All settings that say something; a plain look is not told, as before there were others."""
+        found = asdict(self)
+        if self.look == "plain":
+            return {k: v for k, v in found.items() if k not in ("look", "backgrounds")}
+        return found | ({"backgrounds": Path(self.backgrounds).name} if self.backgrounds else {})

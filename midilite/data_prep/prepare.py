@@ -34,7 +34,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ from ..common.seeds import name_text, numpy_generator
 from ..common.terminal import tell
 from ..data.sample_folder import MADE_BY, ForeignFolderError, check_writable, read_manifest, write_sample
 from .finding import Found, SceneSource, find_scenes
+from .looks import backgrounds_in
 from .options import PrepareSettings
 from .processes import in_processes
 from .samples import build_samples, sample_name
@@ -103,13 +104,15 @@ def prepare(
         recursive: folders at any depth are scenes, and not only those of the first level.
 
     Raises:
-        ValueError: the folders or settings cannot be used; nothing was written.
+        ValueError: the folders (that of backgrounds, too) or settings cannot be used; nothing was written.
         WriteError: the output folder can't be written; nothing was.
         OutputError: the disk is full or not writable; what was finished before is complete.
     """
     settings = settings or PrepareSettings()
     root, output = Path(input_dir), Path(output_dir)
     _check_folders(root, output)
+    if settings.backgrounds is not None:
+        backgrounds_in(settings.backgrounds)
     found = find_scenes(root, settings.split_nodes, recursive)
     for entry in found.left_aside:
         log(f"left aside: {entry}")
@@ -328,7 +331,7 @@ def _write_report(output: Path, settings: PrepareSettings, outcome: Outcome, fou
             }
     report = {
         "made_by": MADE_BY,
-        "settings": asdict(settings),
+        "settings": settings.facts(),
         "num_samples": len(samples),
         "num_scenes": len({entry["scene"] for entry in samples.values()}),
         "num_instances": sum(len(entry["instances"]) for entry in samples.values()),

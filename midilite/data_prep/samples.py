@@ -31,6 +31,7 @@ from ..render.render_mesh import RenderMesh, to_render_mesh
 from ..render.renderer import Rendered, render, render_batch
 from .arrange import arrange, yaw_rotation
 from .finding import SceneSource
+from .looks import backgrounds_in, draw_look, draw_picture, drawn_fov
 from .options import PrepareSettings
 from .sources import Instance, load_instances, match_labels
 
@@ -38,6 +39,7 @@ EXTENT = 0.95
 _VIEW_TRIES = 8  # cameras tried until every instance shows
 _ARRANGEMENT_TRIES = 4  # arrangements tried in turn, each with that many cameras
 _WELL_SHOWN = 0.3  # a camera is taken at once when no instance is covered to more than 70%
+_SHOWN_IN_ROOM = 0.12  # the same in rooms, where things stand before each other
 _PROBE_SIZE = 128  # pixels of the small picture that decides whether a camera will do
 
 
@@ -162,6 +164,7 @@ class _View:
     shapes: list[Shape]
     frame: Frame
     elevation: float
+    fov: float
     placements: list[dict[str, Any] | None]
     share: float  # of the picture that the least visible instance covers,
     hidden: int  # its place in shapes,
@@ -174,10 +177,11 @@ def _rendered_sample(
     """Try arrangements (of composed scenes) and cameras until every instance shows; then draw and sample."""
     worst: tuple[float, str] = (-1.0, "")
     for attempt in range(_ARRANGEMENT_TRIES if source.kind == "composed" else 1):
-        chosen = _best_view(_views(source, shapes, view, attempt, settings), settings.min_visible)
+        shown_well = _SHOWN_IN_ROOM if settings.look == "room" else _WELL_SHOWN
+        chosen = _best_view(_views(source, shapes, view, attempt, settings), settings.min_visible, shown_well)
         share, hidden = chosen.share, chosen.hidden
         if share >= settings.min_visible:
-            shown, camera = _draw(chosen.shapes, chosen.elevation, settings.fov, settings.image_size)
+            shown, camera, look = _picture(source, view, chosen, settings)
             ids = shown.ids.numpy().astype(np.uint8)
             share, hidden = _least_visible(ids, chosen.shapes)
             if share > 0:
@@ -185,8 +189,8 @@ def _rendered_sample(
                 manifest = _manifest(source, view, chosen.shapes, ids, chosen.frame, settings)
                 for entry, placement in zip(manifest["instances"], chosen.placements, strict=True):
                     entry["placement"] = placement
-                where = {"eye": camera.eye, "target": camera.target, "elevation": chosen.elevation, "fov": settings.fov}
-                return files, {**manifest, "image": "rendered", "camera": where}
+                where = {"eye": camera.eye, "target": camera.target, "elevation": chosen.elevation, "fov": chosen.fov}
+                return files, {**manifest, "image": "rendered", "camera": where, **look}
         if share > worst[0]:
             worst = share, _why_unseen(chosen, hidden, share, settings)
     no_scene = "; if its files are separate objects and no scene, pass the folder itself as --input_dir"
@@ -198,7 +202,7 @@ def _why_unseen(view: _View, index: int, share: float, settings: PrepareSettings
     shape = view.shapes[index]
     size, whole = (float(np.ptp(_bounds(shapes), axis=0).max()) for shapes in ([shape], view.shapes))
     points = np.concatenate([s.vertices for s in view.shapes])
-    camera = orbit_camera(0.0, view.elevation, points, fov_deg=settings.fov, size=_PROBE_SIZE)
+    camera = orbit_camera(0.0, view.elevation, points, fov_deg=view.fov, size=_PROBE_SIZE)
     own = float(render([shape.in_place()], camera, supersample=1).ids.count_nonzero()) / _PROBE_SIZE**2
     found = (
         f"'{shape.instance.name}' covers {share:.3%} of the picture in the best of the views tried, less than "
@@ -216,12 +220,27 @@ def _why_unseen(view: _View, index: int, share: float, settings: PrepareSettings
     )
 
 
-def _best_view(views: Iterator[_View], min_visible: float) -> _View:
+def _picture(
+    source: SceneSource, view: int, chosen: _View, settings: PrepareSettings
+) -> tuple[Rendered, Camera, dict[str, Any]]:
+    """The picture of a view, its camera, and what scene.json says of its look."""
+    if settings.look == "plain":
+        return *_draw(chosen.shapes, chosen.elevation, chosen.fov, settings.image_size), {}
+    rng = numpy_generator(settings.seed, "look", source.name, view)
+    points = np.concatenate([shape.vertices for shape in chosen.shapes])
+    camera = orbit_camera(0.0, chosen.elevation, points, fov_deg=chosen.fov, size=settings.image_size)
+    pictures = backgrounds_in(settings.backgrounds) if settings.backgrounds else ()
+    look = draw_look(settings.look, rng, _bounds(chosen.shapes), camera, pictures)
+    shown = draw_picture([shape.in_place() for shape in chosen.shapes], camera, look, rng)
+    return shown, camera, {"look": look.facts()}
+
+
+def _best_view(views: Iterator[_View], min_visible: float, shown_well: float) -> _View:
     """The first view that shows everything well, else the one that shows the most covered instance best."""
     seen = []
     for view in views:
         seen.append(view)
-        if view.share >= min_visible and view.uncovered >= _WELL_SHOWN:
+        if view.share >= min_visible and view.uncovered >= shown_well:
             break
     return max(seen, key=lambda v: (v.share >= min_visible, v.uncovered if v.share >= min_visible else v.share))
 
@@ -239,11 +258,14 @@ def _views(
     for trial in range(_VIEW_TRIES):
         rng = numpy_generator(settings.seed, "view", source.name, view, attempt, trial)
         azimuth, elevation = (float(rng.uniform(*r)) for r in (settings.azimuth_range, settings.elevation_range))
+        fov = drawn_fov(
+            settings.look, settings.fov, numpy_generator(settings.seed, "fov", source.name, view, attempt, trial)
+        )
         framed, frame = into_frame(placed, azimuth)
-        probe, camera = _draw(framed, elevation, settings.fov, _PROBE_SIZE, supersample=1)
+        probe, camera = _draw(framed, elevation, fov, _PROBE_SIZE, supersample=1)
         share, hidden = _least_visible(probe.ids.numpy(), framed)
         uncovered = _uncovered(probe, framed, camera) if share >= settings.min_visible else 0.0
-        yield _View(framed, frame, elevation, placements, share, hidden, uncovered)
+        yield _View(framed, frame, elevation, fov, placements, share, hidden, uncovered)
 
 
 def _uncovered(probe: Rendered, shapes: list[Shape], camera: Camera) -> float:

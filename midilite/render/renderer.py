@@ -128,6 +128,30 @@ def render_batch(
     return Rendered(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Rendered)))
 
 
+def render_depth(scenes: Sequence[RenderMesh], cameras: Sequence[Camera]) -> Tensor:
+    """float32 [V, H, W]: only the depth of `render_batch`, in a fraction of its time; infinity where nothing is seen.
+
+    Args:
+        scenes: V meshes on one device.
+        cameras: V cameras of one image size.
+    """
+    views = _gather_views(scenes, cameras, [Lighting()] * len(scenes))
+    size = (len(cameras), cameras[0].height, cameras[0].width)
+    pairs = 1 << 20 if views.focal.device.type == "cpu" else 1 << 25
+    seen = raster.visible_triangles(views.corners, views.view, size, views.focal, views.near, pairs).view(-1)
+    pixel = (seen >= 0).nonzero().squeeze(1)
+    ray = _rays(pixel, views.focal[views.view[seen[pixel]]], *size[1:])
+    depth = torch.full((seen.numel(),), math.inf, device=seen.device)
+    depth[pixel] = raster.barycentric(views.corners.index_select(0, seen[pixel]), ray)[1]
+    return depth.view(size)
+
+
+def _rays(pixel: Tensor, focal: Tensor, rows: int, columns: int) -> Tensor:
+    """[P, 3] through the centres of pixels by their number in all images, one unit deep."""
+    x, y = pixel % columns + 0.5 - 0.5 * columns, 0.5 * rows - (pixel // columns % rows + 0.5)
+    return torch.stack([x / focal, y / focal, -torch.ones_like(x)], dim=1)
+
+
 @dataclass(frozen=True)
 class _Views:
     """Everything that the pixels of several views look up."""
@@ -192,8 +216,7 @@ def _shade(views: _Views, width: int, height: int, factor: int, background) -> t
     pixel = (seen.view(-1) >= 0).nonzero().squeeze(1)
     face = seen.view(-1)[pixel]
     view = views.view[face]
-    x, y = pixel % columns + 0.5 - 0.5 * columns, 0.5 * rows - (pixel // columns % rows + 0.5)
-    ray = torch.stack([x / focal[view], y / focal[view], -torch.ones_like(x)], dim=1)
+    ray = _rays(pixel, focal[view], rows, columns)
     weights, depth, facing = raster.barycentric(views.corners.index_select(0, face), ray)
     values = (weights[:, :, None] * views.attributes.index_select(0, face)).sum(dim=1)
     albedo = values[:, :3] * _texture_color(views.scene, face, values[:, 6:])

@@ -1,0 +1,86 @@
+"""`--look`: plain is as it always was, studio and room keep masks and surfaces and are of their seed."""
+
+import json
+
+import numpy as np
+import pytest
+import trimesh
+from PIL import Image
+
+from midilite.data_prep.options import PrepareSettings
+from midilite.data_prep.prepare import prepare
+
+SMALL = {"num_samples": 300, "image_size": 64, "singles": False, "compose": 2, "num_scenes": 2, "min_visible": 0.001}
+
+
+@pytest.fixture
+def meshes(tmp_path):
+    (tmp_path / "raw").mkdir()
+    for i in range(3):
+        trimesh.creation.box((0.5 + 0.2 * i, 0.4, 0.6)).export(tmp_path / "raw" / f"box{i}.glb")
+    return tmp_path / "raw"
+
+
+def make(meshes, name, **changes):
+    folder = meshes.parent / name
+    workers = changes.pop("workers", 1)
+    outcome = prepare(meshes, folder, PrepareSettings(**SMALL | changes), num_workers=workers, log=lambda text: None)
+    assert not outcome.skipped
+    return folder
+
+
+def files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def picture(folder, name="scene_rgb.png"):
+    return np.asarray(Image.open(folder / "composed_000000" / name))
+
+
+@pytest.mark.parametrize("look", ["studio", "room"])
+def test_the_same_seed_gives_the_same_bytes_and_another_other_ones(meshes, look):
+    first, again = make(meshes, "a", look=look), make(meshes, "b", look=look, workers=2)
+    assert files(first) == files(again)
+    assert not np.array_equal(picture(first), picture(make(meshes, "c", look=look, seed=1)))
+
+
+def test_pictures_of_plain_do_not_know_of_looks(meshes):
+    plain = make(meshes, "plain")
+    facts = json.loads((plain / "composed_000000" / "scene.json").read_text())
+    assert "look" not in facts and "look" not in facts["settings"] and "backgrounds" not in facts["settings"]
+    assert "look" not in (plain / "dataset_info.json").read_text()
+    assert (picture(plain)[0, 0] == 255).all()
+
+
+def test_a_look_is_told_and_masks_are_its_geometry(meshes):
+    room = make(meshes, "room", look="room")
+    facts = json.loads((room / "composed_000000" / "scene.json").read_text())
+    assert facts["settings"]["look"] == "room" and len(facts["look"]["lamps"]) == 2
+    assert 30 <= facts["camera"]["fov"] <= 60
+    seg, rgb = picture(room, "seg.png"), picture(room, "rgb.png")
+    assert (rgb[seg == 0] == 255).all(), "instances on white"
+    assert np.array_equal(rgb[seg > 0], picture(room)[seg > 0])
+    behind = picture(room)[seg == 0]
+    assert behind.std(axis=0).max() > 5, "floor and walls"
+
+
+def test_photographs_behind(meshes, tmp_path):
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (90, 60), (20, 200, 30)).save(tmp_path / "photos" / "lawn.png")
+    room = make(meshes, "room", look="room", backgrounds=str(tmp_path / "photos"))
+    facts = json.loads((room / "composed_000001" / "scene.json").read_text())
+    assert facts["look"]["background"] == "lawn.png" and facts["settings"]["backgrounds"] == "photos"
+    behind = picture(room)[picture(room, "seg.png") == 0].astype(int)
+    assert (behind[:, 1] > behind[:, 0] + 30).mean() > 0.95
+
+
+def test_what_can_t_be_used(meshes, tmp_path):
+    with pytest.raises(ValueError, match="backgrounds is given, which only look room shows, but look is studio"):
+        PrepareSettings(look="studio", backgrounds=str(tmp_path))
+    with pytest.raises(ValueError, match="has no picture .*backgrounds is a folder of photographs"):
+        make(meshes, "out", look="room", backgrounds=str(meshes))
+    with pytest.raises(ValueError, match="is no folder"):
+        make(meshes, "out", look="room", backgrounds=str(tmp_path / "nowhere"))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="look"):
+        PrepareSettings(look="photo")
