@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tiny_model.quality import Sampling, projected, rescaled
-from tiny_model.sampling_stage import CALLS, passes, summary, ways
+from tiny_model.sampling_stage import CALLS, KEYS, by_scene, differences, passes, quartiles, summary, ways
 
 from midilite.flow.guidance import guide
 
@@ -40,3 +40,18 @@ def test_errors_of_means():
     found = summary(scenes)
     assert found["scene_f_score"] == 0.75 and found["missing"] == 4 and found["box_iou_error"] == 0
     assert found["scene_f_score_error"] == pytest.approx(0.3536, abs=1e-4)  # of scenes: (1 / sqrt 2) / sqrt 2 / sqrt 2
+
+
+def test_differences_are_taken_scene_by_scene():
+    rows = [[{key: value + seed / 10 for key in KEYS} for value in (0.2, 0.9, 0.5)] for seed in range(2)]
+    one = by_scene(rows)
+    assert one["box_iou"] == [0.25, 0.95, 0.55]
+    other = {key: [v + d for v, d in zip(values, (0.1, 0.1, 0.4), strict=True)] for key, values in one.items()}
+    found = differences({"a": {"by_scene": one}, "b": {"by_scene": other}}, "a")
+    assert found["a"]["box_iou"] == (0.0, 0.0)
+    assert found["b"]["box_iou"] == pytest.approx((0.2, 0.1), abs=1e-4)  # deviation sqrt(.03) by sqrt(3)
+
+
+def test_scenes_for_pictures_are_chosen_by_rule():
+    values = [0.5, 0.1, 0.9, 0.3, 0.7]
+    assert [values[i] for i in quartiles(values)] == [0.3, 0.5, 0.7, 0.9]

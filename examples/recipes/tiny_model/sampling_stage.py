@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -89,7 +89,7 @@ class Bench:
                 torch.cuda.synchronize()
             seconds.append(time.monotonic() - started)
             rows.append(self.score(latents))
-        return {"passes": passes(way), "seconds": round(fmean(seconds), 4), **summary(rows)}
+        return {"passes": passes(way), "seconds": round(fmean(seconds), 4), **summary(rows), "by_scene": by_scene(rows)}
 
 
 def run_sampling(
@@ -102,7 +102,8 @@ def run_sampling(
     found: dict[str, Any] = {**facts, "ways": {}}
     for name, way in list(chosen.items())[stage.world.rank :: stage.world.size]:
         found["ways"][name] = bench.measure(way, seeds)
-        print(f"[{time.monotonic() - stage.started:6.1f} s] {name}: {found['ways'][name]}", flush=True)
+        told = {key: value for key, value in found["ways"][name].items() if key != "by_scene"}
+        print(f"[{time.monotonic() - stage.started:6.1f} s] {name}: {told}", flush=True)
         write_json(stage.folder / f"sampling-{names[0] if names else 'all'}-{stage.world.rank}.json", found)
     return found
 
@@ -118,3 +119,31 @@ def summary(rows: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
         result[f"{key}_error"] = round(max(of_seeds, of_scenes / math.sqrt(len(rows))), 4)
     result["missing"] = sum(row["missing"] for seed in rows for row in seed)
     return result
+
+
+def by_scene(rows: Sequence[Sequence[dict[str, Any]]]) -> dict[str, list[float]]:
+    """Each measure of each scene, mean over the seeds."""
+    return {key: [round(fmean(seed[i][key] for seed in rows), 4) for i in range(len(rows[0]))] for key in KEYS}
+
+
+def differences(ways: Mapping[str, Mapping[str, Any]], base: str) -> dict[str, dict[str, tuple[float, float]]]:
+    """By how much ways differ from one of them: (mean, standard error) over scenes.
+
+    Scenes are hard or easy for all ways alike, so differences scene by scene say much more than those of two means.
+    """
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    for name, way in ways.items():
+        found[name] = {}
+        for key in KEYS:
+            pairs = zip(way["by_scene"][key], ways[base]["by_scene"][key], strict=True)
+            change = [a - b for a, b in pairs]
+            error = stdev(change) / math.sqrt(len(change)) if len(change) > 1 else 0.0
+            found[name][key] = (round(fmean(change), 4), round(error, 4))
+    return found
+
+
+def quartiles(values: Sequence[float]) -> list[int]:
+    """Numbers of the scenes at the lower quartile, the median, the upper quartile and the top: pictures by rule."""
+    order = sorted(range(len(values)), key=lambda i: (values[i], i))
+    last = len(order) - 1
+    return [order[round(share * last)] for share in (0.25, 0.5, 0.75, 1.0)]
