@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from .bases import BaseOptions, given_sampling
 from .infer import SCENE
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from ..data.scenes import Scene, SceneData
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 _data = partial(option, group="data")
 _measure = partial(option, group="measures")
+FITTED = " fitted"  # after the kind of a scene whose layout is fitted
 _MOST_WARNINGS = 20  # that are shown
 
 
@@ -74,6 +76,9 @@ class EvaluateOptions(BaseOptions):
 
     picture_fit: str | None = shared.picture_fit(group=SCENE)
 
+    fit_layout: bool = _measure(
+        False, "also measure every scene with its layout fitted to the picture's masks, as `infer --fit_layout` does"
+    )
     protocol: str = _measure(
         "plain", "how it is measured: plainly, or as MIDI's own evaluation does, with its mistakes", tuple(PROTOCOLS)
     )
@@ -113,6 +118,7 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     from ..common.files import try_writing, write_json
     from ..data.scenes import find_scenes
     from ..evaluation.report import format_table, report
+    from ..inference.laying import check_layout
     from ..inference.pipeline import load_pipeline
     from ..runtime.placement import choose_device, choose_dtype
     from .infer import load_adapters
@@ -133,8 +139,10 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     dtype = choose_dtype(options.mixed_precision, device)
     pipe = load_pipeline(base, device, dtype, options.mi_attention_blocks)
     load_adapters(pipe, options.lora_path or (), options.lora_scale, options.lora_alpha)
+    if options.fit_layout:
+        check_layout(True, pipe.clip is not None)
     kinds = ("base", "adapter") if options.lora_path else ("base",)
-    results: dict[str, dict[str, Any]] = {kind: {} for kind in kinds}
+    results: dict[str, dict[str, Any]] = {kind: {} for kind in _with_fitted(kinds, options)}
     for number, scene in enumerate(scenes, start=1):
         started = time.monotonic()
         for kind, metrics in evaluate_scene(pipe, scene, options, kinds).items():
@@ -143,7 +151,7 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     protocol, measured = PROTOCOLS[options.protocol], (options.tau, options.num_points)
     told = {**dataclasses.asdict(options), "pretrained_model": base}
     document = {"options": told, "definitions": protocol.defined(*measured)}
-    document |= {kind: report(results[kind], protocol) for kind in kinds}
+    document |= {kind: report(rows, protocol) for kind, rows in results.items()}
     write_json(Path(options.output), document)
     tell(format_table(results, protocol, *measured))
     say(f"{options.output}: {len(scenes)} scene(s)")
@@ -163,10 +171,18 @@ def evaluate(**options: Any) -> dict[str, Any]:
     return run(EvaluateOptions(**options))
 
 
+def _with_fitted(kinds: tuple[str, ...], options: EvaluateOptions) -> list[str]:
+    """The kinds, each followed by what it is called with its layout fitted, where that is asked for."""
+    return [name for kind in kinds for name in (kind, f"{kind}{FITTED}")[: 1 + options.fit_layout]]
+
+
 def evaluate_scene(
     pipe: Pipeline, scene: Scene, options: EvaluateOptions, kinds: tuple[str, ...] = ("base",)
 ) -> dict[str, dict[str, Any]]:
     """The protocol's numbers of one scene for "base" (no adapter acts) and "adapter" (the active ones do).
+
+    With `fit_layout` also for "base fitted" and "adapter fitted", which have "layout" beside the numbers: the masks'
+    mean IoU before and after, and whether the layout was changed.
 
     Raises:
         ValueError: the scene can't be read or encoded; it is named.
@@ -193,8 +209,24 @@ def evaluate_scene(
             depth = pipe.sampling.changed(grid_depth=options.grid_depth).grid_depth
             meshes = decode_meshes(pipe.vae, latents, conditions.labels, depth)
         measure = PROTOCOLS[options.protocol].measure
-        results[kind] = measure(meshes, truth, options.tau, samples=options.num_points, seed=options.seed)
+        measured = partial(measure, truth=truth, tau=options.tau, samples=options.num_points, seed=options.seed)
+        results[kind] = measured(meshes)
+        if options.fit_layout:
+            results[kind + FITTED] = _fitted(meshes, conditions, pipe.device, measured)
     return results
+
+
+def _fitted(
+    meshes: list, conditions: ImageConditions, device: torch.device, measured: Callable[..., dict[str, Any]]
+) -> dict[str, Any]:
+    """The numbers of a scene with its layout fitted; a scene without any surface stays what it is."""
+    from ..layout.fit import fit_layout
+
+    if all(mesh is None for mesh in meshes):
+        return measured(meshes)
+    layout = fit_layout(meshes, conditions.mask, conditions.labels, device=device)
+    facts = {"mask_iou": layout.mask_iou[0], "mask_iou_fitted": layout.mask_iou[1], "changed": layout.changed}
+    return {**measured(layout.moved(meshes)), "layout": facts}
 
 
 def _measured_part(data: SceneData, options: EvaluateOptions) -> SceneData:

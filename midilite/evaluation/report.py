@@ -86,7 +86,8 @@ def format_table(results: Mapping[str, Scenes], protocol: Protocol, tau: float, 
     """One table of all results: a row per scene, section and model, their means, what the adapter changes.
 
     Args:
-        results: per model ("base", and maybe "adapter") the scenes' results; the same scenes for each.
+        results: per model ("base", and maybe "adapter", each maybe also " fitted") the scenes' results; the same scenes
+            for each.
         tau, samples: as measured with; the definitions below the table name them.
     """
     rows = [["scene", "model", "aligned", "instances", "missing", *protocol.keys]]
@@ -94,14 +95,20 @@ def format_table(results: Mapping[str, Scenes], protocol: Protocol, tau: float, 
         rows += _rows(name, {kind: scenes[name] for kind, scenes in results.items()}, protocol, _cell)
     means = {kind: aggregate(list(scenes.values()), protocol) for kind, scenes in results.items()}
     rows += _rows("mean", means, protocol, _mean_cell)
-    if "base" in means and "adapter" in means:
+    for before, after in _compared(list(means)):
         for section in protocol.sections:
-            changes = [_change(means["base"][section][key], means["adapter"][section][key]) for key in protocol.keys]
-            rows.append(["change", "", section, "", "", *(_cell(change, "+") for change in changes)])
+            changes = [_change(means[before][section][key], means[after][section][key]) for key in protocol.keys]
+            rows.append(["change", after, section, "", "", *(_cell(change, "+") for change in changes)])
     needed = [True, len(results) > 1, len(protocol.sections) > 1] + [True] * (len(rows[0]) - 3)
     rows = [[cell for cell, shown in zip(row, needed, strict=True) if shown] for row in rows]
     defined = [[name, text] for name, text in protocol.defined(tau, samples).items()]
     return "\n".join([*_aligned(rows, sum(needed[:3])), "", *_aligned(defined, 2)])
+
+
+def _compared(kinds: Sequence[str]) -> list[tuple[str, str]]:
+    """Which kinds of results are compared: the adapter with the base, a fitted layout with the model's own."""
+    pairs = [("base", "adapter"), *((kind, f"{kind} fitted") for kind in ("base", "adapter"))]
+    return [pair for pair in pairs if set(pair) <= set(kinds)]
 
 
 def _rows(

@@ -106,10 +106,7 @@ class Result:
         known = as_encoded(asked, conditions.given, conditions.image.size)
         fit = partial(fit_layout, self.meshes, conditions.mask, self.labels, known, device)
         layout = (world or World()).broadcast(fit)
-        meshes = [mesh if mesh is None else mesh.copy() for mesh in self.meshes]
-        for mesh, matrix in zip(meshes, layout.matrices, strict=True):
-            if mesh is not None and layout.changed:
-                mesh.vertices = mesh.vertices @ matrix[:3, :3].T + matrix[:3, 3]
+        meshes = layout.moved(self.meshes)
         scene = build_scene(meshes, self.labels)
         return replace(self, meshes=meshes, scene=scene, layout=layout, camera=layout.camera)
 

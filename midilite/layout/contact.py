@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .equations import Equations, first_of_each
+from .equations import Equations, first_of_each, robust
 from .silhouettes import Drawn, Objects, surface_points
 from .state import State, moving
 
 _PIXELS = 16  # of an overlap that are looked at
+_UNLIKELY = 0.1  # by which an object would have to pass behind another: then it is rather the shapes that are wrong
 _PROBES, _SURFACE = 240, 1500  # vertices of an object that are looked at, and that it is known by
 _DEEPEST = 12  # of them that are pushed out
 
@@ -57,7 +58,8 @@ def order_terms(objects: Objects, state: State, drawn: Drawn, own: Tensor, order
     residual = (points[0].depth - points[1].depth) / spread  # negative: as much as it is too near
     rows = (points[0].depth_by - points[1].depth_by) / spread
     number = torch.bincount(pair, minlength=count * count).clamp_min(1)
-    return Equations(residual, rows, (share / number)[pair].double())
+    weight = (share / number)[pair].double() * robust(residual, _UNLIKELY / spread)
+    return Equations(residual, rows, weight)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ..common.devices import precise_device
+from ..common.threads import one_thread
 from ..render.camera import Camera
 from . import terms
 from .camera_start import mask_sides, start_camera
@@ -42,9 +43,10 @@ if TYPE_CHECKING:
 
 FIT_SIZE, MEASURE_SIZE = 128, 256  # pixels on the picture's longer side where the fit is made, and where it is judged
 _STEPS = (6, 14)  # of the camera alone, of all together
-_WIDTHS = (0.3, 0.1)  # of the robust weights at the first and the last step, as a share of an object's size
+_WIDTHS = (0.4, 0.2)  # of the robust weights at the first and the last step, as a share of an object's size
 _LONGEST = 0.2  # step of any unknown
 _GAIN = 0.002  # of the masks' IoU, from which on a fit is an improvement
+_LOSS = 0.1  # of an object's own IoU, from which on it is not moved
 _DEEPER = 0.01  # than the model had it, an object may be inside another
 
 
@@ -86,6 +88,14 @@ class Layout:
     changed: bool
     note: str
 
+    def moved(self, meshes: Sequence[trimesh.Trimesh | None]) -> list[trimesh.Trimesh | None]:
+        """Copies of the meshes that the layout was fitted for, where it puts them."""
+        copies = [mesh if mesh is None else mesh.copy() for mesh in meshes]
+        for mesh, matrix in zip(copies, self.matrices, strict=True):
+            if mesh is not None and self.changed:
+                mesh.vertices = mesh.vertices @ matrix[:3, :3].T + matrix[:3, 3]
+        return copies
+
 
 def fit_layout(
     meshes: Sequence[trimesh.Trimesh | None],
@@ -113,9 +123,10 @@ def fit_layout(
         raise ValueError("no object has both a surface and a mask: there is nothing to fit")
     pairs = [(torch.as_tensor(np.array(meshes[i].vertices)), torch.as_tensor(np.array(meshes[i].faces))) for i in there]
     problem = Problem.of(pairs, labels, [values[i] for i in there], options, torch.device(device), prior)
-    before = problem.solve(problem.start(), _STEPS[0], camera_only=True)
-    after = problem.solve(before, _STEPS[1])
-    state, ious, changed = problem.judged(before, after)
+    with one_thread():
+        before = problem.solve(problem.start(), _STEPS[0], camera_only=True)
+        after = problem.solve(before, _STEPS[1])
+        state, ious, changed = problem.judged(before, after)
     linear, shift = (t.cpu().numpy() for t in state.matrices())
     matrices = np.tile(np.eye(4), (len(meshes), 1, 1))
     matrices[there, :3, :3], matrices[there, :3, 3] = linear, shift
@@ -224,7 +235,7 @@ class Problem:
         return [
             terms.frame_terms(self.objects, state, self.frame, prior),
             order_terms(self.objects, state, drawn, self.own, order, prior.order),
-            *contact.terms(self.objects, state, prior.touch),
+            *contact.terms(self.objects, state, prior.order),
         ]
 
     def _stepped(self, state: State, equations, free: Tensor) -> State:
@@ -240,21 +251,24 @@ class Problem:
         exact = Objects.of(self.meshes, self.own.device, thin=False)
         contact = Contact.of(self.objects, before)
         first = self.agreement(exact, before)
+        nothing = before, (float(first.mean()),) * 2, False
+        if not bool(after.values.isfinite().all()):
+            return nothing
         for share in (1.0, 0.5, 0.25):
             state = before.changed(before.values + share * (after.values - before.values))
-            if not bool(state.values.isfinite().all()):
-                continue
-            reached = self.agreement(exact, state)
+            # an object that agrees much worse where it is now goes back to where the model put it
+            state = state.kept(self.agreement(exact, state) > first - _LOSS)
+            reached = float(self.agreement(exact, state).mean())
             deeper = contact.depths(self.objects, state) - contact.allowed
-            if reached > first + _GAIN and float(deeper.max()) <= _DEEPER:
-                return state, (first, reached), True
-        return before, (first, first), False
+            if reached > float(first.mean()) + _GAIN and float(deeper.max()) <= _DEEPER:
+                return state, (float(first.mean()), reached), True
+        return nothing
 
-    def agreement(self, objects: Objects, state: State) -> float:
-        """Mean IoU of what is seen of each object and its mask."""
+    def agreement(self, objects: Objects, state: State) -> Tensor:
+        """float64 [n]: IoU of what is seen of each object and its mask."""
         shown = draw(objects, state.resized((self.fine.shape[2], self.fine.shape[1]))).labels()
         seen = torch.stack([shown == i + 1 for i in range(objects.count)])
-        return float(mask_iou(seen, self.fine, self.fine_unknown).mean())
+        return mask_iou(seen, self.fine, self.fine_unknown)
 
 
 def middle_depth(state: State) -> Tensor:

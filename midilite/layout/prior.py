@@ -28,17 +28,17 @@ class Prior:
         sides: weight in the second half of the steps of the furthest points to the sides of the mask.
     """
 
-    place: tuple[float, float, float] = (0.03, 0.05, 0.08)
-    width: float = 0.12
-    height: float = 0.12
+    place: tuple[float, float, float] = (0.03, 0.05, 0.05)
+    width: float = 0.15
+    height: float = 0.15
     yaw: float = math.radians(4)
-    loose: float = 0.03
+    loose: float = 0.1
     frame: float = 0.015
     touch: float = 0.01
     order: float = 0.03
     depth: float = 0.03
     pitch: tuple[float, float] = (math.radians(15), math.radians(12))
-    focal: tuple[float, float] = (math.log(0.5 / math.tan(math.radians(20))), 0.12)
+    focal: tuple[float, float] = (math.log(0.5 / math.tan(math.radians(20))), 0.08)
     outline: float = 0.03
-    samples: float = 12.0
-    sides: float = 0.1
+    samples: float = 6.0
+    sides: float = 0.4

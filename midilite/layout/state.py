@@ -59,6 +59,12 @@ class State:
         """The same scene with other values."""
         return replace(self, values=values)
 
+    def kept(self, moved: Tensor) -> State:
+        """The same with those objects only where they are that `moved` [n] says; the others as the model made them."""
+        values = self.values.clone()
+        values[CAMERA:].view(-1, OBJECT)[~moved] = 0.0
+        return self.changed(values)
+
     def resized(self, size: tuple[int, int]) -> State:
         """The same on a picture of another size and the same shape."""
         return replace(self, size=size)

@@ -71,6 +71,27 @@ def test_base_and_adapter_start_alike_and_differ_by_the_adapter(prepared, tmp_pa
     assert all(name in printed for name in (*ALIGNMENTS, *SCENE_KEYS, *without["definitions"].values()))
 
 
+def test_fitted_layouts_are_measured_beside_the_models_own(prepared, tmp_path, monkeypatch, capsys):
+    """Of true shapes that stand beside their places."""
+    perfect = hulls_of_the_truth(prepared)
+
+    def decode(*arguments):
+        meshes = perfect(*arguments)
+        for number, mesh in enumerate(meshes):
+            mesh.vertices = mesh.vertices + [0.12 * (-1) ** number, 0.0, 0.05]
+        return meshes
+
+    monkeypatch.setattr(decoding, "decode_meshes", decode)
+    document = run(options(prepared, tmp_path, num_points=2000, fit_layout=True))
+    assert {"base", "base fitted"} <= set(document)
+    before, after = (document[kind]["mean"]["none"] for kind in ("base", "base fitted"))
+    assert after["bounding_box_iou"]["mean"] > before["bounding_box_iou"]["mean"] + 0.03
+    for scene in document["base fitted"]["scenes"].values():
+        assert scene["layout"]["mask_iou_fitted"] >= scene["layout"]["mask_iou"]
+    printed = capsys.readouterr().out
+    assert "base fitted" in printed and any(line.startswith("change") for line in printed.splitlines())
+
+
 def test_the_3d_front_layout(tmp_path):
     root = write_front3d(tmp_path / "set")
     document = run(options(root, tmp_path))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from laid_scenes import Laid, laid, mean_iou, misplaced, moved_by, solid, usual
 
 from midilite.layout.fit import LayoutOptions, fit_layout, scaled
@@ -35,10 +36,17 @@ def test_wrong_places_and_sizes_are_mended(amount):
     assert min(gained) > 0 and np.mean(gained) > 0.05
 
 
-def test_the_same_comes_out_every_time():
+def test_the_same_comes_out_every_time_on_any_number_of_threads():
     scene = usual()
     wrong = misplaced(scene, 0.05)
-    first, second = (fitted(scene, wrong)[0] for _ in range(2))
+    threads = torch.get_num_threads()
+    first = fitted(scene, wrong)[0]
+    torch.set_num_threads(2)
+    try:
+        second = fitted(scene, wrong)[0]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
     assert np.array_equal(first.matrices, second.matrices) and first.camera == second.camera
 
 
@@ -88,6 +96,11 @@ def with_holes() -> Laid:
     return scene.seen(labels)
 
 
+def places_error(meshes, scene: Laid) -> float:
+    gaps = [a.bounds.mean(0) - b.bounds.mean(0) for a, b in zip(meshes, scene.meshes, strict=True)]
+    return float(np.linalg.norm(gaps, axis=1).mean())
+
+
 CASES = [half_hidden, cut_by_the_border, thin, one, seven, dilated, with_holes]
 
 
@@ -100,7 +113,9 @@ def test_no_harm_is_done(case):
         layout, meshes = fitted(scene, wrong)
         assert layout.mask_iou[1] >= layout.mask_iou[0]
         assert np.isfinite(layout.matrices).all()
-        changes.append(mean_iou(meshes, scene.meshes) - mean_iou(wrong, scene.meshes))
+        # boxes of a post as thin as a pixel hardly ever meet: there it is the places that count
+        better = places_error(wrong, scene) - places_error(meshes, scene) if case is thin else None
+        changes.append(better or mean_iou(meshes, scene.meshes) - mean_iou(wrong, scene.meshes))
     assert min(changes) > -0.03
 
 

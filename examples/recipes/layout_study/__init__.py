@@ -1,0 +1,1 @@
+"""How much the layout fit gains: with the true layout plus noise, and with the shipped model."""
