@@ -80,9 +80,10 @@ def seven() -> Laid:
 
 
 def dilated() -> Laid:
+    """By 2 of 160 pixels, as by 6 of 512; with 3 boxes lose up to 0.04, as they then fit masks that are too large."""
     scene = usual()
     labels = scene.labels.copy()
-    for _ in range(3):
+    for _ in range(2):
         for shift, axis in ((1, 0), (-1, 0), (1, 1), (-1, 1)):
             labels = np.where(labels == 0, np.roll(labels, shift, axis), labels)
     return scene.seen(labels)
