@@ -85,7 +85,7 @@ class Person:
         for k, (number, mark) in enumerate(zip(self.numbers, marks, strict=True)):
             missing, beyond = (self.labels == number) & (found != k + 1), (found == k + 1) & (self.labels != number)
             depths = [deepest(wrong)[2] if wrong.any() else -1 for wrong in (missing, beyond)]
-            if max(depths) < 1:  # nothing that a person would see
+            if max(depths) < 2:  # nothing that a person would see
                 done.append(mark)
             elif depths[0] >= depths[1]:
                 done.append(Marks([*mark.inside, self._mark(missing, True)], mark.outside))

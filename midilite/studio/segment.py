@@ -32,6 +32,7 @@ _STEP, _APART = 5.0, 1e-3  # units of Lab that make a border e times harder to p
 _STEP_2, _APART_2 = 4.0, 0.1  # the same between objects
 _SAME = 0.95  # by how much steps within the background count less: its texture
 _LOST = 4e-4  # how strongly each cell's area ends walks: what lies apart from all strokes is an object without one
+_NEAR_ENOUGH = 0.15  # how likely what is outside of one object has to be another one
 _OWN, _OWN_LIKE = 0.003, 5.0  # how strongly colours like those of an object's strokes are its own
 
 
@@ -46,13 +47,21 @@ class Marks:
 def segment(regions: Regions, objects: Sequence[Marks]) -> np.ndarray:
     """The label map of marked objects, uint8 [height, width] of the picture: 0 background, k + 1 for object k.
 
-    Where strokes of several objects cross, the last object has it; strokes inside win over those outside.
+    Where strokes inside of several objects cross, the last object has it; they win over strokes outside. What is
+    outside of one object is another one where that comes near enough to be it, else it is background.
     """
-    seeds = np.full(len(regions.area), -1)  # 0 is outside of all objects
-    for number in (0, 1):
+    seeds = np.full(len(regions.area), -1)
+    for k, marks in enumerate(objects, start=1):
+        for stroke in marks.inside:
+            seeds[touched(regions, stroke)] = k
+    if any(marks.outside for marks in objects):
+        likely, inside = region_labels(regions, seeds, len(objects)), seeds.copy()
         for k, marks in enumerate(objects, start=1):
-            for stroke in (marks.outside, marks.inside)[number]:
-                seeds[touched(regions, stroke)] = k * number
+            for stroke in marks.outside:
+                at = touched(regions, stroke)
+                others = likely[at].mean(axis=0)
+                others[[0, k]] = 0
+                seeds[at[inside[at] < 0]] = others.argmax() if others.max() > _NEAR_ENOUGH else 0
     return _pixels(regions, region_labels(regions, seeds, len(objects)))
 
 
@@ -74,7 +83,7 @@ def region_labels(regions: Regions, seeds: np.ndarray, count: int) -> np.ndarray
     ends = np.stack([_HARD * (seeds == k) for k in [*range(1, count + 1), 0]], axis=1)
     for k in range(1, count + 1):
         if (seeds == k).any():
-            far = np.linalg.norm(regions.color - regions.color[seeds == k].mean(axis=0), axis=1)
+            far = _nearest(regions.color, regions.color[seeds == k])
             ends[:, k - 1] += _OWN * cells * np.exp(-far / _OWN_LIKE)
     reached = _walk(regions.pairs, passing, ends.sum(axis=1) + _LOST * cells, ends).clip(0, None)
     objects = reached[:, :count] * is_object[:, None]

@@ -1,0 +1,211 @@
+"""The page in a real Chromium: from a picture to a scene that turns, and a training that is watched and stopped.
+
+Skipped where there is no Chromium or no playwright. With MIDILITE_SCREENSHOTS=FOLDER the scenes are made by the shipped
+model instead of the golden one, with a checkpoint's worth of steps, and the pages are pictured there.
+"""
+
+import io
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trimesh
+from PIL import Image
+
+from midilite.commands.infer import EXAMPLE
+from midilite.mesh.scene import build_scene
+from midilite.render.scene_page import scene_page
+from midilite.training.checkpoint import list_checkpoints
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
+PICTURES = os.environ.get("MIDILITE_SCREENSHOTS")
+LONG = 120_000  # milliseconds; CI has two cores for everything
+
+
+@pytest.fixture
+def page(request):
+    """A page of 1280 x 720; errors in its scripts fail the test."""
+    flags = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-dev-shm-usage"]
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=flags)
+        page = browser.new_page(viewport={"width": 1280, "height": 720}, accept_downloads=True)
+        page.set_default_timeout(LONG)
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        yield page
+        browser.close()
+    assert errors == []
+
+
+def address(studio, path="/") -> str:
+    return f"http://127.0.0.1:{studio.server.server_address[1]}{path}"
+
+
+def picture(page, name: str) -> None:
+    if PICTURES:
+        page.wait_for_timeout(1500)
+        page.screenshot(path=Path(PICTURES) / f"studio_{name}.png")
+
+
+def pixels(page, selector: str) -> np.ndarray:
+    page.wait_for_timeout(300)
+    return np.asarray(Image.open(io.BytesIO(page.locator(selector).screenshot())).convert("RGB")).astype(int)
+
+
+def say(page, text: str) -> None:
+    playwright.expect(page.locator("#message")).to_contain_text(re.compile(text), timeout=LONG)
+
+
+def mark_objects(page) -> None:
+    """One click on each object of the example picture, where it is widest."""
+    page.select_option("#known", "rgb.png")
+    say(page, "click on each object")
+    with Image.open(EXAMPLE / "seg.png") as file:
+        seg = np.asarray(file)
+    frame = page.locator("#canvas").bounding_box()
+    scale = min(frame["width"] / seg.shape[1], frame["height"] / seg.shape[0])
+    left, top = frame["x"] + (frame["width"] - scale * seg.shape[1]) / 2, frame["y"]
+    for count, label in enumerate((1, 2, 3), start=1):
+        places = np.argwhere(seg == label)
+        inner = [p for p in places if (seg[max(p[0] - 6, 0) : p[0] + 7, max(p[1] - 6, 0) : p[1] + 7] == label).all()]
+        y, x = inner[len(inner) // 2]
+        page.mouse.click(left + (x + 0.5) * scale, top + (y + 0.5) * scale)
+        say(page, f"^{count} objects? marked")
+
+
+def trained(forks, flags, studio, tmp_path) -> None:
+    run = studio.start / "run"
+    assert forks.run_group("train", tmp_path / "log", 1, arguments=flags(run, "--max_train_steps", 1)) == [0]
+
+
+def choose_model(page) -> None:
+    page.click("#tab-scene")
+    if PICTURES:
+        page.fill("#steps", "25")
+        page.fill("#depth", "6")
+    else:
+        page.select_option("#model", "model")
+
+
+def test_from_a_picture_to_scenes_that_turn_and_a_file(page, studio, forks, flags, tmp_path):
+    trained(forks, flags, studio, tmp_path)
+    page.goto(address(studio))
+    mark_objects(page)
+    picture(page, "picture")
+    choose_model(page)
+    page.click("#tab-picture")
+    page.fill("#objects li:nth-child(1) input", "table")
+    page.click("#make")
+    rows = page.locator("#stage .objects li")
+    rows.first.wait_for()
+    count = rows.count()
+    assert count >= 1
+    before = pixels(page, "#stage canvas")
+    frame = page.locator("#stage canvas").bounding_box()
+    page.mouse.move(frame["x"] + 200, frame["y"] + 200)
+    page.mouse.down()
+    page.mouse.move(frame["x"] + 330, frame["y"] + 180, steps=5)
+    page.mouse.up()
+    turned = pixels(page, "#stage canvas")
+    assert np.abs(turned - before).mean() > 0.5, "it turns"
+    picture(page, "scene")
+    rows.first.locator("input").uncheck()
+    page.mouse.move(5, 5)
+    hidden = pixels(page, "#stage canvas")
+    assert np.abs(hidden - turned).mean() > 0.1, "one object is hidden"
+    page.click("text=Wireframe")
+    assert np.abs(pixels(page, "#stage canvas") - hidden).mean() > 0.05
+    with page.expect_download() as waiting:
+        page.click("#get")
+    waiting.value.save_as(tmp_path / "scene.glb")
+    assert len(trimesh.load(tmp_path / "scene.glb").geometry) == count
+    if not PICTURES:  # the shipped model does not fit the golden one's adapter
+        page.select_option("#adapter", "run/lora-final")
+    page.select_option("#beside", "base" if not PICTURES else "seed")
+    page.click("#wish button.main")
+    playwright.expect(page.locator("#stage canvas")).to_have_count(2, timeout=LONG)
+    titles = page.locator("#stage figcaption").all_inner_texts()
+    assert len(set(titles)) == 2 and ("run/lora-final 1" in titles[1] or PICTURES)
+    first = pixels(page, "#stage figure:nth-child(1) canvas")
+    page.locator("#stage figure:nth-child(2) canvas").focus()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    assert np.abs(pixels(page, "#stage figure:nth-child(1) canvas") - first).mean() > 0.1, "both have one camera"
+    picture(page, "compare")
+    assert page.locator("#results li").count() == 3
+
+
+def test_undo_tools_and_a_mask_that_is_there(page, studio):
+    page.goto(address(studio))
+    mark_objects(page)
+    page.keyboard.press("Control+z")
+    assert page.locator("#objects li").count() == 2
+    page.click("#open")
+    playwright.expect(page.locator("#objects li")).to_have_count(3)
+    page.locator("#objects li").nth(0).get_by_text("edit").click()
+    page.click("[data-tool=box]")
+    frame = page.locator("#canvas").bounding_box()
+    page.mouse.move(frame["x"] + frame["width"] / 2 - 100, frame["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(frame["x"] + frame["width"] / 2 + 100, frame["y"] + 120)
+    page.mouse.up()
+    before = np.asarray(Image.open(studio.start / "seg.png"))
+    page.click("#savemask")
+    say(page, "saved as seg.png")
+    after = Image.open(studio.start / "seg.png")
+    assert after.mode == "P" and (np.asarray(after) == 1).sum() > (before == 1).sum() + 1000
+    assert (np.asarray(after) == 3).sum() == (before == 3).sum()
+
+
+def test_a_live_training_is_watched_saved_and_stopped(page, studio, forks, flags, tmp_path):
+    run = studio.start / "live"
+    more = ["--max_train_steps", 1000, "--preview_every", 0]
+    pid = forks.start("train_slowly", tmp_path / "log", arguments=flags(run, *more), seconds=0.3)
+    end = time.monotonic() + 60
+    while not (run / "metrics.jsonl").exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    page.goto(address(studio, "/#runs"))
+    state = page.locator("#runstate")
+    playwright.expect(state).to_contain_text("running", timeout=LONG)
+    first = int(re.search(r"step (\d+)", state.inner_text())[1])
+    playwright.expect(state).not_to_contain_text(f"step {first},", timeout=LONG)
+    assert page.locator(".chart").count() >= 3
+    page.click("#savenow")
+    playwright.expect(state).to_contain_text("saved: checkpoint-", timeout=LONG)
+    page.click("#stopnow")
+    assert forks.wait(pid, timeout=60) == 143
+    playwright.expect(state).to_contain_text("ended", timeout=LONG)
+    assert len(list_checkpoints(run)) >= 1 and page.locator("#stopnow").is_disabled()
+
+
+def test_a_page_of_one_file_turns_without_a_server(page, tmp_path):
+    scene = build_scene([trimesh.creation.box((1, 0.4, 0.6)), trimesh.creation.icosphere(2, 0.3)], [1, 2])
+    (tmp_path / "scene.html").write_bytes(scene_page({"here": scene}))
+    page.route("**/*", lambda route: route.continue_() if route.request.url.startswith("file:") else route.abort())
+    page.goto(f"file://{tmp_path}/scene.html")
+    assert page.locator(".objects li").count() == 2
+    before = pixels(page, "canvas")
+    colors = {tuple(c) for c in before.reshape(-1, 3)[::7]}
+    assert len(colors) > 50, "something is drawn"
+    page.locator("canvas").focus()
+    page.keyboard.press("ArrowRight")
+    assert np.abs(pixels(page, "canvas") - before).mean() > 0.2
+
+
+def test_pages_of_other_sites_cannot_ask(page, studio, tmp_path):
+    (tmp_path / "evil.html").write_text("<p>elsewhere</p>")
+    page.goto(f"file://{tmp_path}/evil.html")
+    ask = (
+        "url => fetch(url, {method: 'POST', headers: {'X-Studio': '1'}, body: '{}'}).then(() => 'read', () => 'failed')"
+    )
+    assert page.evaluate(ask, address(studio, "/api/job")) == "failed"
+    plain = "url => fetch(url, {mode: 'no-cors'}).then(() => 'sent', () => 'failed')"
+    page.evaluate(plain, address(studio, "/api/home"))
+    assert not studio.server.studio.jobs.jobs
