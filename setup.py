@@ -63,6 +63,7 @@ setup(
             "scikit-image>=0.24",
             "scipy>=1.12",
             "tensorboard>=2.16",
+            "playwright>=1.45",  # drives Chromium, which .ci/run installs where it can
             "triton; platform_system == 'Linux'",  # torch's builds for GPUs bring it along; here it interprets kernels
         ],
         "tensorboard": ["tensorboard>=2.16"],

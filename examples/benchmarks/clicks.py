@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,14 +24,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from midilite.common.files import write_json, write_png
-from midilite.inference.preview import mask_picture
-from midilite.model.masks import load_pair
-from midilite.render.renderer import preview_sheet
-from midilite.studio.segment import Marks, segment
-from midilite.studio.superpixels import find_regions
+sys.path[:0] = [str(Path(__file__).resolve().parents[i]) for i in (1, 2)]  # run from a checkout without installing
 
-from .click_scenes import Picture, rendered
+from benchmarks.click_scenes import Picture, rendered  # noqa: E402
+
+from midilite.common.files import write_json, write_png  # noqa: E402
+from midilite.inference.preview import mask_picture  # noqa: E402
+from midilite.model.masks import load_pair  # noqa: E402
+from midilite.render.renderer import preview_sheet  # noqa: E402
+from midilite.studio.segment import Marks, segment  # noqa: E402
+from midilite.studio.superpixels import find_regions  # noqa: E402
 
 SMALL = 256  # pixels on a side where strokes are planned
 WORST = 6

@@ -32,7 +32,7 @@ _STEP, _APART = 5.0, 1e-3  # units of Lab that make a border e times harder to p
 _STEP_2, _APART_2 = 4.0, 0.1  # the same between objects
 _SAME = 0.95  # by how much steps within the background count less: its texture
 _LOST = 4e-4  # how strongly each cell's area ends walks: what lies apart from all strokes is an object without one
-_NEAR_ENOUGH = 0.15  # how likely what is outside of one object has to be another one
+_NEAR_ENOUGH = 0.4  # how likely what is outside of one object has to be another one
 _OWN, _OWN_LIKE = 0.003, 5.0  # how strongly colours like those of an object's strokes are its own
 
 
