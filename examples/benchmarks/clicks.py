@@ -27,7 +27,6 @@ from PIL import Image
 sys.path[:0] = [str(Path(__file__).resolve().parents[i]) for i in (1, 2)]  # run from a checkout without installing
 
 from benchmarks.click_scenes import Picture, rendered  # noqa: E402
-
 from midilite.common.files import write_json, write_png  # noqa: E402
 from midilite.inference.preview import mask_picture  # noqa: E402
 from midilite.model.masks import load_pair  # noqa: E402

@@ -177,6 +177,8 @@ def test_a_live_training_is_watched_saved_and_stopped(page, studio, forks, flags
     first = int(re.search(r"step (\d+)", state.inner_text())[1])
     playwright.expect(state).not_to_contain_text(f"step {first},", timeout=LONG)
     assert page.locator(".chart").count() >= 3
+    page.wait_for_timeout(15_000 if PICTURES else 0)
+    picture(page, "runs")
     page.click("#savenow")
     playwright.expect(state).to_contain_text("saved: checkpoint-", timeout=LONG)
     page.click("#stopnow")
