@@ -71,7 +71,9 @@ def contents(start: Path) -> dict[str, list[str]]:
                 found[kind].append(name)
         if SURFACE in files and folder != start.resolve():
             found["data"].append(name_of(start, folder.parent))
-        pictures = [file for file in files if file.lower().endswith(_PICTURES) and not Path(file).stem.endswith("seg")]
+        pictures = [
+            file for file in sorted(files) if file.lower().endswith(_PICTURES) and not Path(file).stem.endswith("seg")
+        ]
         if "model_index.json" not in files and METRICS not in files:
             found["pictures"] += [f"{name}/{file}".removeprefix("./") for file in pictures]
     return {**found, "data": sorted(set(found["data"])), "pictures": found["pictures"][:500]}
