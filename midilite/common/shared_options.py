@@ -43,7 +43,13 @@ num_inference_steps = partial(
 guidance_scale = partial(
     option, None, "1 switches guidance off and halves the work (default: the model's, 7)", least=0, most=1000
 )
-grid_depth = partial(option, None, "surface grid of 2^depth cells per axis (default: the model's, 8)", least=3, most=10)
+grid_depth = partial(
+    option,
+    None,
+    "surface grid of 2^depth cells per axis (default: the model's, 8; TripoSG's 9)",
+    least=3,
+    most=10,
+)
 solver = partial(
     option,
     None,

@@ -13,9 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from .. import lora
@@ -32,7 +30,7 @@ from ..model.config import Sampling
 from ..model.dit import DiT
 from ..model.encoders import CLIPVision, DINOv2, encode_pixels
 from ..model.folder import MODEL_LAYOUTS, ModelFolder, ModelLayout, default_num_tokens, save_model_folder
-from ..model.images import each_instance, label_values
+from ..model.images import centred, each_instance, label_values
 from ..model.layers import Placement
 from ..model.mask_sources import MaskSource
 from ..model.masks import MaskWarning as MaskWarning
@@ -220,11 +218,12 @@ class Pipeline:
 
         Args:
             rgb: image file, PIL image or array.
-            mask: instance mask of the same size; needed for MIDI, optional for TripoSG (then all else becomes white).
+            mask: instance mask of the same size; needed for MIDI, optional for TripoSG: what is marked is cut out and
+                centred on white, with the margin that TripoSG knows. Without one the picture is taken as it is.
                 A file, a PIL image, an array of labels, or masks of single objects: see `model.masks.load_mask`. What
                 was cleaned in it is said in MaskWarnings.
             num_inference_steps: denoising steps. Like guidance, solver and depth, by default the model's own
-                (`sampling`): 50, 7.0, "euler" and 8 for the published ones.
+                (`sampling`): 50, 7.0, "euler" and 8 (TripoSG: 9) for the published ones.
             guidance_scale: classifier-free guidance; 0 to 1 switches it off and halves the work.
             seed: of the initial noise; None draws one, says which and puts it into the result.
             num_tokens: latent tokens per instance; default the transformer's width for MIDI, 2048 for TripoSG.
@@ -281,9 +280,7 @@ class Pipeline:
         trained = {name: fit for name in acting if (fit := self._trained_fits.get(name)) is not None}
         image, labels, given = read_pictures(rgb, mask, preprocessors, settings, trained)
         if self.clip is None:
-            if labels is not None:
-                image = Image.fromarray(np.where(labels[..., None] > 0, np.asarray(image), np.uint8(255)))
-            pixels = self.dinov2_preprocessor(image)[None]
+            pixels = self.dinov2_preprocessor(image if labels is None else centred(image, labels))[None]
             return ImageConditions(None, self._encode(self.dinov2, pixels), [1], image, labels, given)
         if labels is None:
             raise ValueError("this model makes a scene from an image and an instance mask: pass a mask (seg_image) too")

@@ -63,12 +63,15 @@ class ModelLayout:
     clip: str | None
     clip_preprocessor: str | None
     dinov2_channels: int
+    grid_depth: int = 8  # of surfaces, as the reference's pipeline takes it
 
 
 MIDI = ModelLayout(
     "midi", "MIDIPipeline", "image_encoder_2", "feature_extractor_2", "image_encoder_1", "feature_extractor_1", 7
 )
-TRIPOSG = ModelLayout("triposg", "TripoSGPipeline", "image_encoder_dinov2", "feature_extractor_dinov2", None, None, 3)
+TRIPOSG = ModelLayout(
+    "triposg", "TripoSGPipeline", "image_encoder_dinov2", "feature_extractor_dinov2", None, None, 3, grid_depth=9
+)
 MODEL_LAYOUTS = {layout.class_name: layout for layout in (MIDI, TRIPOSG)}
 
 
@@ -138,7 +141,7 @@ class ModelFolder:
             known = ", ".join(MODEL_LAYOUTS)
             raise ValueError(f"{index}: _class_name is {str(class_name)[:60]!r}, expected one of {known}")
         self.layout = MODEL_LAYOUTS[class_name]
-        self.sampling = _sampling(values.get(SAMPLING_KEY, {}), index)
+        self.sampling = _sampling(values.get(SAMPLING_KEY, {}), index, self.layout)
         self._fingerprints: dict[str, str] = {}
         missing = [file for file in self._required() if not (self.path / file).is_file()]
         if missing:
@@ -301,11 +304,13 @@ def save_model_folder(
     write_json(folder / "model_index.json", {**_model_index(layout), **own})
 
 
-def _sampling(values: Any, source: Path) -> Sampling:
+def _sampling(values: Any, source: Path, layout: ModelLayout) -> Sampling:
+    """What a folder says of sampling, or the layout's own; see `Sampling`."""
     known = [entry.name for entry in fields(Sampling)]
     if not isinstance(values, dict) or not values.keys() <= set(known):
         raise ValueError(f"{source}: {SAMPLING_KEY} is {str(values)[:60]}, expected values for {', '.join(known)}")
     try:
+        values = {"grid_depth": layout.grid_depth} | values
         return Sampling(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
     except ValueError as error:
         raise ValueError(f"{source}: {SAMPLING_KEY}: {error}") from error

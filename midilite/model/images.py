@@ -24,6 +24,8 @@ from .pictures import ImageSource as ImageSource
 from .pictures import load_rgb as load_rgb
 from .pictures import open_image as open_image
 
+_MARGIN = 0.1  # of TripoSG's pictures, as a share of the object's longer side
+
 
 @dataclass(frozen=True, eq=False)
 class Instance:
@@ -110,6 +112,28 @@ def _check_pair(rgb: Image.Image, labels: np.ndarray) -> None:
         raise WrongTypeError(f"the image is a {type(rgb).__name__}, expected a PIL image as load_rgb gives it")
     if not isinstance(labels, np.ndarray) or labels.ndim != 2:
         raise WrongTypeError(f"the label map is a {type(labels).__name__}, expected an array [H, W] as of load_mask")
+
+
+def centred(rgb: Image.Image, labels: np.ndarray) -> Image.Image:
+    """All that is marked, cut out and in the middle of a white square, with a tenth of its longer side around it.
+
+    So TripoSG's own script prepares pictures of single objects.
+
+    Args:
+        rgb: RGB image [W x H].
+        labels: int [H, W].
+
+    Raises:
+        ValueError: there is no label.
+    """
+    _check_pair(rgb, labels)
+    if not labels.any():
+        raise ValueError("the mask has no labels, so there is nothing to cut out")
+    alone = cut_out(np.asarray(rgb), labels > 0, 1).rgb
+    side = max(alone.size) + 2 * int(max(alone.size) * _MARGIN)
+    square = Image.new("RGB", (side, side), "white")
+    square.paste(alone, tuple((side - edge) // 2 for edge in alone.size))
+    return square
 
 
 # --------------------------------------------------------------------------------------------------------- padding

@@ -62,6 +62,20 @@ def test_triposg_needs_no_mask_and_equals_the_reference(triposg_golden):
     assert pipe.default_num_tokens == 2048
 
 
+def test_triposg_sees_the_marked_object_alone_wherever_it_stands():
+    """As the reference's script prepares it; the surface is taken on a finer grid than MIDI's by default."""
+    pipe = midilite.load_pipeline(TRIPOSG / "checkpoint", device="cpu")
+    thing = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
+    seen = []
+    for size, (top, left), around in ((64, (4, 3), 0), (80, (50, 40), 255)):
+        rgb, mask = np.full((size, size, 3), around, np.uint8), np.zeros((size, size), np.uint8)
+        rgb[top : top + 20, left : left + 30], mask[top : top + 20, left : left + 30] = thing, 1
+        seen.append(pipe.encode_images(rgb, mask).dinov2)
+    assert torch.equal(*seen)
+    assert pipe.sampling.grid_depth == 9
+    assert midilite.load_pipeline(MIDI / "checkpoint", device="cpu").sampling.grid_depth == 8
+
+
 def test_all_three_adapter_files_give_the_recorded_output(midi, midi_golden):
     g = midi_golden
     for name in ("lora_weights.pth", "peft_state_dict.safetensors", "pytorch_lora_weights.safetensors"):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from midilite.model.config import PreprocessorConfig
 from midilite.model.images import (
+    centred,
     dilate_mask,
     label_values,
     load_mask,
@@ -422,3 +423,19 @@ def test_dilation_against_scipy():
     eroded = ndimage.binary_erosion(mask, square, border_value=1)
     assert np.array_equal(dilate_mask(mask * np.uint8(255), -3) > 0, eroded)
     assert np.array_equal(dilate_mask(mask * np.uint8(255), 0) > 0, mask)
+
+
+def test_a_single_object_is_cut_out_and_centred_with_its_margin():
+    """TripoSG's pictures: a tenth of the longer side around the object, white elsewhere, wherever it was."""
+    rgb, labels = np.full((90, 120, 3), 7, np.uint8), np.zeros((90, 120), np.int32)
+    labels[50:70, 3:43] = 2  # 40 wide, 20 high
+    labels[55, 10] = 0  # a hole
+    rgb[labels == 2] = (200, 10, 30)
+    shown = np.asarray(centred(Image.fromarray(rgb), labels))
+    assert shown.shape == (48, 48, 3)
+    expected = np.full((48, 48, 3), 255, np.uint8)
+    expected[14:34, 4:44] = (200, 10, 30)
+    expected[14 + 5, 4 + 7] = 255
+    assert np.array_equal(shown, expected)
+    with pytest.raises(ValueError, match="no labels"):
+        centred(Image.fromarray(rgb), np.zeros_like(labels))
