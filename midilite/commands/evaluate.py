@@ -50,7 +50,10 @@ class EvaluateOptions(BaseOptions):
     device: str | None = shared.device()
 
     data_dir: str | None = _data(
-        None, "folder of samples, or MIDI's 3D-Front set", required="a folder of samples", reads=True
+        None,
+        "folder of samples, MIDI's 3D-Front set, or demo, which is shipped",
+        required="a folder of samples",
+        reads=True,
     )
     layout: str = _data("auto", "how data_dir is laid out", LAYOUTS)
     front3d_list: str | None = shared.front3d_list(group="data")

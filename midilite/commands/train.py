@@ -49,7 +49,6 @@ from ..training.tasks.image_encoders import ImageEncoderTask, load_image_encoder
 from ..training.tasks.lora import LoRATask, loss_graphs, modules_without_gradient
 from ..training.trainer import Trainer, find_start
 from .training_data import TrainingData, announce_sets, training_data
-from .training_data import resolve_data as resolve_data
 
 FINAL = "lora-final"
 SCENES = "scenes"  # of an output folder: what came from memory

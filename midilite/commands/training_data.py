@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..common.terminal import say
 from ..data.check import check_data
 from ..data.front3d_lists import is_front3d
-from ..data.scenes import Scene
+from ..data.scenes import Scene, resolve_data
 from ..data.sets import DataSet, by_set, data_sets
 from ..data.split import check_separate, first_views, split_scenes
-from ..model.folder import ASSETS, ModelFolder
+from ..model.folder import ModelFolder
 from ..training.options import TrainOptions
 
 
@@ -51,12 +50,6 @@ def training_data(options: TrainOptions, folder: ModelFolder) -> TrainingData:
     if options.eval_every and not any(scene.has_surfaces for scene in validation):
         raise ValueError("eval_every measures scenes against surfaces, and no validation sample has any: leave it out")
     return TrainingData(scenes, first_views(validation), skipped, options.data_dir)
-
-
-def resolve_data(name: str) -> Path:
-    """The data folder that a name means: a folder, or `demo`, which ships with midilite."""
-    shipped = ASSETS / name
-    return shipped if not Path(name).exists() and "/" not in name and shipped.is_dir() else Path(name)
 
 
 def _published_lists(options: TrainOptions) -> tuple[str | None, str | None]:

@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..common.npy import load_npy
+from ..common.overwriting import ASSETS
 from ..common.seeds import numpy_generator
 from ..mesh.normals import estimate_normals
 from ..model.label_maps import label_values
@@ -33,7 +34,9 @@ from .front3d import find_rooms
 from .front3d_lists import is_front3d
 from .sample_layout import IMAGE, LAYOUTS, MASK, SURFACE, InstanceSource, Problem, Scene, View, find_samples, short_list
 
-__all__ = ["InstanceSource", "Problem", "Scene", "SceneData", "View", "find_scenes", "read_scene", "scan"]
+__all__ = [
+    "InstanceSource", "Problem", "Scene", "SceneData", "View", "find_scenes", "read_scene", "resolve_data", "scan",
+]  # fmt: skip
 
 FARTHEST = 1.05  # |coordinate| beyond which a surface can't have been normalised with its scene
 MISSING_NORMALS = "normals are missing, estimated from the points"  # how a note says so
@@ -73,6 +76,12 @@ class SceneData:
         return (pixels / self.labels.size).astype(np.float32)
 
 
+def resolve_data(name: str | Path) -> Path:
+    """The data folder that a name means: a folder, or `demo`, which ships with midilite."""
+    shipped = ASSETS / name
+    return shipped if not Path(name).exists() and "/" not in str(name) and shipped.is_dir() else Path(name)
+
+
 def find_scenes(
     data_dir: str | Path,
     layout: str = "auto",
@@ -86,7 +95,7 @@ def find_scenes(
     """List the scenes of a data folder, sorted by name. `scan` is the same without stopping at the first bad one.
 
     Args:
-        data_dir: the folder.
+        data_dir: the folder; `demo` is what ships.
         layout: "samples", "front3d", or "auto": 3D-Front when there are a room list and an object list.
         index_range: (first, end) of the scenes wanted: of the room list's order, or of the sorted sample folders.
         room_list, object_list: of 3D-Front, when the names of the json files don't tell.
@@ -120,7 +129,7 @@ def scan(
     Raises:
         ValueError: no such folder, or not a single usable sample in it.
     """
-    root = Path(data_dir)
+    root = resolve_data(data_dir)
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}; it must be one of {', '.join(LAYOUTS)}")
     if not root.is_dir():

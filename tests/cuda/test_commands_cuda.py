@@ -15,7 +15,8 @@ import trimesh
 from midilite.commands import evaluate, infer
 from midilite.commands.evaluate import EvaluateOptions
 from midilite.commands.infer import InferOptions
-from midilite.commands.train import resolve_data, train_lora
+from midilite.commands.train import train_lora
+from midilite.data.scenes import resolve_data
 from midilite.training.options import TrainOptions
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

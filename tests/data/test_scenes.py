@@ -305,3 +305,12 @@ def test_ragged_surfaces_lose_no_point(tmp_path):
     torch.testing.assert_close(read_scene(scene).surfaces, data.surfaces, atol=0, rtol=0)
     fewer = read_scene(scene, num_points=20).surfaces
     assert fewer.shape == (2, 20, 6) and len(np.unique(fewer[1].numpy(), axis=0)) == 20
+
+
+def test_what_ships_is_found_by_its_name_by_every_command(tmp_path, monkeypatch):
+    """Past bug: only train.py knew `demo`. A folder here of that name goes first."""
+    monkeypatch.chdir(tmp_path)
+    assert len(find_scenes("demo")) == 20
+    (tmp_path / "demo").mkdir()
+    with pytest.raises(ValueError, match="no samples"):
+        find_scenes("demo")

@@ -14,8 +14,8 @@ from PIL import Image
 import midilite
 from midilite import lora
 from midilite.commands.launch import run
-from midilite.commands.train import make_task, open_features, resolve_data, train_lora, training_base
-from midilite.data.scenes import find_scenes
+from midilite.commands.train import make_task, open_features, train_lora, training_base
+from midilite.data.scenes import find_scenes, resolve_data
 from midilite.flow.schedule import RectifiedFlowScheduler, target
 from midilite.flow.solvers import euler
 from midilite.flow.walks import kept_points, mean_velocity, stops
