@@ -251,6 +251,12 @@ def _announce_run(trainer: Trainer, data: TrainingData) -> None:
         f"{trainer.device}"
     )
     announce_sets(data)
+    warmup = trainer.options.lr_warmup_steps
+    if warmup >= trainer.total_steps:
+        say(
+            f"note: lr_warmup_steps is {warmup}, and the run has {trainer.total_steps} steps: the learning rate never "
+            "reaches its peak, so little is learned"
+        )
     idle = modules_without_gradient(trainer.task.transformer, trainer.task.modules)
     if idle:
         say(

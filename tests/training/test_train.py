@@ -292,3 +292,12 @@ def test_no_samples_and_missing_folders_are_named(options, tmp_path):
         run(options, lora_target_modules=("to_x",))
     with pytest.raises(ValueError, match="'blocks.9' does not exist: the transformer has 5 blocks"):
         run(options, mi_attention_blocks=("blocks.9",))
+
+
+def test_a_warm_up_longer_than_the_run_is_said(options, capsys):
+    """Found in a first hour: the template's 100 steps of warm-up, tried with 4 steps, learn nothing one could see."""
+    train.train_lora(dataclasses.replace(options, max_train_steps=2, lr_warmup_steps=2))
+    assert "lr_warmup_steps is 2, and the run has 2 steps: the learning rate never" in capsys.readouterr().err
+    shorter = {"max_train_steps": 2, "lr_warmup_steps": 1, "output_dir": options.output_dir + "_b"}
+    train.train_lora(dataclasses.replace(options, **shorter))
+    assert "never reaches" not in capsys.readouterr().err
