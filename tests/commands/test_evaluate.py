@@ -14,10 +14,11 @@ from midilite.commands.evaluate import EvaluateOptions, _measured_part, _thinned
 from midilite.data.scenes import find_scenes, read_scene
 from midilite.evaluation import midi_protocol
 from midilite.evaluation.metrics import ALIGNMENTS, SCENE_KEYS
-from midilite.inference import decoding
+from midilite.inference import decoding, pipeline
 
 ROOT = GOLDEN.parents[1]
 MIDI = GOLDEN / "midi_tiny"
+assert pipeline.decode_meshes  # its own name for it, taken before a test puts another function in its place
 LORA = ("--lora_path", str(MIDI / "lora" / "lora_weights.pth"), "--lora_alpha", "8")
 
 
