@@ -46,7 +46,9 @@ def test_a_preview_never_replaces_the_picture(place):
             InferOptions(rgb_image="room.png", output=output)
         with pytest.raises(ValueError, match="seg_image room.png"):
             InferOptions(rgb_image="data/a/rgb.png", seg_image="room.png", output=output)
-        assert InferOptions(rgb_image="room.png", output=output, preview=False).outputs() == [("output", output)]
+        assert InferOptions(rgb_image="room.png", output=output, preview=False, viewer=False).outputs() == [
+            ("output", output)
+        ]
     assert InferOptions(rgb_image="room.png", output="other/room.glb").preview_path.name == "room.png"
     with pytest.raises(ValueError, match="the shipped example"):
         InferOptions(output=str(EXAMPLE / "rgb.glb"))
