@@ -57,7 +57,7 @@ class KeptFeatures(RandomFeatures):
 
 def scene(name: str, instances: int) -> Any:
     """A scene, as far as training looks at it."""
-    return SimpleNamespace(name=name, views=(0,), instances=(0,) * instances)
+    return SimpleNamespace(name=name, full_name=name, origin="", views=(0,), instances=(0,) * instances)
 
 
 def random_scenes(count: int, most: int) -> list[Any]:

@@ -124,6 +124,8 @@ def extract_surface(
             sides = [values.select(axis, -side).amin() for axis in range(3) for side in (0, 1)]
             *lowest, smallest = torch.stack([*sides, values.amin()]).tolist()  # one wait for the device
             wider = _widen(lowest, box, limits)
+            if smallest > 0 and not torch.equal(box, limits):
+                wider = limits  # parts thinner than a cell lie between nodes here, and may not where the box was found
             if wider is None:
                 break
             box = wider

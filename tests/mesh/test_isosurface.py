@@ -11,6 +11,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from benchmarks.shapes import chair as thin_chair
 from scipy.ndimage import gaussian_filter, label
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
@@ -389,10 +390,10 @@ def test_box_filter_is_the_mean_of_existing_neighbours():
 # --- the box ----------------------------------------------------------------------------------------------------------
 
 
-def found_box(field) -> torch.Tensor:
+def found_box(field, depth: int = 6) -> torch.Tensor:
     search = isosurface._Search(field, torch.device("cpu"), 5, 1.1, 1 << 16)
     limits = torch.tensor([[-1.005] * 3, [1.005] * 3], dtype=torch.float64)
-    return search.bounding_box(limits, 6, 0.05)
+    return search.bounding_box(limits, depth, 0.05)
 
 
 @pytest.mark.parametrize("steep", [False, True])
@@ -425,3 +426,12 @@ def test_thin_parts_that_no_node_is_in_are_in_the_box():
     assert (low < torch.tensor([-0.8, -0.8, -0.8])).all() and (high > torch.tensor([0.3, height, 0.3])).all()
     found, expected = (extract_surface(field, depth=7, dense=dense) for dense in (False, True))
     assert torch.equal(found.faces, expected.faces) and found.vertices[:, 1].max() > 0.69
+
+
+def test_a_coarse_grid_whose_nodes_miss_thin_parts_is_not_the_last_word():
+    """A chair of sheets and rods at depth 4: nodes of the first pass lie in it, and none of those on its own box."""
+    low, high = found_box(thin_chair, 4)
+    steps = torch.arange(17, dtype=torch.float64)[:, None] / 16
+    nodes = torch.cartesian_prod(*(low * (1 - steps) + high * steps).T).float()
+    assert thin_chair(nodes).min() > 0
+    assert len(extract_surface(thin_chair, depth=4).faces) > 100
