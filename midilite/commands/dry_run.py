@@ -18,6 +18,7 @@ from ..training.options import TrainOptions
 from ..training.preflight import check_ahead
 from ..training.trainer import Trainer
 from . import train
+from .guarding import add_guard
 from .train import make_task, open_features, training_base, training_data
 
 
@@ -72,6 +73,7 @@ def run_dry(options: TrainOptions) -> DryRun:
     transformer = training_base(folder, options, device)
     base = sum(p.numel() for p in transformer.parameters())
     task = make_task(transformer, folder, data.scenes, features, options, device)
+    add_guard(task, features, data, folder)
     trainer = Trainer(task, replace(options, resume_from_checkpoint=None), World(), device)
     times = []
     for step in range(2):
@@ -81,7 +83,7 @@ def run_dry(options: TrainOptions) -> DryRun:
     trainable = sum(p.numel() for p in task.parameters.values())
     sample = features.load(data.scenes[0])
     condition_tokens = tuple(c.shape[1] for c in sample.conditions())
-    encoded = [*data.scenes, *data.validation]
+    encoded = list(dict.fromkeys([*data.scenes, *data.validation, *data.guard, *data.guard_aside]))
     instances = sum(features.num_instances(scene, view) for scene in encoded for view in range(len(scene.views)))
     return DryRun(
         trainable=trainable,

@@ -26,6 +26,7 @@ from ..data.in_memory import MemoryScene, write_scenes
 from ..data.scenes import Scene
 from ..data.sets import data_sets, in_turns
 from ..data.split import first_views
+from ..evaluation.forgotten import Forgetting
 from ..evaluation.meters import Meter
 from ..evaluation.scenes import Evaluation
 from ..evaluation.summary import PICTURE, closing_summary, read_history, write_loss_picture
@@ -48,6 +49,7 @@ from ..training.tasks.distill import DistillTask, student_sampling
 from ..training.tasks.image_encoders import ImageEncoderTask, load_image_encoders
 from ..training.tasks.lora import LoRATask, loss_graphs, modules_without_gradient
 from ..training.trainer import Trainer, find_start
+from .guarding import add_guard, forgetting
 from .training_data import TrainingData, announce_sets, training_data
 
 FINAL = "lora-final"
@@ -196,7 +198,8 @@ def make_observers(
     if scenes and (options.eval_every or options.preview_every):
         observers.append(evaluation)
     metric = best_metric(options, bool(data.validation))
-    return [*observers, KeepBest(metric)] if metric else observers
+    observers += [KeepBest(metric)] if metric else []
+    return observers if task.guard is None else [*observers, forgetting(task, data, folder, options, device)]
 
 
 def _train(
@@ -211,15 +214,17 @@ def _train(
     output_dir = Path(options.output_dir)
     features = open_features(folder, options, device, options.num_tokens or folder.default_num_tokens)
     adapters, sets = options.base_lora_path or (), data_sets(options.data_dir)
-    contents = run_contents(folder, data.scenes, data.validation, features, world, adapters, sets)
+    guard = [*data.guard, *(scene for scene in data.guard_aside if scene not in data.guard)]
+    contents = run_contents(folder, data.scenes, data.validation, features, world, adapters, sets, guard)
     start = find_start(
         options, world, contents, shapes
     )  # whether it can resume is better known before hours of encoding
     encoding = partial(_announce, Progress("encoding", "views")) if world.is_main else None
-    features.prepare([*data.scenes, *data.validation], world.rank, world.size, encoding)
+    features.prepare([*data.scenes, *data.validation, *guard], world.rank, world.size, encoding)
     world.barrier()
     transformer = training_base(folder, options, device)
     task = make_task(transformer, folder, data.scenes, features, options, device, world.size)
+    add_guard(task, features, data, folder, world.size)
     if options.shard_base:
         shard_base(transformer, task.parameters.values(), world, device)
     speed_up(task, options, device)
@@ -272,6 +277,9 @@ def _conclude(trainer: Trainer, data: TrainingData, seconds: float) -> None:
     if any(line["mse"] is not None for line in history):
         write_loss_picture(history, trainer.output_dir / PICTURE)
         facts["losses drawn"] = str(trainer.output_dir / PICTURE)
+    for observer in trainer.observers:
+        if isinstance(observer, Forgetting) and observer.told:
+            facts["guard scenes"] = observer.told
     say(closing_summary(trainer, history, trainer.output_dir / FINAL, seconds, facts))
 
 

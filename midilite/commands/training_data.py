@@ -15,18 +15,23 @@ from ..data.split import check_separate, first_views, split_scenes
 from ..model.folder import ModelFolder
 from ..training.options import TrainOptions
 
+_GUARD_ASIDE = 0.1  # of the guard scenes, at least
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
     """What a run reads: scenes to train on, scenes kept aside, and how many samples were left out as unusable.
 
-    `given` is the option `data_dir`.
+    `given` is the option `data_dir`; `guard` and `guard_aside` are the scenes of `preserve_data` that go along, and
+    those that tell at the end what was forgotten.
     """
 
     scenes: list[Scene]
     validation: list[Scene]
     skipped: int
     given: str | tuple[str, ...] | None = None
+    guard: list[Scene] = dataclasses.field(default_factory=list)
+    guard_aside: list[Scene] = dataclasses.field(default_factory=list)
 
 
 def training_data(options: TrainOptions, folder: ModelFolder) -> TrainingData:
@@ -49,7 +54,21 @@ def training_data(options: TrainOptions, folder: ModelFolder) -> TrainingData:
         check_separate(scenes, validation)
     if options.eval_every and not any(scene.has_surfaces for scene in validation):
         raise ValueError("eval_every measures scenes against surfaces, and no validation sample has any: leave it out")
-    return TrainingData(scenes, first_views(validation), skipped, options.data_dir)
+    found = TrainingData(scenes, first_views(validation), skipped, options.data_dir)
+    return found if options.preserve_data is None else _with_guard(found, options, folder, in_training)
+
+
+def _with_guard(
+    found: TrainingData, options: TrainOptions, folder: ModelFolder, front3d_list: str | None
+) -> TrainingData:
+    """Add the guard scenes; at least a tenth of them is kept aside, where there are two or more."""
+    part = DataSet(options.preserve_data)
+    published = front3d_list if is_front3d(resolve_data(part.path)) else None
+    scenes, skipped = _checked_scenes(part, options, folder, published)
+    guard, aside = scenes, scenes
+    if len(scenes) > 1:
+        guard, aside = split_scenes(scenes, max(options.val_fraction, _GUARD_ASIDE), options.seed)
+    return dataclasses.replace(found, guard=guard, guard_aside=aside, skipped=found.skipped + skipped)
 
 
 def _published_lists(options: TrainOptions) -> tuple[str | None, str | None]:

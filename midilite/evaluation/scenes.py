@@ -133,6 +133,10 @@ class Evaluation:
             say(f"step {run.step}: {len(self.scenes)} generated scene(s): {shown}")
         return {f"eval_{key}": value for key, value in values.items()}
 
+    def measure(self, world: World, device: torch.device) -> dict[str, float | None]:
+        """Metrics of the scenes with the adapters as they are; see `mean_metrics`."""
+        return mean_metrics(self._generate_all(world, device, draw=False)[0])
+
     def _generate_all(self, world: World, device: torch.device, draw: bool) -> tuple[Tensor, Tensor]:
         """(see `mean_metrics`, sheets uint8 [scenes, height, width, 3]) of all ranks."""
         table = torch.zeros(len(self.scenes), 2 * len(SCENE_KEYS) + 1, dtype=torch.float64)

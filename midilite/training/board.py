@@ -4,6 +4,7 @@
     validation/loss, loss_base     the base's again at every validation, so that it is a line beside the run's; the tab
                                    "Custom scalars" has both in one chart
     generated/scene_f_score ...    scenes that were generated and measured
+    guard/loss, loss_base ...      guard scenes (option preserve)
     options (a text)               once per start of a run
 
 The package is optional. Its absence is one sentence, and no reason to fail.
@@ -21,7 +22,11 @@ from PIL import Image
 from ..common.terminal import say
 
 _BASE = "val_loss_base"
-_GROUPS = {"val_": "validation", "eval_": "generated"}  # by the beginning of a metric's name; else `train`
+_GROUPS = {
+    "val_": "validation",
+    "eval_": "generated",
+    "guard_": "guard",
+}  # by the beginning of a metric's name; else `train`
 
 
 def open_board(folder: Path, step: int, options: Mapping[str, Any]) -> Board | None:

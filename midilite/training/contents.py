@@ -26,7 +26,7 @@ from .log import say
 from .options import TrainOptions
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
-_SETS = {"scenes": "data_dir", "validation": "validation"}
+_SETS = {"scenes": "data_dir", "validation": "validation", "guard": "preserve_data"}
 _SHOWN = 5  # changes that a message names
 _LENGTH = ("num_epochs", "max_train_steps")
 _WAYS_OUT = "train into another folder (--output_dir), or go on with what is given now by --allow_config_change"
@@ -40,6 +40,7 @@ def run_contents(
     world: World,
     adapters: Sequence[str] = (),
     sets: Sequence[DataSet] = (),
+    guard: Sequence[Scene] = (),
 ) -> dict[str, Any]:
     """Digests of what a run reads, as json values, and its data sets with their weights; the ranks share the work.
 
@@ -48,13 +49,15 @@ def run_contents(
     Args:
         adapters: files or folders of adapters that belong to the base.
         sets: the data sets that the scenes are of, where there are several.
+        guard: the scenes of `preserve_data`.
 
     Raises:
         ValueError: a file can't be read.
     """
     found: dict[str, Any] = {"model": world.broadcast(model.fingerprints)}
     found["model"] |= {f"adapter {number}": _adapter_digest(path) for number, path in enumerate(adapters)}
-    for name, chosen in (("scenes", scenes), ("validation", validation)):
+    groups = {"scenes": scenes, "validation": validation} | ({"guard": guard} if guard else {})
+    for name, chosen in groups.items():
         parts = world.all_gather(scene_digests(chosen[world.rank :: world.size], features.digest))
         found[name] = [parts[i % world.size][i // world.size] for i in range(len(chosen))]
     if len(sets) > 1:
@@ -163,7 +166,9 @@ def _changes(folder: Path, before: Any, now: Mapping[str, Any]) -> list[str]:
     changes += _changed_weights(before.get("sets"), now.get("sets"))
     for name, where in _SETS.items():
         try:
-            changes += [f"{where}: {change[:200]}" for change in scene_changes(before.get(name), now[name])]
+            missing = [] if name == "guard" else None  # most runs have none
+            found = scene_changes(before.get(name, missing), now.get(name, []))
+            changes += [f"{where}: {change[:200]}" for change in found]
         except ValueError as error:
             raise ValueError(f"{folder}: {name}: {error}") from error
     if all(change.startswith("validation: ") and change.endswith(" is new") for change in changes):

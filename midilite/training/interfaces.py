@@ -41,6 +41,22 @@ class Batch(Protocol):
         """The batch with every tensor replaced by the function of it; asked for when batches are read ahead."""
 
 
+class GuardScenes(Protocol):
+    """Scenes that a run takes along so that what is known of them stays; see tasks/guard.py."""
+
+    def batches(self, step: int, rank: int) -> list[Batch]:
+        """The passes of one process in a step."""
+
+    def names(self, step: int, rank: int) -> list[list[str]]:
+        """What messages call the scenes of each pass."""
+
+    def passes(self, step: int) -> int:
+        """The most passes that any process has in a step."""
+
+    def any_batch(self, step: int) -> Batch:
+        """A pass for a process that has none."""
+
+
 class Task(ABC):
     """What the loop needs to know about a training job.
 
@@ -51,6 +67,7 @@ class Task(ABC):
         learning_rate_factors: for parameters with a learning rate of their own: a factor on the run's.
         reads_ahead: whether `draw` may run in a thread, while the device works on the step before. Its batches are then
             moved to the device by `Batch.map`.
+        guard: scenes that go along, whose loss is a mean of its own; None without.
     """
 
     parameters: dict[str, nn.Parameter]
@@ -58,6 +75,7 @@ class Task(ABC):
     sets: tuple[tuple[int, float], ...] = ()
     learning_rate_factors: Mapping[str, float] = MappingProxyType({})
     reads_ahead: bool = False
+    guard: GuardScenes | None = None
 
     @abstractmethod
     def draw(self, scenes: list[int], step: int) -> Batch:
@@ -70,7 +88,8 @@ class Task(ABC):
     def loss(self, batch: Batch, total_instances: int) -> tuple[Tensor, Tensor]:
         """(share of the step's loss, unweighted loss of each instance [n]) of one batch.
 
-        The loss of a step is the mean over its `total_instances`, those of other batches and ranks included.
+        The loss of a step is the mean over its `total_instances`, those of other batches and ranks included. Of a
+        `guard`'s batch the first is a share of what is added to it, and the total is of the guard's instances.
         """
 
     @abstractmethod

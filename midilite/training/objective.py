@@ -90,9 +90,10 @@ def draw_scene(
 
 @dataclass(frozen=True)
 class SceneBatch:
-    """Scenes that go through the network together."""
+    """Scenes that go through the network together; `guards`: their targets are what the base says (tasks/guard.py)."""
 
     scenes: tuple[SceneInputs, ...]
+    guards: bool = False
 
     @property
     def num_instances(self) -> int:
@@ -119,7 +120,7 @@ class SceneBatch:
             )
             for scene in self.scenes
         ]
-        return SceneBatch(tuple(scenes))
+        return SceneBatch(tuple(scenes), self.guards)
 
 
 def model_inputs(

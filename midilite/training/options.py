@@ -28,7 +28,7 @@ BASES = ("none", *QUANTIZATIONS)
 TASKS = ("lora", "distill")
 _OF_TASK = {  # options that one task alone looks at
     "lora": "sigma_density logit_mean logit_std loss_weighting condition_dropout single_object_share "
-    "train_image_encoders",
+    "train_image_encoders preserve preserve_data",
     "distill": "distill_steps distill_shift teacher_steps teacher_guidance_scale walk_epochs",
 }
 BEST_METRICS = (
@@ -122,6 +122,12 @@ class TrainOptions(Options):
     min_mask_share: float = _data(
         0.0, "instances that cover less of the picture than this share are left out", least=0, most=1
     )
+    preserve_data: str | None = _data(
+        None,
+        "folder of samples of what shall not be forgotten, for preserve (default: training pictures, with what the "
+        "base makes of them)",
+        reads=True,
+    )
     mask_variants: tuple[int, ...] = _data((0,), "mask sizes in pixels more (or less) to choose from, such as 0 2 -2")
     picture_fit: str | None = shared.picture_fit(group="data")
     num_tokens: int | None = _data(
@@ -175,6 +181,13 @@ class TrainOptions(Options):
     condition_dropout: float = _optimisation(0.1, "probability of zeroing all conditions of a scene", least=0, most=1)
     single_object_share: float = _optimisation(
         0.3, "probability of training a scene's objects each on its own", least=0, most=1
+    )
+
+    preserve: float = _optimisation(
+        0.0,
+        "forget nothing: weight of the squared difference between adapted network and base on guard scenes, 1 to 10; "
+        "0 has none",
+        least=0,
     )
 
     distill_steps: int = _distill(4, "steps that the adapter is to make a scene in", least=1, most=50)
@@ -270,6 +283,10 @@ class TrainOptions(Options):
             raise ValueError("shard_base and task distill can't be combined: each process walks scenes of its own")
 
     def _check_sets(self) -> None:
+        if self.preserve_data is not None and not self.preserve:
+            raise ValueError(
+                "preserve_data is given without preserve, so it would do nothing: pass a weight, such as 1"
+            )
         data_sets(self.data_dir)
         for part in data_sets(self.val_dir):
             if part.weight is not None:

@@ -23,7 +23,7 @@ from functools import lru_cache
 
 import torch
 
-from ..common.seeds import torch_generator
+from ..common.seeds import Key, torch_generator
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,14 @@ class Plan:
         return shares
 
 
+def endless(num_scenes: int, seed: int, first: int, count: int, *key: Key) -> list[tuple[int, int]]:
+    """(scene, how often it was drawn before) of draws from number `first`: pass after pass, each in another order."""
+    places = (divmod(number, num_scenes) for number in range(first, first + count))
+    return [(_order(num_scenes, seed, turn, *key)[position], turn) for turn, position in places]
+
+
 @lru_cache(maxsize=64)  # a step asks several times, and the next epoch's first batch is read ahead
-def _order(num_scenes: int, seed: int, epoch: int, *part: int) -> tuple[int, ...]:
+def _order(num_scenes: int, seed: int, epoch: int, *part: Key) -> tuple[int, ...]:
     """All scenes of a set in the order of one pass over it."""
     return tuple(torch.randperm(num_scenes, generator=torch_generator(seed, "epoch", epoch, *part)).tolist())
 

@@ -13,7 +13,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -197,53 +197,70 @@ class Trainer:
         self.update.queue(sums[0].isfinite() & norm.isfinite())
         # A single GPU has the whole step in its queue before the first number is asked for, and never waits for the CPU
         norm, *numbers = receive(torch.cat([norm.to(own).reshape(1), sums, own[:, 0]]))
-        (loss, plain, *flags), own_losses = numbers[: len(sums)], numbers[len(sums) :]
+        (loss, plain, kept, *flags), own_losses = numbers[: len(sums)], numbers[len(sums) :]
         self.stop.agree_on_signal(flags)
         self._name_bad_scenes(step, own_losses)
         self.update.conclude(math.isfinite(loss), norm, self.progress)
-        return {"loss": loss, "mse": plain, "lr": rate, "grad_norm": norm, "bad_steps": self.progress.bad_steps}
+        metrics = {"loss": loss, "mse": plain, "lr": rate, "grad_norm": norm, "bad_steps": self.progress.bad_steps}
+        return metrics if self.task.guard is None else metrics | {"guard_mse": kept}
 
     def draw(self, step: int) -> list[Batch]:
-        """The inputs of this rank's passes in a step."""
-        return [self.task.draw(scenes, step) for scenes in self.plan.batches(step, self.world.rank)]
+        """The inputs of this rank's passes in a step: those of training scenes, then those of guard scenes."""
+        batches = [self.task.draw(scenes, step) for scenes in self.plan.batches(step, self.world.rank)]
+        return batches if self.task.guard is None else batches + self.task.guard.batches(step, self.world.rank)
 
     def _losses_with_gradients(self, batches: Sequence[Batch], step: int) -> Tensor:
-        """Forward and backward; the weighted and the plain loss of each pass, as shares of the step's, fp64 [n, 2]."""
-        total = self._total(sum(batch.num_instances for batch in batches))
+        """Forward and backward of training and guard scenes; see `_pass_all`. fp64 [passes, 3]."""
+        count = len(self.plan.batches(step, self.world.rank))
+        own = batches[:count], batches[count:]
+        totals = self._totals([sum(batch.num_instances for batch in part) for part in own])
+        found = self._pass_all(own[0], totals[0], step)
+        if self.options.shard_base:
+            self._keep_pace(lambda: self.task.draw(self.plan.scenes(step)[:1], step), self.plan.passes(step) - count)
+        if (guard := self.task.guard) is None:
+            return found
+        kept = self._pass_all(own[1], totals[1], step)
+        if self.options.shard_base:
+            self._keep_pace(lambda: guard.any_batch(step), guard.passes(step) - len(own[1]))
+        return torch.cat([found, kept[:, [0, 2, 1]]])
+
+    def _pass_all(self, batches: Sequence[Batch], total: int, step: int) -> Tensor:
+        """Forward and backward; of each pass the weighted and the plain loss, as shares of the step's, and 0."""
         wide = widest_float(self.device)
-        shares = [torch.zeros(0, 2, dtype=wide, device=self.device)]  # a rank may have no scenes in a step
+        shares = [torch.zeros(0, 3, dtype=wide, device=self.device)]  # a rank may have no scenes in a step
         for batch in batches:
             with reproducible(self.options.deterministic and self.device.type == "cuda"):
                 loss, losses = self.task.loss(batch, total)
                 self.batches.read_ahead(step + 1)  # now that the GPU has work: before, it would compete for the CPU
                 self.update.backward(loss)
-            shares.append(torch.stack([loss.detach().to(wide), losses.detach().to(wide).sum() / total])[None])
+            share = losses.detach().to(wide).sum() / total
+            shares.append(torch.stack([loss.detach().to(wide), share, torch.zeros_like(share)])[None])
             del loss, losses  # nothing of a pass may live on while the next is recorded (runtime/cuda_graphs.py)
-        if self.options.shard_base:
-            self._keep_pace(step, len(batches))
         return torch.cat(shares)
 
-    def _total(self, count: int) -> int:
-        """The sum of all ranks' counts; one rank does not ask its GPU for that."""
+    def _totals(self, counts: Sequence[int]) -> list[int]:
+        """The sums of all ranks' counts; one rank does not ask its GPU for that."""
         if self.world.size == 1:
-            return count
-        return int(sum_over_ranks(torch.tensor(float(count), device=self.device), self.world))
+            return list(counts)
+        return [int(n) for n in sum_over_ranks(torch.tensor([*map(float, counts)], device=self.device), self.world)]
 
-    def _keep_pace(self, step: int, done: int) -> None:
+    def _keep_pace(self, draw: Callable[[], Batch], missing: int) -> None:
         """Passes that count nothing, for as many as other ranks have more in this step: see runtime/sharding.py."""
-        for _ in range(done, self.plan.passes(step)):
-            self.task.zero_loss(self.task.draw(self.plan.scenes(step)[:1], step)).backward()
+        for _ in range(missing):
+            self.task.zero_loss(draw()).backward()
 
     def _sum_with_signals(self, own: Tensor) -> Tensor:
-        """Over all passes of all ranks: both losses and, in the same message, who was asked to stop; fp64 [2 + k]."""
+        """Over all passes of all ranks: the losses and, in the same message, who was asked to stop; fp64 [3 + k]."""
         flags = send(own.new_tensor(self.stop.flags(), device="cpu"), self.device)
         return sum_over_ranks(torch.cat([own.sum(0), flags]), self.world)
 
     def _name_bad_scenes(self, step: int, own_losses: Sequence[float]) -> None:
-        for scenes, own_loss in zip(self.plan.batches(step, self.world.rank), own_losses, strict=True):
+        rank, guard = self.world.rank, self.task.guard
+        passes = [[*map(self.task.scene_name, scenes)] for scenes in self.plan.batches(step, rank)]
+        passes += [] if guard is None else guard.names(step, rank)
+        for names, own_loss in zip(passes, own_losses, strict=True):
             if not math.isfinite(own_loss):
-                names = ", ".join(map(self.task.scene_name, scenes))
-                say(f"rank {self.world.rank}, step {step + 1}: the loss of these scenes is not finite: {names}")
+                say(f"rank {rank}, step {step + 1}: the loss of these scenes is not finite: {', '.join(names)}")
 
     # ------------------------------------------------------------------------------------------------------- state
 

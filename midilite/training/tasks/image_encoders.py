@@ -142,17 +142,9 @@ class ImageEncoderTask(LoRATask):
         """What a step needs of a view of a scene: pixels."""
         return self.features.load_pixels(scene, view, variant)
 
-    def loss(self, batch: SceneBatch, total_instances: int) -> tuple[Tensor, Tensor]:
-        """See `interfaces.Task.loss`."""
-        return super().loss(self._encoded(batch), total_instances)
-
-    def zero_loss(self, batch: SceneBatch) -> Tensor:
-        """See `LoRATask.zero_loss`."""
-        return super().zero_loss(self._encoded(batch))
-
-    def _encoded(self, batch: SceneBatch) -> SceneBatch:
+    def encoded(self, batch: SceneBatch) -> SceneBatch:
         """Pixels replaced by conditions that gradients flow through."""
-        return SceneBatch(tuple(map(self._conditioned, batch.scenes)))
+        return SceneBatch(tuple(map(self._conditioned, batch.scenes)), batch.guards)
 
     def _conditioned(self, scene: SceneInputs) -> SceneInputs:
         if not scene.dropped:

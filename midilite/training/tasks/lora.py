@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from ... import lora
@@ -145,16 +146,34 @@ class LoRATask(Task):
 
     def loss(self, batch: SceneBatch, total_instances: int) -> tuple[Tensor, Tensor]:
         """See `interfaces.Task.loss`."""
+        batch = self.encoded(self.with_base_targets(batch) if batch.guards else batch)
         noised, targets, timesteps, conditions = model_inputs(batch, self.transformer.device, self.num_train_timesteps)
-        weights = instance_weights(batch.sigmas, self.options.loss_weighting, total_instances)
+        weighting, factor = ("none", self.options.preserve) if batch.guards else (self.options.loss_weighting, 1.0)
+        weights = factor * instance_weights(batch.sigmas, weighting, total_instances)
         groups = batch.groups(self.options.enable_multi_instance_attention)
         if self.draws is not None:
             self.draws.begin()
         compute = self.graphs or self.weighted_errors
         loss, losses = compute(groups, [send(weights, noised.device), noised, targets, timesteps, *conditions])
-        for listen in self.listeners:
+        for listen in self.listeners if not batch.guards else ():
             listen(batch, losses)
         return loss, losses
+
+    def encoded(self, batch: SceneBatch) -> SceneBatch:
+        """The batch with its conditions, where a task makes them in each step."""
+        return batch
+
+    def with_base_targets(self, batch: SceneBatch) -> SceneBatch:
+        """The batch with the velocities of the base, which has no adapter on, as targets."""
+        groups = batch.groups(self.options.enable_multi_instance_attention)
+        with torch.no_grad(), lora.temporary_weights(self.networks, lora.weights_without(self.networks)):
+            noised, _, timesteps, conditions = model_inputs(
+                self.encoded(batch), self.transformer.device, self.num_train_timesteps
+            )
+            velocities = self.transformer(noised, timesteps, *conditions, groups=groups).float()
+        targets = velocities.split([len(scene.target) for scene in batch.scenes])
+        scenes = (dataclasses.replace(s, target=t) for s, t in zip(batch.scenes, targets, strict=True))
+        return SceneBatch(tuple(scenes), guards=True)
 
     def weighted_errors(self, groups: Sequence[int], inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Weighted sum of the instances' losses, and these; inputs are the weights [n] and `model_inputs`."""
@@ -165,6 +184,7 @@ class LoRATask(Task):
     def zero_loss(self, batch: SceneBatch) -> Tensor:
         """A loss of 0 whose gradients are 0, after a whole pass of a batch through the transformer."""
         together = self.options.enable_multi_instance_attention
+        batch = self.encoded(self.with_base_targets(batch) if batch.guards else batch)
         return instance_losses(self.transformer, batch, together, self.num_train_timesteps).sum() * 0
 
     def scene_costs(self) -> list[float]:
