@@ -191,14 +191,16 @@ def make_observers(
             observers.append(WalkValidation(task.teacher, task.features, data.validation, options))
         else:
             observers.append(Validation(*shared, data.validation, options, task.networks, task.num_train_timesteps))
+    metric = best_metric(options, bool(data.validation))
+    best = [KeepBest(metric)] if metric else []
+    observers += best if not (metric or "").startswith("eval_") else []
     # only what has a true surface can be compared with it
     scenes = in_turns([scene for scene in data.validation or first_views(data.scenes) if scene.has_surfaces])
     sampling = student_sampling(options, folder) if isinstance(task, DistillTask) else None
     evaluation = Evaluation(*shared, folder, scenes, options, bool(data.validation), task.networks, sampling)
     if scenes and (options.eval_every or options.preview_every):
         observers.append(evaluation)
-    metric = best_metric(options, bool(data.validation))
-    observers += [KeepBest(metric)] if metric else []
+    observers += [part for part in best if part not in observers]
     return observers if task.guard is None else [*observers, forgetting(task, data, folder, options, device)]
 
 
@@ -277,6 +279,8 @@ def _conclude(trainer: Trainer, data: TrainingData, seconds: float) -> None:
     if any(line["mse"] is not None for line in history):
         write_loss_picture(history, trainer.output_dir / PICTURE)
         facts["losses drawn"] = str(trainer.output_dir / PICTURE)
+    if trainer.progress.step < trainer.total_steps:
+        facts["ended early"] = f"{trainer.progress.stale} evaluations in a row were no better than lora-best (patience)"
     for observer in trainer.observers:
         if isinstance(observer, Forgetting) and observer.told:
             facts["guard scenes"] = observer.told

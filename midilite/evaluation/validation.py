@@ -214,8 +214,9 @@ def best_metric(options: TrainOptions, has_validation: bool) -> str | None:
 class KeepBest:
     """Writes `lora-best` whenever a metric is better than ever; see `interfaces.Observer`.
 
-    It stands after the observers that give the metric. The best value is part of the run's state (`Progress.best`), so
-    a resumed run goes on comparing with it.
+    It stands right after the observer that gives the metric, and before others: when there was nothing better for too
+    long (option `patience`), this step is the last one for them. The best value and how often there was no better one
+    are part of the run's state (`Progress`), so a resumed run goes on comparing with them.
     """
 
     def __init__(self, metric: str) -> None:
@@ -224,10 +225,12 @@ class KeepBest:
 
     def after_step(self, run: RunView, metrics: dict[str, float]) -> dict[str, float | None]:
         """See `interfaces.Observer`."""
-        value, best = metrics.get(self.metric), run.best
-        if value is None or not math.isfinite(value):
+        if self.metric not in metrics:
             return {}
-        if best.get("metric") == self.metric and self.sign * value >= self.sign * best["value"]:
-            return {}
-        run.keep_best(BEST, {"metric": self.metric, "value": value, "step": run.step})
+        value, best = metrics[self.metric], run.best
+        known = best.get("metric") == self.metric
+        if value is None or not math.isfinite(value) or (known and self.sign * value >= self.sign * best["value"]):
+            run.no_better()
+        else:
+            run.keep_best(BEST, {"metric": self.metric, "value": value, "step": run.step})
         return {}

@@ -114,6 +114,7 @@ def read_state(folder: Path, step: int | None = None) -> dict[str, Any]:
         if not isinstance(state.get(key), dict):
             raise ValueError(f"{path}: {key} is missing or no object")
     _check_count(path, "world_size", state.get("world_size", 1), least=1)
+    _check_count(path, "stale", state.get("stale", 0))
     _check_best(path, state["best"], state["step"])
     _check_scaler(path, state["scaler"])
     try:

@@ -124,6 +124,9 @@ class RunView:
         averaged: a context in which the parameters hold their moving average; None when none is kept.
         show: (name, picture): puts a picture into the log, where that can show some.
         keep_best: (folder name, what it reached): notes the best and writes the weights as they are.
+        no_better: notes that an evaluation was no better than the best; after enough of them (option `patience`) the
+            run ends with this step.
+        has_ended: whether it does.
     """
 
     step: int
@@ -136,11 +139,13 @@ class RunView:
     averaged: Callable[[], AbstractContextManager[None]] | None
     show: Callable[[str, Image.Image], None]
     keep_best: Callable[[str, dict[str, Any]], None]
+    no_better: Callable[[], None] = lambda: None
+    has_ended: Callable[[], bool] = lambda: False
 
     @property
     def is_last(self) -> bool:
         """Whether no step comes after this one."""
-        return self.step == self.total_steps
+        return self.step == self.total_steps or self.has_ended()
 
     def is_due(self, every: int) -> bool:
         """Whether something happens now that happens every so many steps and after the last one; 0 is never."""

@@ -239,6 +239,12 @@ class TrainOptions(Options):
         None, "what lora-best is best in (default: val_loss, or eval_scene_f_score)", BEST_METRICS
     )
 
+    patience: int = _watching(
+        0,
+        "end the run when so many evaluations in a row were no better than lora-best, which is kept; 0 never",
+        least=0,
+    )
+
     output_dir: str = _saving("outputs/lora_finetune", "where adapters, checkpoints and logs go")
     checkpointing_steps: int = _saving(500, "full state every so many optimizer steps; 0 never", least=0)
     keep_checkpoints: int = _saving(0, "remove all but so many of the last full states; 0 keeps all", least=0)
@@ -349,6 +355,10 @@ class TrainOptions(Options):
         if self.val_fraction and self.val_dir:
             raise ValueError("val_fraction and val_dir are both given: keep some scenes aside, or name others")
         has_validation = bool(self.val_fraction or self.val_dir)
+        if self.patience and not (has_validation and (self.validate_every or self.eval_every)):
+            raise ValueError(
+                "patience needs validation: pass val_fraction or val_dir, and validate_every or eval_every"
+            )
         if self.eval_every and not has_validation:
             raise ValueError("eval_every needs validation scenes: pass val_fraction or val_dir, too")
         for start, given, needed in (

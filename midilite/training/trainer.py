@@ -135,7 +135,7 @@ class Trainer:
             RunLog(self.output_dir, self.progress.step, self.world.is_main, asdict(self.options)) as log,
         ):
             started, self.first_step = time.monotonic(), self.progress.step
-            while self.progress.step < self.total_steps:
+            while not self.has_ended():
                 step, before = self.progress.step, time.monotonic()
                 metrics = self.step(step)
                 self.progress.step = done = step + 1
@@ -159,6 +159,11 @@ class Trainer:
                     raise Interrupted(self.stop.agreed, text)
         return self.progress
 
+    def has_ended(self) -> bool:
+        """Whether all steps are done, or so many evaluations were no better than the best that no more shall be."""
+        patience = self.options.patience
+        return self.progress.step >= self.total_steps or bool(patience and self.progress.stale >= patience)
+
     def _agree_on_signals(self) -> None:
         """Ask all ranks whether one was told to stop since the step's own message said so."""
         flags = torch.tensor(self.stop.flags())
@@ -177,6 +182,8 @@ class Trainer:
             averaged=None if ema is None else ema.applied,
             show=lambda name, picture: log.image(done, name, picture),
             keep_best=self.keep_best,
+            no_better=self.no_better,
+            has_ended=self.has_ended,
         )
 
     # ---------------------------------------------------------------------------------------------------- one step
@@ -270,7 +277,7 @@ class Trainer:
         epochs, rest = divmod(done, self.plan.steps_per_epoch)
         if options.save_every_n_epochs and not rest and epochs % options.save_every_n_epochs == 0:
             self.save_weights(f"lora-epoch-{epochs}")  # before the full state: whoever resumes from that has it all
-        due = options.checkpointing_steps and (done % options.checkpointing_steps == 0 or done == self.total_steps)
+        due = options.checkpointing_steps and (done % options.checkpointing_steps == 0 or self.has_ended())
         due, self.stop.save_agreed = due or self.stop.save_agreed, False
         return self.save() if due else None
 
@@ -286,8 +293,12 @@ class Trainer:
 
     def keep_best(self, name: str, reached: dict[str, Any]) -> None:
         """Note what the best weights so far reached, and write them as `<output_dir>/<name>`."""
-        self.progress.best = reached
+        self.progress.best, self.progress.stale = reached, 0
         self.save_weights(name)
+
+    def no_better(self) -> None:
+        """Note that an evaluation was no better than the best."""
+        self.progress.stale += 1
 
     def save(self) -> Path:
         """Write `checkpoint-N` with the full state and remove the oldest (one rank writes, all wait)."""
@@ -319,7 +330,7 @@ class Trainer:
         if self.progress.scaler:
             self.update.scaler.load_state_dict(self.progress.scaler)
         if self.progress.best and not same_validation(state.get("contents"), self.contents):
-            self.progress.best = {}  # it was the best on other scenes
+            self.progress.best, self.progress.stale = {}, 0  # it was the best on other scenes
         if self.world.is_main:
             self._say_resumed(folder, state["options"])
 
@@ -331,6 +342,8 @@ class Trainer:
         )
         names = ("num_epochs", "max_train_steps")
         longer = any(before.get(name) != getattr(self.options, name) for name in names)
+        if left and self.has_ended():
+            text += f"; but {self.progress.stale} evaluations in a row were no better than the best: it ends (patience)"
         if left and longer and self.options.lr_scheduler in ("linear", "cosine"):
             text += f"; the learning rate falls to 0 at step {self.total_steps:,} now"
         say(text)

@@ -27,7 +27,7 @@ class Progress:
     """Where a run is: `step` optimizer steps are done, `updates` of them changed the weights.
 
     `bad_steps` were skipped because of a loss or gradient that was not finite, `skipped_in_a_row` of them just now.
-    `best` is what the best adapter so far reached: metric, value and step.
+    `best` is what the best adapter so far reached: metric, value and step; `stale` evaluations since then did not.
     """
 
     step: int = 0
@@ -35,6 +35,7 @@ class Progress:
     bad_steps: int = 0
     skipped_in_a_row: int = 0
     best: dict[str, Any] = field(default_factory=dict)
+    stale: int = 0
     scaler: dict[str, Any] = field(default_factory=dict)
 
 
