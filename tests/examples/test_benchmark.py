@@ -81,7 +81,7 @@ def test_whole_works(measured):
 
 def test_surfaces_and_preparation_have_rows(measured):
     rows, last = measured("--rows", "triangulate", "extract", "prepare")
-    assert not last["failed"] and len(rows) == 5 and all(row["median_ms"] > 0 for row in rows.values())
+    assert not last["failed"] and len(rows) == 7 and all(row["median_ms"] > 0 for row in rows.values())
     for shape in ("ball", "chair"):
         notes = rows[f"extract {shape}"]["notes"]
         assert notes["points"] <= notes["dense_points"] and notes["triangles"] > 50
