@@ -41,7 +41,7 @@ from ..runtime.placement import DTYPES, load_base
 from ..runtime.sharding import local_bytes, shard_base
 from ..training.contents import run_contents
 from ..training.interfaces import Callback, Observer, TrainingError, as_observer
-from ..training.memory import explain_out_of_memory
+from ..training.memory import copies_of_adapter, explain_out_of_memory
 from ..training.options import TrainOptions
 from ..training.preflight import Shapes, check_ahead
 from ..training.run_folder import occupied, write_config
@@ -242,7 +242,7 @@ def _train(
         adapter = sum(p.nbytes for p in task.parameters.values())
         visiting = transformer.placement.offload
         base = visiting.bytes_on_device() if visiting else local_bytes(transformer) - adapter
-        held = {"base weights": base, "adapter, gradients, moments": 4 * adapter}
+        held = {"base weights": base, "adapter, gradients, moments": copies_of_adapter(options) * adapter}
         raise TrainingError(explain_out_of_memory(error, options, held)) from error
     trainer.save_weights(FINAL)
     if world.is_main:
@@ -279,6 +279,8 @@ def _conclude(trainer: Trainer, data: TrainingData, seconds: float) -> None:
     if any(line["mse"] is not None for line in history):
         write_loss_picture(history, trainer.output_dir / PICTURE)
         facts["losses drawn"] = str(trainer.output_dir / PICTURE)
+    if trainer.update.finds_rate:
+        facts["learning rate"] = f"{trainer.update.found_rate:.2e} was found"
     if trainer.progress.step < trainer.total_steps:
         facts["ended early"] = f"{trainer.progress.stale} evaluations in a row were no better than lora-best (patience)"
     for observer in trainer.observers:

@@ -71,7 +71,7 @@ def _reader(entry: Entry) -> Callable[[str], Any]:
     """What makes a value of a word; `none` stays a word, and is understood where values are checked."""
 
     def read(word: str) -> Any:
-        return word if entry.is_none(word) else entry.kind(word)
+        return word if entry.is_none(word) or word in (entry.words or ()) else entry.kind(word)
 
     read.__name__ = entry.kind.__name__  # argparse names it in its errors
     return read

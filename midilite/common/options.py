@@ -42,6 +42,7 @@ def option(
     alters_run: bool = True,
     reads: bool = False,
     writes: bool = False,
+    words: Sequence[str] = (),
     check: Callable[[Any, str], None] | None = None,
 ) -> Any:
     """A dataclass field with its help text and what it may be.
@@ -55,13 +56,14 @@ def option(
         positional: whether the command line gives it without a flag.
         required: on the command line, what has to be given.
         alters_run: whether another value makes another training run (so that resuming with it is an error).
+        words: texts that may stand in a number's place.
         check: called with each value and what to call it; raises ValueError for one that can't be.
         reads, writes: whether it names files or folders that are read, or a file that is written.
     """
     metadata = {
         "help": help, "choices": choices, "group": group, "bounds": (least, most, above, below), "switch": switch,
         "positional": positional, "required": required, "alters_run": alters_run, "reads": reads, "writes": writes,
-        "check": check,
+        "check": check, "words": tuple(words),
     }  # fmt: skip
     return field(default=default, metadata=metadata)
 
@@ -184,7 +186,8 @@ def entries_of(cls: type) -> dict[str, Entry]:
 def _entry(entry: dataclasses.Field, annotation: Any) -> Entry:
     kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     optional, kinds = types.NoneType in kinds, [kind for kind in kinds if kind is not types.NoneType]
-    annotation, or_one = kinds[-1], len(kinds) > 1
+    several = [kind for kind in kinds if typing.get_origin(kind) is tuple]
+    annotation, or_one = (several or kinds)[0], bool(several) and len(kinds) > 1
     if typing.get_origin(annotation) is not tuple:
         return Entry(entry, annotation, optional, False, None)
     kinds = typing.get_args(annotation)
@@ -198,6 +201,8 @@ def _checked(cls: type, name: str, value: Any, where: str) -> Any:
         value = entry.switch[value]
     if entry.optional and (value is None or entry.is_none(value)):
         return None
+    if isinstance(value, str) and value in (entry.words or ()):
+        return value
     if entry.or_one and isinstance(value, (list, tuple)) and len(value) == 1:
         (value,) = value
     if not entry.many or (entry.or_one and not isinstance(value, (list, tuple))):

@@ -3,7 +3,7 @@
     checkpoint-N/
         ...                       the trained weights, as the task writes them (a LoRA run: a PEFT folder)
         weights.safetensors       the same tensors by parameter name, exactly as the optimizer holds them (fp32)
-        optimizer.safetensors     AdamW's step count and two moments of every parameter
+        optimizer.safetensors     AdamW's step count and two moments of every parameter; or Prodigy's state
         ema.safetensors           the parameters' moving average, when there is one
         state.json                step, loss scaler, best metric, resolved options
         manifest.json             size and BLAKE2b of every file above, written last
@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,10 @@ from torch import Tensor, nn
 
 from ..common.files import WriteError, file_digest, flush, read_json, write_json, writing
 from ..model.weights import write_safetensors
-from .checkpoint_contents import AVERAGES, MOMENTS, OPTIMIZER, STATE, WEIGHTS, Contents, Shapes, read_contents
+from .checkpoint_contents import AVERAGES, ESTIMATE, MOMENTS, OPTIMIZER, STATE, WEIGHTS, Contents, Shapes, read_contents
 from .ema import EMA
+from .log import say
+from .prodigy import Prodigy
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -57,7 +59,7 @@ def save_checkpoint(
 
     Args:
         parameters: trained parameters by name.
-        optimizer: an AdamW over exactly these.
+        optimizer: an AdamW or Prodigy over exactly these.
         state: json values (step, options, ...).
         save_weights: writes the weights in their useful form into the folder it is given.
 
@@ -75,8 +77,10 @@ def save_checkpoint(
             f"{moment}.{key}": _on_cpu(optimizer.state[p][moment])
             for key, p in parameters.items()
             if p in optimizer.state
-            for moment in MOMENTS
+            for moment in _state_names(optimizer)
         }
+        if _finds_rate(optimizer):
+            moments[ESTIMATE] = _on_cpu(optimizer.estimate)
         write_safetensors(temporary / OPTIMIZER, moments)
         if ema is not None:
             write_safetensors(temporary / AVERAGES, {key: _on_cpu(v) for key, v in ema.shadow.items()})
@@ -91,6 +95,14 @@ def save_checkpoint(
         if isinstance(error, WriteError):
             raise error.inside(temporary, folder) from error
         raise
+
+
+def _finds_rate(optimizer: torch.optim.Optimizer) -> bool:
+    return isinstance(optimizer, Prodigy)
+
+
+def _state_names(optimizer: torch.optim.Optimizer) -> Sequence[str]:
+    return optimizer.state_names if _finds_rate(optimizer) else MOMENTS
 
 
 def _temporary(folder: Path, kind: str = "") -> Path:
@@ -192,11 +204,16 @@ def load_checkpoint(
         ValueError: the checkpoint holds other parameters than this run trains, or is none that a run can have written.
     """
     found = read_checkpoint(folder, {k: tuple(p.shape) for k, p in parameters.items()})
+    same_kind = _finds_rate(optimizer) == (ESTIMATE in found.moments)
+    if not same_kind:
+        say(f"note: {folder.name} was written with another optimizer, so the moments of this one start afresh")
     with torch.no_grad():
+        if same_kind and _finds_rate(optimizer):
+            optimizer.estimate.copy_(found.moments[ESTIMATE])
         for key, parameter in parameters.items():
             parameter.copy_(found.weights[key])
-            if f"exp_avg.{key}" in found.moments:
-                restored = {moment: found.moments[f"{moment}.{key}"] for moment in MOMENTS}
+            if same_kind and f"exp_avg.{key}" in found.moments:
+                restored = {moment: found.moments[f"{moment}.{key}"] for moment in _state_names(optimizer)}
                 steps_stay = not optimizer.defaults.get("fused")  # the fused AdamW counts steps on the device
                 kept = ("step",) if steps_stay else ()
                 optimizer.state[parameter] = {  # copies: what was read is mapped from a file that may be removed

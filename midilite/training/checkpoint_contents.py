@@ -20,9 +20,11 @@ from torch import Tensor
 
 from ..common.files import read_json
 from ..model.layers import compare_tables
+from .prodigy import STATE as PRODIGY
 
 STATE, WEIGHTS, OPTIMIZER, AVERAGES = "state.json", "weights.safetensors", "optimizer.safetensors", "ema.safetensors"
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's
+ESTIMATE = "estimate"  # Prodigy's, of all parameters together
 MOST_STEPS = 10**9
 _SHOWN = 5  # problems that a message names
 _COUNTS = ("step", "updates", "bad_steps", "skipped_in_a_row")
@@ -45,7 +47,8 @@ class Contents:
     Attributes:
         state: json values (step, loss scaler, best metric, options).
         weights: fp32 parameters by name.
-        moments: AdamW's state, `step.<name>`, `exp_avg.<name>` and `exp_avg_sq.<name>` of the parameters that have any.
+        moments: AdamW's state, `step.<name>`, `exp_avg.<name>` and `exp_avg_sq.<name>` of the parameters that have any;
+            or Prodigy's, `prodigy.STATE` of each and `estimate`.
         averages: the parameters' moving averages; None when there are none.
     """
 
@@ -173,16 +176,22 @@ def _check(path: Path, tensors: Mapping[str, Tensor], shapes: Shapes) -> None:
 
 
 def _check_moments(path: Path, moments: Mapping[str, Tensor], shapes: Shapes, updates: int) -> None:
-    """Of every parameter all moments or none (one that never had a gradient has none), each as AdamW can have left it.
+    """Of every parameter all moments or none (one that never had a gradient has none), each as an optimizer can have
+    left it.
 
     Raises:
         ValueError: otherwise.
     """
-    trained = [key for key in shapes if any(f"{moment}.{key}" in moments for moment in MOMENTS)]
+    finds_rate = ESTIMATE in moments
+    names = PRODIGY if finds_rate else MOMENTS
+    trained = [key for key in shapes if any(f"{moment}.{key}" in moments for moment in names)]
     if updates and shapes and not trained:
         raise ValueError(f"{path}: holds no moments, although the weights were updated; the optimizer's state is lost")
-    _check(path, moments, {f"{m}.{key}": () if m == "step" else shapes[key] for key in trained for m in MOMENTS})
-    counts = {key: float(moments[f"step.{key}"]) for key in trained}
+    wanted = {f"{m}.{key}": () if m == "step" else shapes[key] for key in trained for m in names}
+    _check(path, moments, wanted | ({ESTIMATE: (2,)} if finds_rate else {}))
+    if finds_rate and not float(moments[ESTIMATE][0]) > 0:
+        _refuse(path, [f"{ESTIMATE}: the learning rate is {float(moments[ESTIMATE][0]):g}, expected more than 0"])
+    counts = {} if finds_rate else {key: float(moments[f"step.{key}"]) for key in trained}
     problems = [
         f"step.{key}: is {count:g}, expected a whole number of at most {updates}, the run's updates"
         for key, count in counts.items()

@@ -19,7 +19,7 @@ from .. import lora
 from ..model.config import DiTConfig
 from ..model.dit import Block
 from ..model.layers import Linear
-from .options import PRESETS, TrainOptions
+from .options import AUTO, PRESETS, TrainOptions
 
 GIB = 2**30
 SLACK = 1.3
@@ -74,6 +74,11 @@ def base_bytes(options: TrainOptions, config: DiTConfig, base_parameters: int) -
     return (base_parameters - sum(linears)) * size + present * (size if options.quantize_base == "none" else 1)
 
 
+def copies_of_adapter(options: TrainOptions) -> int:
+    """How many fp32 numbers each weight of the adapter takes: itself, its gradient and what the optimizer keeps."""
+    return 6 if options.learning_rate == AUTO else 4
+
+
 def estimate(
     options: TrainOptions,
     config: DiTConfig,
@@ -94,7 +99,7 @@ def estimate(
     inputs = (num_tokens + 1) * config.width * (2 * config.num_layers if options.recomputes else 0)
     parts = {
         "base weights": base_bytes(options, config, base_parameters) / GIB,
-        "adapter, gradients, moments": adapter_parameters * 16 / GIB,
+        "adapter, gradients, moments": adapter_parameters * 4 * copies_of_adapter(options) / GIB,
         "activations": instances * (saved * blocks + inputs) * size / GIB,
     }
     return {**parts, "total": SLACK * sum(parts.values())}

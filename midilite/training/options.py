@@ -26,6 +26,7 @@ SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 CHECKPOINTING = ("off", "full", "selective")
 BASES = ("none", *QUANTIZATIONS)
 TASKS = ("lora", "distill")
+AUTO = "auto"  # of learning_rate
 _OF_TASK = {  # options that one task alone looks at
     "lora": "sigma_density logit_mean logit_std loss_weighting condition_dropout single_object_share "
     "train_image_encoders preserve preserve_data",
@@ -164,7 +165,9 @@ class TrainOptions(Options):
     num_epochs: int = _optimisation(100, "passes over the data", least=1)
     max_train_steps: int | None = _optimisation(None, "optimizer steps; overrides num_epochs", least=1)
     gradient_accumulation_steps: int = _optimisation(1, "batches per optimizer step", least=1)
-    learning_rate: float = _optimisation(1e-4, "peak learning rate of AdamW", least=0)
+    learning_rate: float | str = _optimisation(
+        1e-4, "peak learning rate of AdamW; auto finds it while training (Prodigy)", least=0, words=(AUTO,)
+    )
     lr_scheduler: str = _optimisation("constant_with_warmup", "learning rate over the steps", SCHEDULES)
     lr_warmup_steps: int = _optimisation(0, "optimizer steps of linear warm-up", least=0)
     weight_decay: float = _optimisation(1e-2, "AdamW's weight decay", least=0)
@@ -345,6 +348,8 @@ class TrainOptions(Options):
         }
 
     def _check_rates(self) -> None:
+        if self.learning_rate == AUTO:
+            return
         if self.learning_rate * max(1.0, self.lora_plus_ratio) * max(1.0, self.weight_decay) > MOST_CHANGE:
             raise ValueError(
                 f"learning_rate {self.learning_rate:g} (with lora_plus_ratio {self.lora_plus_ratio:g} and weight_decay "

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from ..common.distributed import World, sum_gradients
 from .ema import EMA
 from .interfaces import BadStepsError, Task
-from .options import TrainOptions
+from .options import AUTO, TrainOptions
 from .plan import learning_rate_factor
+from .prodigy import Prodigy
 
 MOST_SKIPPED = 10  # steps in a row; after more of them the run ends
 
@@ -47,8 +48,17 @@ def parameter_groups(task: Task) -> list[dict[str, Any]]:
     return [{"params": parameters, "factor": factor} for factor, parameters in groups.items()]
 
 
+def _optimizer(groups: list[dict[str, Any]], options: TrainOptions, device: torch.device) -> torch.optim.Optimizer:
+    if options.learning_rate == AUTO:
+        return Prodigy(groups, options.weight_decay)
+    fused = device.type == "cuda"  # one kernel for hundreds of small weights
+    return torch.optim.AdamW(groups, lr=options.learning_rate, weight_decay=options.weight_decay, fused=fused)
+
+
 class Update:
-    """AdamW over a task's parameters with what stands around it: learning rate, fp16's scaler, moving average.
+    """An optimizer over a task's parameters with what stands around it: learning rate, fp16's scaler, moving average.
+
+    It is AdamW, or Prodigy where the learning rate is to be found.
 
     Args:
         task: whose parameters are trained.
@@ -57,7 +67,7 @@ class Update:
         device: where the gradients live.
 
     Attributes:
-        optimizer: AdamW; its `param_groups` have a `factor` on the learning rate.
+        optimizer: its `param_groups` have a `factor` on the learning rate.
         scaler: of the loss; it does something for fp16 only.
         ema: the moving average, or None.
         factor: step -> factor on the peak learning rate.
@@ -66,22 +76,23 @@ class Update:
     def __init__(self, task: Task, options: TrainOptions, total_steps: int, device: torch.device) -> None:
         self.options, self.parameters = options, list(task.parameters.values())
         self.factor = learning_rate_factor(options.lr_scheduler, options.lr_warmup_steps, total_steps)
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(task),
-            lr=options.learning_rate,
-            weight_decay=options.weight_decay,
-            fused=device.type == "cuda",  # one kernel for hundreds of small weights
-        )
+        self.finds_rate = options.learning_rate == AUTO
+        self.optimizer = _optimizer(parameter_groups(task), options, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.mixed_precision == "fp16")
         self.ema = EMA(task.parameters, options.ema_decay) if options.ema_decay else None
         self._is_queued = False
 
     def set_learning_rate(self, step: int) -> float:
-        """Set the rate of a step (from 0) and return it."""
-        rate = self.options.learning_rate * self.factor(step)
+        """Set the rate of a step (from 0) and return it; one that is found is known after the step before."""
+        rate = self.factor(step) * (1.0 if self.finds_rate else self.options.learning_rate)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        return rate
+        return rate * self.found_rate if self.finds_rate else rate
+
+    @property
+    def found_rate(self) -> float:
+        """The peak rate that was found so far."""
+        return float(self.optimizer.estimate[0])
 
     def backward(self, loss: Tensor) -> None:
         """Add a loss's gradients to those that are there."""
@@ -101,7 +112,7 @@ class Update:
 
         It is told as GradScaler tells it; fp16 leaves that to the scaler. What was queued needs no gradients any more.
         """
-        self._is_queued = self.optimizer.defaults["fused"] and not self.scaler.is_enabled()
+        self._is_queued = self.optimizer.defaults.get("fused") and not self.scaler.is_enabled()
         if not self._is_queued:
             return
         self.optimizer.found_inf = finite.logical_not().float()
