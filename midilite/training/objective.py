@@ -35,6 +35,7 @@ class ObjectiveSettings:
     sigma_density: str = TrainOptions.sigma_density
     logit_mean: float = TrainOptions.logit_mean
     logit_std: float = TrainOptions.logit_std
+    sigma_range: tuple[float, float] = TrainOptions.sigma_range
     loss_weighting: str = TrainOptions.loss_weighting
     condition_dropout: float = TrainOptions.condition_dropout
     single_object_share: float = TrainOptions.single_object_share
@@ -79,6 +80,8 @@ def draw_scene(
     x0 = sample_latents(features.mean.float(), features.logvar.float(), generator)
     eps = torch.randn(x0.shape, generator=generator)
     sigma = sample_sigmas(settings.sigma_density, 1, generator, settings.logit_mean, settings.logit_std)
+    low, high = settings.sigma_range
+    sigma = low + (high - low) * sigma
     dropped, alone = torch.rand(2, generator=generator).tolist()
     conditions, without = features.conditions(), dropped < settings.condition_dropout
     if without:

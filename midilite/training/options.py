@@ -28,7 +28,7 @@ BASES = ("none", *QUANTIZATIONS)
 TASKS = ("lora", "distill")
 AUTO = "auto"  # of learning_rate
 _OF_TASK = {  # options that one task alone looks at
-    "lora": "sigma_density logit_mean logit_std loss_weighting condition_dropout single_object_share "
+    "lora": "sigma_density sigma_range logit_mean logit_std loss_weighting condition_dropout single_object_share "
     "train_image_encoders preserve preserve_data",
     "distill": "distill_steps distill_shift teacher_steps teacher_guidance_scale walk_epochs",
 }
@@ -180,6 +180,9 @@ class TrainOptions(Options):
     )
     logit_mean: float = _optimisation(0.0, "mean of the logit-normal density")
     logit_std: float = _optimisation(1.0, "standard deviation of the logit-normal density")
+    sigma_range: tuple[float, float] = _optimisation(
+        (0.0, 1.0), "noise levels to train, lowest and highest: the density is squeezed between them", least=0, most=1
+    )
     loss_weighting: str = _optimisation("none", "weight of the loss over sigma", ("none", "sigma_sqrt", "cosmap"))
     condition_dropout: float = _optimisation(0.1, "probability of zeroing all conditions of a scene", least=0, most=1)
     single_object_share: float = _optimisation(
@@ -278,6 +281,9 @@ class TrainOptions(Options):
 
     def _check_task(self) -> None:
         """Options that the other task looks at would do nothing."""
+        low, high = self.sigma_range
+        if not low < high:
+            raise ValueError(f"sigma_range is {low:g} {high:g}, expected the lower noise level first")
         for task, names in _OF_TASK.items():
             changed = [name for name in names.split() if getattr(self, name) != getattr(type(self), name)]
             if task != self.task and changed:

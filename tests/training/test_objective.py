@@ -1,5 +1,6 @@
 """The training objective: against the recorded training step, and what must be drawn how often."""
 
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -126,3 +127,16 @@ def test_weights_act_per_instance(weighting):
     losses, sigmas = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.2, 0.2, 0.7])
     found = objective.weighted_loss(losses, sigmas, weighting, 5)
     assert torch.isclose(found, (losses * flow.loss_weight(weighting, sigmas)).sum() / 5)
+
+
+@pytest.mark.parametrize("density", ["logit_normal", "uniform", "mode"])
+def test_noise_levels_keep_to_their_range(density):
+    """The same draws, squeezed; the whole range changes no bit."""
+    f, base = features(), dataclasses.replace(SETTINGS, sigma_density=density)
+    squeezed = dataclasses.replace(base, sigma_range=(0.5, 0.9))
+    for step in range(50):
+        plain, found = (objective.draw_scene(f, "a", step, settings) for settings in (base, squeezed))
+        assert found.sigma == pytest.approx(0.5 + 0.4 * plain.sigma, abs=1e-6)
+        assert 0.5 <= found.sigma <= 0.9
+    with pytest.raises(ValueError, match="expected the lower noise level first"):
+        objective.TrainOptions(sigma_range=(0.9, 0.5))
