@@ -21,6 +21,7 @@ UNUSABLE_DATA = {  # arguments that are fine, and name something that is not the
     "infer": ["--pretrained_model", "{nowhere}", "--device", "cpu"],
     "evaluate": ["--data_dir", "{nowhere}", "--pretrained_model", MODEL, "--device", "cpu"],
     "adapter": ["inspect", "{nowhere}"],
+    "studio": ["--folder", "{nowhere}", "--port", "0"],
 }
 
 

@@ -355,7 +355,7 @@ def test_the_file_says_how_it_is_sampled_and_what_is_given_wins(speed):
     notes = pipe.load_adapter(folder)
     assert any("is made for 3 steps, no guidance" in note for note in notes)
     own = pipe.sampling
-    assert pipe.sampling_with() == own.changed(num_inference_steps=3, guidance_scale=1.0)
+    assert pipe.sampling_with() == own.changed(num_inference_steps=3, guidance_scale=1.0, solver="euler")
     assert pipe.sampling_with(num_inference_steps=7).num_inference_steps == 7
     pipe.set_adapters({"default": 0.0})
     assert pipe.sampling_with() == own, "an adapter that is off asks for nothing"
