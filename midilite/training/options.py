@@ -191,7 +191,7 @@ class TrainOptions(Options):
 
     preserve: float = _optimisation(
         0.0,
-        "forget nothing: weight of the squared difference between adapted network and base on guard scenes, 1 to 10; "
+        "forget nothing: weight of the squared difference between adapted network and base on guard scenes, such as 1; "
         "0 has none",
         least=0,
     )
