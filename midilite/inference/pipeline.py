@@ -34,7 +34,7 @@ from ..model.images import centred, each_instance, label_values
 from ..model.layers import Placement
 from ..model.mask_sources import MaskSource
 from ..model.masks import MaskWarning as MaskWarning
-from ..model.pictures import ImageSource
+from ..model.pictures import ImageSource, opaque
 from ..model.preprocess import Preprocessor, condition_pixels
 from ..model.vae import VAE
 from ..runtime.compile import compile_blocks
@@ -219,7 +219,8 @@ class Pipeline:
         Args:
             rgb: image file, PIL image or array.
             mask: instance mask of the same size; needed for MIDI, optional for TripoSG: what is marked is cut out and
-                centred on white, with the margin that TripoSG knows. Without one the picture is taken as it is.
+                centred on white, with the margin that TripoSG knows. Without one the same is done with what is opaque
+                in a picture with transparency, and others are taken as they are.
                 A file, a PIL image, an array of labels, or masks of single objects: see `model.masks.load_mask`. What
                 was cleaned in it is said in MaskWarnings.
             num_inference_steps: denoising steps. Like guidance, solver and depth, by default the model's own
@@ -274,6 +275,8 @@ class Pipeline:
         min_object_pixels: int = MIN_OBJECT_PIXELS,
     ) -> ImageConditions:
         """Encode an image (and mask) to conditions; see `__call__` for the arguments and errors."""
+        if self.clip is None and mask is None and (mask := opaque(rgb)) is not None:  # cut out already
+            mask_background = 0
         settings = PictureSettings(padding, picture_fit, mask_background, min_object_pixels)
         preprocessors = self.clip_preprocessor, self.dinov2_preprocessor
         acting = [name for name, weight in self.adapters.items() if weight]

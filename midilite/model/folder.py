@@ -63,13 +63,13 @@ class ModelLayout:
     clip: str | None
     clip_preprocessor: str | None
     dinov2_channels: int
-    grid_depth: int = 8  # of surfaces, as the reference's pipeline takes it
+    grid_depth: int = 8  # of surfaces, as the reference's pipelines take it
 
 
 MIDI = ModelLayout(
     "midi", "MIDIPipeline", "image_encoder_2", "feature_extractor_2", "image_encoder_1", "feature_extractor_1", 7
 )
-TRIPOSG = ModelLayout(
+TRIPOSG = ModelLayout(  # its depth: `hierarchical_octree_depth` and `flash_octree_depth` of TripoSGPipeline's call
     "triposg", "TripoSGPipeline", "image_encoder_dinov2", "feature_extractor_dinov2", None, None, 3, grid_depth=9
 )
 MODEL_LAYOUTS = {layout.class_name: layout for layout in (MIDI, TRIPOSG)}

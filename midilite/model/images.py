@@ -24,7 +24,7 @@ from .pictures import ImageSource as ImageSource
 from .pictures import load_rgb as load_rgb
 from .pictures import open_image as open_image
 
-_MARGIN = 0.1  # of TripoSG's pictures, as a share of the object's longer side
+_MARGIN = 0.1  # of the object's longer side: `padding_ratio` of prepare_image in TripoSG's scripts/image_process.py
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +117,8 @@ def _check_pair(rgb: Image.Image, labels: np.ndarray) -> None:
 def centred(rgb: Image.Image, labels: np.ndarray) -> Image.Image:
     """All that is marked, cut out and in the middle of a white square, with a tenth of its longer side around it.
 
-    So TripoSG's own script prepares pictures of single objects.
+    So TripoSG's own script prepares pictures of single objects. (Where the two sides differ by an odd number it makes
+    the shorter one a pixel less than the longer; here it is a square always.)
 
     Args:
         rgb: RGB image [W x H].

@@ -122,6 +122,19 @@ def load_rgb(source: ImageSource) -> Image.Image:
     return image.convert("RGB")
 
 
+def opaque(source: ImageSource) -> np.ndarray | None:
+    """Where a picture is not fully transparent, uint8 [H, W] of 0 and 1; None when that is everywhere or nowhere.
+
+    Raises:
+        ValueError: as `open_image`.
+    """
+    image = open_image(source)
+    if not ("A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info):
+        return None
+    seen = np.asarray(image.convert("RGBA"))[..., 3] > 0
+    return seen.astype(np.uint8) if seen.any() and not seen.all() else None
+
+
 def _image_from_array(array: np.ndarray) -> Image.Image:
     shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
     if array.dtype.kind not in "ui" or not shaped:

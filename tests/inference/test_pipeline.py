@@ -13,6 +13,7 @@ from midilite.inference import pipeline
 from midilite.mesh.isosurface import NoSurfaceError
 from midilite.model.config import Sampling
 from midilite.model.layers import Placement
+from midilite.model.pictures import opaque
 
 MIDI = GOLDEN / "midi_tiny"
 TRIPOSG = GOLDEN / "triposg_tiny"
@@ -74,6 +75,23 @@ def test_triposg_sees_the_marked_object_alone_wherever_it_stands():
     assert torch.equal(*seen)
     assert pipe.sampling.grid_depth == 9
     assert midilite.load_pipeline(MIDI / "checkpoint", device="cpu").sampling.grid_depth == 8
+
+
+def test_triposg_sees_the_opaque_part_of_a_cut_out_picture_alone():
+    """As with a mask of it; transparency that is everywhere or nowhere marks nothing."""
+    pipe = midilite.load_pipeline(TRIPOSG / "checkpoint", device="cpu")
+    thing = np.random.default_rng(0).integers(0, 256, (64, 64, 4)).astype(np.uint8)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[4:24, 3:33] = 1
+    thing[..., 3] = 255 * mask
+    thing[10, 10, 3] = 128  # at an edge: half white
+    shown = np.asarray(Image.alpha_composite(Image.new("RGBA", (64, 64), "white"), Image.fromarray(thing)))
+    expected = pipe.encode_images(shown[..., :3], mask).dinov2
+    assert torch.equal(pipe.encode_images(thing).dinov2, expected)
+    assert not torch.equal(pipe.encode_images(shown[..., :3]).dinov2, expected)
+    for alpha in (0, 255):
+        thing[..., 3] = alpha
+        assert opaque(thing) is None
 
 
 def test_all_three_adapter_files_give_the_recorded_output(midi, midi_golden):
