@@ -17,9 +17,9 @@ import numpy as np
 from ..commands.infer import load_fast
 from ..common.files import read_json, write_bytes, write_json, write_png
 from ..common.terminal import say
+from ..data.sample_folder import mask_picture
 from ..mesh.scene import SUFFIXES, build_scene, scene_bytes
 from ..render.scene_page import scene_page
-from .pictures import palette_picture
 from .places import inside, mask_path, name_of, own_folder
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class Jobs:
         folder.mkdir()
         write_png(folder / "rgb.png", result.conditions.image)
         numbers = np.searchsorted([0, *result.labels], result.conditions.mask)
-        write_png(folder / "seg.png", palette_picture(numbers.astype(np.uint8)))
+        write_png(folder / "seg.png", mask_picture(numbers.astype(np.uint8)))
         write_bytes(folder / SCENE, scene_bytes(result.scene, ".glb", view=result.view))
         write_bytes(folder / "scene.html", scene_page({Path(wish["picture"]).stem: result.scene}))
         write_json(folder / FACTS, facts)

@@ -17,7 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ..common.files import atomic_write, write_png
-from ..mesh.scene import instance_color
+from ..data.sample_folder import mask_picture
 from ..model.masks import load_pair
 from ..model.pictures import load_rgb
 from .places import mask_path, name_of, own_folder
@@ -112,20 +112,13 @@ def save_mask(start: Path, picture: Path, labels: bytes, names: Sequence[str]) -
         )
     if not any(labels):
         raise ValueError("no object is marked yet: click on one")
-    image = palette_picture(np.frombuffer(labels, np.uint8).reshape(height, width))
+    image = mask_picture(np.frombuffer(labels, np.uint8).reshape(height, width))
     text = PngInfo()
     text.add_itxt("names", json.dumps([str(name)[:80] for name in names[:MOST_OBJECTS]]))
     path = mask_path(picture)
     with atomic_write(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=text)
     return name_of(start, path)
-
-
-def palette_picture(labels: np.ndarray) -> Image.Image:
-    """A label map, uint8 [H, W], in the colours of instances."""
-    image = Image.fromarray(labels)
-    image.putpalette([0, 0, 0, *(channel for i in range(255) for channel in instance_color(i))])
-    return image
 
 
 def read_mask(picture: Path, mask: Path) -> tuple[bytes, list[str]]:
