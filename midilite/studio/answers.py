@@ -11,7 +11,9 @@ from typing import Any
 from urllib.parse import quote
 
 from ..common.version import __version__
+from ..data.sample_folder import png_bytes
 from ..mesh.scene import instance_color
+from ..model.pictures import load_rgb
 from ..render.scene_page import PAGE as VIEWER
 from ..render.scene_page import three_js
 from ..training.wishes import ask
@@ -95,7 +97,7 @@ def _file(studio: Studio, asked: Asked) -> Answer:
     if path.suffix.lower() in _PICTURES:
         return Answer(path.read_bytes(), _PICTURES[path.suffix.lower()])
     if path.suffix.lower() in (".bmp", ".heic"):
-        return Answer(pictures.as_png(path), "image/png")
+        return Answer(png_bytes(load_rgb(path)), "image/png")
     raise Outside("only pictures are handed out")
 
 

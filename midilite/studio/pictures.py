@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import threading
@@ -53,13 +52,6 @@ def take(start: Path, name: str, content: bytes) -> str:
         path = folder / f"{stem}-{number}.png"
     write_png(path, image)
     return name_of(start, path)
-
-
-def as_png(path: Path) -> bytes:
-    """A picture in the format that every browser knows. Raises ValueError."""
-    file = io.BytesIO()
-    load_rgb(path).save(file, format="PNG")
-    return file.getvalue()
 
 
 def look(picture: Path) -> Regions:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 from ..data.check import DataReport, check_data
 from ..data.contact_sheet import outlined
+from ..data.sample_folder import png_bytes
 from ..data.scenes import SceneData, read_scene_quietly
 from ..mesh.scene import instance_color
 
@@ -39,9 +39,7 @@ def _sample(folder: Path, name: str) -> SceneData:
 
 def picture(folder: Path, name: str) -> bytes:
     """A sample's picture with the outlines of its masks, as PNG. Raises ValueError."""
-    file = io.BytesIO()
-    outlined(_sample(folder, name)).save(file, format="PNG")
-    return file.getvalue()
+    return png_bytes(outlined(_sample(folder, name)))
 
 
 def points(folder: Path, name: str) -> list[dict[str, Any]]:
