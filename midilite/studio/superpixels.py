@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..mesh.glb import linear_light
+
 SIDE = 512  # pixels on the longer side of what is looked at
 SPACING = 10.0  # pixels between centres
 _ROUNDS = 6
@@ -68,8 +70,7 @@ def find_regions(image: Image.Image) -> Regions:
 
 def lab(pixels: np.ndarray) -> np.ndarray:
     """uint8 sRGB [..., 3] as float32 CIE Lab (white of D65)."""
-    levels = np.arange(256) / 255
-    linear = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4).astype(np.float32)
+    linear = linear_light(np.arange(256) / 255).astype(np.float32)
     matrix = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
     white = np.array([0.9505, 1.0, 1.089], np.float32)
     xyz = linear[pixels] @ (np.array(matrix, np.float32).T / white)
