@@ -162,13 +162,10 @@ class Handler(BaseHTTPRequestHandler):
             self._check_token(query)
 
     def _is_ours(self, host: str) -> bool:
-        name, port = (
-            re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::(\d{1,5}))?", host, re.A).groups()
-            if re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::(\d{1,5}))?", host, re.A)
-            else ("", None)
-        )
-        if int(port or 80) != self.server.server_address[1]:
+        found = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::(\d{1,5}))?", host, re.A)
+        if not found or int(found[2] or 80) != self.server.server_address[1]:
             return False
+        name = found[1]
         if self.server.token is None:
             return name.lower() in ("127.0.0.1", "localhost", "[::1]")
         try:  # numbers can't be made to lead elsewhere
