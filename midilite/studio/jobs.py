@@ -18,7 +18,7 @@ from ..commands.infer import load_fast
 from ..common.files import read_json, write_bytes, write_json, write_png
 from ..common.terminal import say
 from ..data.sample_folder import mask_picture
-from ..mesh.scene import SUFFIXES, build_scene, scene_bytes
+from ..mesh.scene import SUFFIXES, build_scene, instance_names, scene_bytes
 from ..render.scene_page import scene_page
 from .places import inside, mask_path, name_of, own_folder
 
@@ -232,8 +232,6 @@ def download(folder: Path, name: str | None, suffix: str) -> bytes:
         raise ValueError(f"{suffix[:10]} is not written, choose one of {', '.join(SUFFIXES)}")
     parts = {mesh.metadata["name"]: mesh for mesh in load_parts(folder / SCENE)}
     labels = read_json(folder / FACTS, 2**20)["labels"]
-    from ..mesh.scene import instance_names
-
     names = instance_names(labels)
     if name is not None and name not in parts:
         raise ValueError(f"there is no object {name[:40]}")

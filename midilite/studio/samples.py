@@ -9,7 +9,6 @@ from ..data.check import DataReport, check_data
 from ..data.contact_sheet import outlined
 from ..data.sample_folder import png_bytes
 from ..data.scenes import SceneData, read_scene_quietly
-from ..mesh.scene import instance_color
 
 _MOST_SHOWN, _POINTS = 200, 3000
 _reports: dict[str, DataReport] = {}
@@ -42,11 +41,8 @@ def picture(folder: Path, name: str) -> bytes:
     return png_bytes(outlined(_sample(folder, name)))
 
 
-def points(folder: Path, name: str) -> list[dict[str, Any]]:
-    """A sample's surface points, {color, points: [x, y, z, ..]} for each object. Raises ValueError."""
+def points(folder: Path, name: str) -> list[list[float]]:
+    """A sample's surface points, [x, y, z, ..] for each object. Raises ValueError."""
     surfaces = _sample(folder, name).surfaces
     step = max(1, surfaces.shape[1] // _POINTS)
-    return [
-        {"color": "#{:02x}{:02x}{:02x}".format(*instance_color(i)), "points": surface[::step, :3].flatten().tolist()}
-        for i, surface in enumerate(surfaces)
-    ]
+    return [surface[::step, :3].flatten().tolist() for surface in surfaces]

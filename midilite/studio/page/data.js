@@ -2,9 +2,10 @@
 import { element, newOrbit, View } from "./viewer.js";
 import { $, address, ask, fill, say } from "./app.js";
 
-let view = null;
+let view = null, colors = [];
 
 export function setUpData(home) {
+  colors = home.colors;
   fill($("datasets"), home.data, "choose");
   $("datasets").onchange = () => $("datasets").value && open($("datasets").value);
 }
@@ -24,5 +25,5 @@ async function turn(path, name) {
   const clouds = await ask("/api/sample", { path, name, what: "points" });
   view?.close();
   view = new View($("points"), newOrbit(), `surface points of ${name}`);
-  view.showPoints(clouds);
+  view.showPoints(clouds.map((points, i) => ({ points, color: colors[i % colors.length] })));
 }
