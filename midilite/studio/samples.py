@@ -5,21 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..data.check import DataReport, check_data
+from ..data.check import check_data
 from ..data.contact_sheet import outlined
 from ..data.sample_folder import png_bytes
+from ..data.sample_layout import Scene
 from ..data.scenes import SceneData, read_scene_quietly
 
 _MOST_SHOWN, _POINTS = 200, 3000
-_reports: dict[str, DataReport] = {}
+_known: dict[Path, dict[str, Scene]] = {}  # the samples of folders that were looked at
 
 
 def overview(folder: Path) -> dict[str, Any]:
     """The text of `--check` and the names of samples, those with warnings first. Raises ValueError."""
     report = check_data(folder, num_workers=2)
-    if len(_reports) > 8:
-        _reports.clear()
-    _reports[str(folder)] = report
+    _known[folder] = {scene.name: scene for scene in report.scenes}
     noted: dict[str, list[str]] = {}
     for problem in report.problems:
         noted.setdefault(problem.scene, []).append(f"{problem.severity}: {problem.reason}")
@@ -29,11 +28,11 @@ def overview(folder: Path) -> dict[str, Any]:
 
 
 def _sample(folder: Path, name: str) -> SceneData:
-    report = _reports.get(str(folder)) or check_data(folder, num_workers=2)
-    for scene in report.scenes:
-        if scene.name == name:
-            return read_scene_quietly(scene, estimate=False)
-    raise ValueError(f"{folder.name}: has no usable sample {name[:60]}")
+    if folder not in _known:
+        overview(folder)
+    if name not in _known[folder]:
+        raise ValueError(f"{folder.name}: has no usable sample {name[:60]}")
+    return read_scene_quietly(_known[folder][name], estimate=False)
 
 
 def picture(folder: Path, name: str) -> bytes:
