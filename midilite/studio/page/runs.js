@@ -12,18 +12,20 @@ export function setUpRuns() {
   };
 }
 
-// Ask every two seconds while the page is seen; nothing depends on it.
+// Ask while the page is seen, for the run that is shown every two seconds, for all runs, which the server has to look for,
+// every twenty; nothing depends on it.
 export async function watchRuns(on) {
   const turn = ++state.watching;
-  while (on && turn === state.watching) {
-    try { await look(turn); } catch (error) { say(error.message, true); }
+  for (let round = 0; on && turn === state.watching; round++) {
+    try {
+      if (round % 10 === 0) listRuns(await ask("/api/runs"));
+      if (state.path) await look(turn);
+    } catch (error) { say(error.message, true); }
     await pause(2000);
   }
 }
 
-async function look(turn) {
-  const runs = await ask("/api/runs");
-  if (turn !== state.watching) return;
+function listRuns(runs) {
   state.path ??= runs[0]?.name;
   const focused = document.activeElement?.dataset?.run;
   $("runlist").replaceChildren(...(runs.length ? [] : [element("li", { textContent: "no run below the start folder" })]), ...runs.map((run) => {
@@ -32,7 +34,9 @@ async function look(turn) {
     return element("li", {}, button, run.alive ? "running" : "");
   }));
   if (focused) document.querySelector(`[data-run="${CSS.escape(focused)}"]`)?.focus();
-  if (!state.path) return;
+}
+
+async function look(turn) {
   const path = state.path, now = await ask("/api/run", { path, since: state.since });
   if (turn !== state.watching || path !== state.path) return;
   for (const [name, points] of Object.entries(now.curves)) (state.curves[name] ??= []).push(...points);
