@@ -127,8 +127,7 @@ def draw(objects: Objects, state: State) -> Drawn:
     corners = state.seen(objects.vertices, objects.owner)[objects.faces].float()
     focal = state.focal.float().expand(objects.count).contiguous()
     near = (1e-3 * state.values[DISTANCE].exp()).float().expand(objects.count).contiguous()
-    pairs = 1 << 20 if corners.device.type == "cpu" else 1 << 25
-    face = raster.visible_triangles(corners, objects.face_owner, (objects.count, height, width), focal, near, pairs)
+    face = raster.visible_triangles(corners, objects.face_owner, (objects.count, height, width), focal, near)
     depth = torch.full(face.shape, torch.inf, device=face.device)
     at = (face >= 0).nonzero(as_tuple=True)
     depth[at] = raster.barycentric(corners[face[at]], rays(state, *at[1:]))[1]

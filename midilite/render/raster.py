@@ -27,10 +27,11 @@ from torch import Tensor
 
 _LOW_32 = 0xFFFFFFFF
 _LAST = 2**31 - 1
+_PAIRS_CPU, _PAIRS_GPU = 1 << 20, 1 << 25  # caches like small slices, a GPU wants few launches
 
 
 def visible_triangles(
-    corners: Tensor, view: Tensor, size: tuple[int, int, int], focal: Tensor, near: Tensor, pairs: int = 1 << 21
+    corners: Tensor, view: Tensor, size: tuple[int, int, int], focal: Tensor, near: Tensor, pairs: int | None = None
 ) -> Tensor:
     """The number of the nearest triangle at every pixel centre.
 
@@ -40,12 +41,13 @@ def visible_triangles(
         size: V, H, W.
         focal: float32 [V], focal lengths in pixels; the axis goes through the image centre.
         near: float32 [V], distance of the near plane.
-        pairs: how many (triangle, row) or (span, pixel) pairs are held at a time.
+        pairs: how many (triangle, row) or (span, pixel) pairs are held at a time; None: what suits the device.
 
     Returns:
         int64 [V, H, W]; -1 where nothing is seen.
     """
     views, height, width = size
+    pairs = pairs or (_PAIRS_CPU if corners.device.type == "cpu" else _PAIRS_GPU)
     corners, number = _clip(corners, near[view])
     screen = _project(corners, focal[view[number]], height, width)
     best = torch.full((views * height * width,), -1, dtype=torch.int64, device=corners.device)

@@ -137,8 +137,7 @@ def render_depth(scenes: Sequence[RenderMesh], cameras: Sequence[Camera]) -> Ten
     """
     views = _gather_views(scenes, cameras, [Lighting()] * len(scenes))
     size = (len(cameras), cameras[0].height, cameras[0].width)
-    pairs = 1 << 20 if views.focal.device.type == "cpu" else 1 << 25
-    seen = raster.visible_triangles(views.corners, views.view, size, views.focal, views.near, pairs).view(-1)
+    seen = raster.visible_triangles(views.corners, views.view, size, views.focal, views.near).view(-1)
     pixel = (seen >= 0).nonzero().squeeze(1)
     ray = _rays(pixel, views.focal[views.view[seen[pixel]]], *size[1:])
     depth = torch.full((seen.numel(),), math.inf, device=seen.device)
@@ -211,8 +210,7 @@ def _shade(views: _Views, width: int, height: int, factor: int, background) -> t
     """float colour [V, fH, fW, 3], ids, world normals and depth at factor f times the resolution."""
     count, rows, columns = len(views.focal), height * factor, width * factor
     focal = views.focal * factor
-    pairs = 1 << 20 if focal.device.type == "cpu" else 1 << 25
-    seen = raster.visible_triangles(views.corners, views.view, (count, rows, columns), focal, views.near, pairs)
+    seen = raster.visible_triangles(views.corners, views.view, (count, rows, columns), focal, views.near)
     pixel = (seen.view(-1) >= 0).nonzero().squeeze(1)
     face = seen.view(-1)[pixel]
     view = views.view[face]
