@@ -115,7 +115,7 @@ def _guarded(program: str, work: Callable[[], Any], given: Sequence[Any] = ()) -
         code = getattr(error, "exit_code", 1)
         rank = f" on rank {os.environ['RANK']}" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
         text = str(error) or "there is not enough memory"  # Python's own MemoryError says nothing
-        say(f"{program}: {text}" if code > 128 else f"{program}: error{rank}: {text}")
+        say(f"{program}: {text}" if code == 0 or code > 128 else f"{program}: error{rank}: {text}")
         return code
     except Exception as error:
         if _lacks_memory(error):

@@ -144,7 +144,7 @@ def train_lora(
     Raises:
         ValueError: an option, the data or the model can't be used; nothing was trained then.
         TrainingError: the run can't go on (memory, or numbers that stay not finite); checkpoints stay usable.
-        Interrupted: SIGTERM or ctrl-C came; a checkpoint is saved.
+        Interrupted: SIGTERM, ctrl-C or a wish to stop came; a checkpoint is saved.
     """
     watching = [as_observer(observer) for observer in observers]
     if scenes is not None:

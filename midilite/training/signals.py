@@ -26,12 +26,16 @@ from .wishes import Wishes
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+WISH = -1  # what all agree on instead of a signal's number when somebody's wish is why they stop
+
+
 class Interrupted(CommandError):
-    """A run was asked to stop, and stopped. `exit_code` is 128 plus the signal's number, as shells have it."""
+    """A run was asked to stop, and stopped. `exit_code` is 128 plus the signal's number, as shells have it, and 0 after
+    a wish, which is thereby fulfilled."""
 
     def __init__(self, number: int, text: str) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} {text}")
-        self.exit_code = 128 + number
+        super().__init__(f"stopped {'as asked' if number == WISH else f'by {signal.Signals(number).name}'} {text}")
+        self.exit_code = 0 if number == WISH else 128 + number
 
 
 class StopRequest:
@@ -41,17 +45,18 @@ class StopRequest:
 
     Args:
         announce: whether to say, at the signal, that the step is finished first.
-        wishes: where others ask for the same; a wish to stop counts as SIGTERM.
+        wishes: where others ask for the same.
 
     Attributes:
-        agreed: number of the signal for which all processes stop, 0 for none; set by `agree_on_signal`.
+        agreed: number of the signal for which all processes stop, `WISH`, or 0 for neither; set by `agree_on_signal`.
         save_agreed: whether all save a checkpoint now, likewise.
     """
 
     def __init__(self, announce: bool = True, wishes: Wishes | None = None) -> None:
         self.announce, self.wishes = announce, wishes
         self.received: set[int] = set()
-        self.agreed, self.save_agreed, self._save_wished = 0, False, False
+        self.agreed, self.save_agreed = 0, False
+        self._stop_wished = self._save_wished = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -75,17 +80,19 @@ class StopRequest:
             os.write(2, f"\n{name}: finishing this step, then saving{again}\n".encode())  # print is not reentrant
 
     def flags(self) -> list[float]:
-        """For each of `SIGNALS`, 1 when this process received it, else 0, and the same for a wish to save; to be added
-        up over all processes."""
+        """For each of `SIGNALS`, 1 when this process received it, else 0, and the same for wishes to stop and to save;
+        to be added up over all processes."""
         wish = self.wishes.take() if self.wishes else None
         if wish == "stop":
             say("asked to stop: finishing this step, then saving")
-            self.received.add(signal.SIGTERM)
+        self._stop_wished |= wish == "stop"
         self._save_wished |= wish == "save"
-        return [*(float(number in self.received) for number in SIGNALS), float(self._save_wished)]
+        received = [number in self.received for number in SIGNALS]
+        return [float(flag) for flag in (*received, self._stop_wished, self._save_wished)]
 
     def agree_on_signal(self, flags: Sequence[float]) -> None:
         """Take the sum of everybody's flags: one process's signal stops all of them."""
-        *signals, save = flags
-        self.agreed = max((int(n) for n, count in zip(SIGNALS, signals, strict=True) if count), default=0)
+        *signals, stop, save = flags
+        received = [int(number) for number, count in zip(SIGNALS, signals, strict=True) if count]
+        self.agreed = max(received, default=WISH if stop else 0)
         self.save_agreed, self._save_wished = self.save_agreed or save > 0, False

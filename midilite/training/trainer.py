@@ -125,7 +125,7 @@ class Trainer:
             start: the checkpoint to continue from, as `find_start` gives it; None for the beginning.
 
         Raises:
-            Interrupted: SIGTERM or ctrl-C came; the step was finished and a checkpoint saved.
+            Interrupted: SIGTERM, ctrl-C or a wish to stop came; the step was finished and a checkpoint saved.
         """
         if start is not None:
             self.resume(start)

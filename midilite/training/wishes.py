@@ -1,8 +1,9 @@
 """What somebody else asks of a run while it goes: save now, or stop after this step; by a file in its output folder.
 
 Whoever asks writes `wish.json` there, `{"wish": "save"}` or `{"wish": "stop"}`; the run's main process looks for it
-between two steps, removes it, and does as it would at a signal (signals.py). The file works from any machine that
-shares the folder, and nothing needs to stay alive for it. A run removes what it finds when it starts.
+between two steps, removes it, and does as it would at a signal (signals.py), but ends with exit code 0: the wish is
+fulfilled. The file works from any machine that shares the folder, and nothing needs to stay alive for it. A run removes
+what it finds when it starts.
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ def test_a_live_training_is_watched_saved_and_stopped(page, studio, forks, flags
     page.click("#savenow")
     playwright.expect(state).to_contain_text("saved: checkpoint-", timeout=LONG)
     page.click("#stopnow")
-    assert forks.wait(pid, timeout=60) == 143
+    assert forks.wait(pid, timeout=60) == 0
     playwright.expect(state).to_contain_text("ended", timeout=LONG)
     assert len(list_checkpoints(run)) >= 1 and page.locator("#stopnow").is_disabled()
 

@@ -1,6 +1,7 @@
 """What somebody asks of a run by a file: it is done between two steps, as at a signal."""
 
 import json
+import signal
 import time
 
 import pytest
@@ -37,7 +38,7 @@ def test_a_wish_to_save_is_granted_and_the_run_goes_on(options, tmp_path):
 
 def test_a_wish_to_stop_ends_the_run_after_the_step_with_a_checkpoint(options, tmp_path):
     observer = Wishing(tmp_path / "run", 2, "stop")
-    with pytest.raises(Interrupted, match="checkpoint-2 holds"):
+    with pytest.raises(Interrupted, match="stopped as asked after step 2.*checkpoint-2 holds"):
         train_lora(options, [observer])
     assert observer.steps == [1, 2]
     assert not is_alive(tmp_path / "run")
@@ -55,7 +56,7 @@ def test_all_processes_save_and_stop_together(forks, flags, tmp_path, processes)
         assert time.monotonic() < end
         time.sleep(0.02)
     ask(folder, "stop")
-    assert [forks.wait(pid, timeout=60) for pid in pids] == [143] * processes
+    assert [forks.wait(pid, timeout=60) for pid in pids] == [0] * processes, "the wish is fulfilled"
     assert len(list_checkpoints(folder)) == 2 and not is_alive(folder)
 
 
@@ -85,4 +86,15 @@ def test_one_wish_to_save_is_enough_for_all():
     first.agree_on_signal(votes)
     second.agree_on_signal(votes)
     assert first.save_agreed and second.save_agreed and not first.agreed
-    assert first.flags() == [0, 0, 0], "a wish is granted once"
+    assert first.flags() == [0, 0, 0, 0], "a wish is granted once"
+
+
+def test_one_wish_to_stop_is_enough_for_all_and_a_signal_counts_for_more():
+    first, second = StopRequest(), StopRequest()
+    second._stop_wished = True
+    votes = [a + b for a, b in zip(first.flags(), second.flags(), strict=True)]
+    first.agree_on_signal(votes)
+    assert first.agreed and Interrupted(first.agreed, "").exit_code == 0
+    first.received.add(signal.SIGTERM)
+    first.agree_on_signal([a + b for a, b in zip(first.flags(), second.flags(), strict=True)])
+    assert Interrupted(first.agreed, "").exit_code == 143
