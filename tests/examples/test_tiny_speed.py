@@ -5,7 +5,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_model import speed_stage
-from tiny_model.speed_stage import RUNS, TOGETHER, adapter_of, collect, command, share_of, ship
+from tiny_model.speed_stage import RUNS, TOGETHER, adapter_of, as_distilled, collect, command, share_of, ship
 
 from midilite import lora
 from midilite.common.command_line import parse
@@ -21,7 +21,8 @@ def test_commands_are_train_s(name, tmp_path):
     assert options.output_dir == str(tmp_path / "speed" / name) and options.ema_decay > 0
     assert list(options.base_lora_path or ()) == [str(adapter_of(tmp_path, base)) for base in RUNS[name].base]
     if options.task == "distill":
-        assert speed_stage._distilled(RUNS[name]) == options.distill_steps
+        assert as_distilled(RUNS[name]).steps == options.distill_steps
+        assert as_distilled(RUNS[name]).shift == (options.distill_shift or 3.0) and options.lora_dropout == 0
     else:
         assert RUNS[name].sampling is not None
 

@@ -22,7 +22,7 @@ STAGES = (
     "measure",
     "sampling",
     "speed",
-    "lora",
+    "tuning",
     "limit",
     "finish",
 )
@@ -50,7 +50,6 @@ def main() -> None:
     parser.add_argument("--rate", type=float, help="flow, decoder: highest learning rate")
     parser.add_argument("--fall", type=float, help="flow, decoder: share of the time after which the rate falls")
     parser.add_argument("--skip_tests", action="store_true", help="flow, decoder: train and write the model only")
-    parser.add_argument("--steps", type=int, default=400, help="lora: steps of every variant")
     parser.add_argument("--device", help="cpu, cuda or cuda:N")
     parser.add_argument("--toy", action="store_true", help="everything small, to test the path")
     args = parser.parse_args()
@@ -90,8 +89,6 @@ def main() -> None:
                 speed_stage.run_together(stage, model, tuple(args.seeds))
         elif args.stage == "tuning":
             tuning_stage.run_tuning(stage, args.model or TINY, args.share, 60 * args.minutes)
-        elif args.stage == "lora":
-            flow_stages.run_lora(stage, args.steps)
         elif args.stage == "limit":
             flow_stages.run_limit(stage)
     finally:

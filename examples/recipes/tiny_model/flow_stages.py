@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from midilite.common.files import read_json, write_json
+from midilite.common.files import write_json
 from midilite.common.seeds import torch_generator
 from midilite.model.folder import ModelFolder
 from midilite.training.interfaces import RunView
 
-from . import lora_study, quality
+from . import quality
 from .flow_task import BUNDLE, FlowTask, SceneData, encode_scenes
 from .networks import Networks
 from .pools import THICKNESS, Pools, build_surfaces, load_solids, query_points
@@ -212,43 +212,3 @@ def run_limit(stage: Stage, count: int = 12, depth: int = 5) -> None:
         facts[name] = quality.mean_of(rows)
     stage.say(str(facts))
     write_json(stage.folder / "limit.json", facts)
-
-
-# ------------------------------------------------------------------------------------------------------- LoRA
-
-
-def run_lora(stage: Stage, steps: int) -> None:
-    """The study of adapters; its variants are shared out among the processes, each of which works alone."""
-    shapes = stage.shapes()
-    pools = load_pools(stage, shapes)
-    facts = read_json(stage.folder / "flow.json")["facts"]
-    sampling = quality.Sampling(facts["guidance_scale"], shift=facts["shift"])
-    many = stage.plan.study_scenes
-    settings = lora_study.StudySettings(
-        steps, stage.plan.study_batch, many, max(2, many // 10), sampling=sampling, depth=stage.plan.depth
-    )
-
-    def fresh() -> Networks:
-        return Networks.load(stage.folder / "model", stage.plan.sizes, stage.device)
-
-    def domain(key: str, trained: bool, counts: list[int]) -> lora_study.Domain:
-        models = shapes.select(lora_study.DOMAIN, trained, scenes=True)
-        return lora_study.make_domain(fresh(), shapes, pools, models, counts, key, visible)
-
-    train = domain("train", True, ([1, 2, 3, 4] * many)[:many])
-    half = settings.test_scenes
-    tests = {
-        "unseen_arrangements": domain("arrangements", True, ([2, 3, 4] * half)[:half]),
-        "unseen_vehicles": domain("vehicles", False, ([1, 2, 3] * half)[:half]),
-    }
-    stage.say(f"{len(train.features)} training scenes, {[len(t.features) for t in tests.values()]} for tests")
-    rows = []
-    for variant in (None, *lora_study.VARIANTS)[stage.world.rank :: stage.world.size]:
-        row = lora_study.study_variant(fresh(), variant, train, tests, settings, stage.folder / "lora")
-        rows.append(row)
-        print(f"[{time.monotonic() - stage.started:6.1f} s] {row}", flush=True)
-    results = gather(stage, "lora", {"variants": rows})
-    if stage.world.is_main:
-        tested = {name: len(test.features) for name, test in tests.items()}
-        facts = {**dataclasses.asdict(settings), "scenes_tested": tested}
-        write_json(stage.folder / "lora.json", {"settings": facts, **results})

@@ -1,19 +1,13 @@
-"""Does LoRA learn? Adapters of three ranks against training all weights, on vehicles, which the transformer never saw.
+"""What a study of adapters trains and measures: scenes of a domain in memory, the library's objective, its quality.
 
-The encoders and the VAE stay as they are; only the transformer adapts. All runs take the same scenes, the same number
-of steps and the same noise (midilite draws by seed, step and scene); each kind of run has its own learning rate. Two
-runs make a mistake on purpose, to show what it costs: the target's sign reversed, and conditions that are never
-dropped.
-
-Measured are the loss at fixed noise, and generated scenes: of trained vehicles in arrangements that were not trained
-on, and of vehicles that nobody ever saw.
+The encoders and the VAE stay as they are; only the transformer adapts. All trainings take the same scenes and the same
+noise (midilite draws by seed, step and scene). Measured are the loss at fixed noise, and generated scenes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from midilite import lora
-from midilite.common.distributed import World
 from midilite.data.features import Features
 from midilite.training.interfaces import Task
 from midilite.training.objective import (
@@ -32,8 +25,6 @@ from midilite.training.objective import (
     instance_losses,
     weighted_loss,
 )
-from midilite.training.options import TrainOptions
-from midilite.training.trainer import Trainer, find_start
 
 from . import quality
 from .flow_task import encode_scenes
@@ -42,40 +33,18 @@ from .pools import Pools
 from .scenes import Scenes, draw, render_scenes
 from .shapes import ShapeSet
 
-DOMAIN = ("vehicles",)
 NOISE_DRAWS = 4  # of the validation loss, per scene
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One run of the study: LoRA of a rank, or all weights of the transformer (rank 0)."""
-
-    name: str
-    rank: int = 16
-    rate: float = 1e-3
-    reversed_sign: bool = False
-    condition_dropout: float = 0.1
-    targets: tuple[str, ...] = lora.DEFAULT_TARGETS
-
-
-VARIANTS = (
-    Variant("rank 4", 4),
-    Variant("rank 16", 16),
-    Variant("rank 64", 64),
-    Variant("all weights", 0, 3e-4),
-    Variant("rank 16, sign reversed", 16, reversed_sign=True),
-    Variant("rank 16, conditions never dropped", 16, condition_dropout=0.0),
-)
-
-
-@dataclass(frozen=True)
 class StudySettings:
-    """Amounts; the same for all variants."""
+    """How everything is measured.
 
-    steps: int = 400
-    batch: int = 16  # scenes
-    train_scenes: int = 256
-    test_scenes: int = 24
+    Attributes:
+        seed: of the fixed noise.
+        depth: grid of the surfaces that are measured.
+    """
+
     seed: int = 11
     sampling: quality.Sampling = quality.Sampling()
     depth: int = 6
@@ -109,16 +78,29 @@ def make_domain(
 
 
 class StudyTask(Task):
-    """See `midilite.training.interfaces.Task`: the library's LoRA objective on scenes in memory."""
+    """See `midilite.training.interfaces.Task`: the library's LoRA objective on scenes in memory.
 
-    def __init__(self, networks: Networks, domain: Domain, variant: Variant, seed: int) -> None:
-        self.dit, self.domain, self.variant = networks.dit.train(), domain, variant
-        self.settings = ObjectiveSettings(seed=seed, condition_dropout=variant.condition_dropout)
+    Args:
+        networks: of which the transformer is trained.
+        domain: the scenes.
+        settings: of the objective.
+        adapter: what is trained; None: all weights of the transformer.
+        reversed_sign: train towards the negated target, to show what that mistake costs.
+    """
+
+    def __init__(
+        self,
+        networks: Networks,
+        domain: Domain,
+        settings: ObjectiveSettings,
+        adapter: lora.LoRAConfig | None,
+        reversed_sign: bool = False,
+    ) -> None:
+        self.dit, self.domain, self.settings = networks.dit.train(), domain, settings
+        self.reversed_sign = reversed_sign
         self.parameters: dict[str, nn.Parameter]
-        if variant.rank:
-            lora.inject(
-                self.dit, lora.LoRAConfig(variant.rank, variant.rank, target_modules=variant.targets), seed=seed
-            )
+        if adapter is not None:
+            lora.inject(self.dit, adapter, seed=settings.seed)
             lora.freeze_base(self.dit)
             self.parameters = lora.adapter_parameters(self.dit)
         else:
@@ -127,9 +109,9 @@ class StudyTask(Task):
         self.num_scenes = len(domain.features)
 
     def draw(self, scenes: list[int], step: int) -> SceneBatch:
-        """As the library draws, with the target's sign reversed where the variant says so."""
+        """As the library draws, with the target's sign reversed where that mistake is to be shown."""
         inputs = [draw_scene(self.domain.features[i], f"vehicles-{i}", step, self.settings) for i in scenes]
-        if self.variant.reversed_sign:
+        if self.reversed_sign:
             inputs = [dataclasses.replace(scene, target=-scene.target) for scene in inputs]
         return SceneBatch(tuple(inputs))
 
@@ -142,49 +124,6 @@ class StudyTask(Task):
 
     def save_weights(self, folder: Path) -> None:
         """Nothing: the study keeps numbers."""
-
-
-def study_variant(
-    networks: Networks,
-    variant: Variant | None,
-    train: Domain,
-    tests: dict[str, Domain],
-    settings: StudySettings,
-    folder: Path,
-) -> dict:
-    """Train one variant (None: the base) from the base's weights and measure it; the networks are changed."""
-    device = networks.dit.device
-    row: dict = {"name": "base", "parameters": 0, "seconds": 0.0, "steps": 0}
-    if variant is not None:
-        task = StudyTask(networks, train, variant, settings.seed)
-        options = TrainOptions(
-            output_dir=str(folder / variant.name.replace(" ", "_").replace(",", "")),
-            batch_size=settings.batch,
-            max_train_steps=settings.steps,
-            learning_rate=variant.rate,
-            lr_scheduler="linear",
-            lr_warmup_steps=settings.steps // 20,
-            checkpointing_steps=0,
-            save_every_n_epochs=0,
-            logging_steps=50,
-            seed=settings.seed,
-        )
-        started = time.monotonic()
-        Trainer(task, options, World(), device).train(find_start(options, World()))
-        size = sum(p.numel() for p in task.parameters.values())
-        row = {
-            "name": variant.name,
-            "rank": variant.rank,
-            "learning_rate": variant.rate,
-            "parameters": size,
-            "megabytes_fp16": round(2 * size / 1e6, 3),
-            "seconds": round(time.monotonic() - started, 1),
-            "steps": settings.steps,
-        }
-    networks.dit.eval().requires_grad_(False)
-    for name, test in tests.items():
-        row[name] = measure(networks, test, settings, name)
-    return row
 
 
 @torch.no_grad()

@@ -66,22 +66,26 @@ GUIDED = quality.Sampling(3.0, 25, 3.0)  # what a speed adapter is compared with
 
 
 def distil(steps: int, train_steps: int = 1500, batch: int = 60, **more: Any) -> dict[str, Any]:
-    """Options of a distillation to so many steps."""
+    """Options of a distillation to so many steps; without dropout, for a student has all of its teacher to learn."""
     options = {"task": "distill", "distill_steps": steps, "max_train_steps": train_steps, "batch_size": batch}
+    options |= {"lora_dropout": 0.0}
     options |= {"lora_rank": 32, "lora_alpha": 32, "lora_target_modules": "*", "learning_rate": 1e-3}
     return options | {"ema_decay": 0.995, "lr_scheduler": "cosine", "lr_warmup_steps": 20} | more
 
 
 def adapt(**more: Any) -> dict[str, Any]:
     """Options of a domain's adapter, those of the study of adapters."""
-    options = {"max_train_steps": 400, "batch_size": 16, "lora_rank": 16, "lora_alpha": 16}
+    options = {"max_train_steps": 400, "batch_size": 16, "lora_rank": 16, "lora_alpha": 16, "lora_dropout": 0.0}
     return options | {"learning_rate": 1e-3, "lr_scheduler": "linear", "lr_warmup_steps": 20, "ema_decay": 0.99} | more
 
 
 _NEW = {"domain": NEW_DOMAIN[0], "test_set": "eval-vehicles", "scenes": 256}
 RUNS = {
     "fast": SpeedRun(distil(4)),
+    **{f"fast-shift-{shift:g}": SpeedRun(distil(4, distill_shift=shift)) for shift in (1.0, 1.5, 2.0)},
+    "fast-longer": SpeedRun(distil(4, 4000, distill_shift=1.5)),
     "two": SpeedRun(distil(2)),
+    **{f"two-shift-{shift:g}": SpeedRun(distil(2, distill_shift=shift)) for shift in (1.0, 1.5)},
     "one": SpeedRun(distil(1)),
     "scenes-16": SpeedRun(distil(4, 1500, 16), 16),
     "scenes-64": SpeedRun(distil(4), 64),
@@ -151,7 +155,7 @@ def run_speed(stage: Stage, model: Path, meshes: Path, names: Sequence[str], see
         words, started = command(run, name, stage.folder, data, model), time.monotonic()
         subprocess.run(words, check=True)
         seconds = time.monotonic() - started
-        row = {"command": " ".join(words[1:]), "scenes": run.scenes, "seconds": round(seconds, 1)}
+        row = {"command": " ".join(words[1:]), "scenes": run.scenes, "train_seconds": round(seconds, 1)}
         row |= {"device": torch.cuda.get_device_name() if stage.device.type == "cuda" else "CPU"}
         row |= measure(stage, model, run, name, seeds)
         write_json(stage.folder / "speed" / f"{name}.json", row)
@@ -160,14 +164,15 @@ def run_speed(stage: Stage, model: Path, meshes: Path, names: Sequence[str], see
 
 def measure(stage: Stage, model: Path, run: SpeedRun, name: str, seeds: Sequence[int]) -> dict[str, Any]:
     """The adapter of a finished run, with those beside it, on its test set."""
-    bench, way = Bench(stage, model, run.test_set), run.sampling or quality.Sampling(1.0, _distilled(run), 3.0)
+    bench, way = Bench(stage, model, run.test_set), run.sampling or as_distilled(run)
     for each in (*run.beside, name):
         apply_adapter(bench.networks.dit, read_adapter(adapter_of(stage.folder, each)), each)
     return {"test_set": run.test_set, "adapters": [*run.beside, name], **bench.measure(way, seeds)}
 
 
-def _distilled(run: SpeedRun) -> int:
-    return int(run.options["distill_steps"])
+def as_distilled(run: SpeedRun) -> quality.Sampling:
+    """How a speed adapter is sampled: the steps and the shift that it was trained for, without guidance."""
+    return quality.Sampling(1.0, int(run.options["distill_steps"]), float(run.options.get("distill_shift", 3.0)))
 
 
 TOGETHER = {  # adapters that were trained apart, and how they are sampled together

@@ -57,9 +57,8 @@ class Plan:
     flow_rate: float = 8e-4
     warmup: int = 300
     eval_scenes: int = 100
-    study_scenes: int = 256  # training scenes of the adapters' study; a tenth of that for each test
-    study_batch: int = 16
-    study_tests: int = 48  # scenes of each set that the study of fine-tuning measures
+    study_scenes: int = 256  # training scenes of the study of fine-tuning
+    study_tests: int = 32  # scenes of each set that it measures
     depth: int = 6  # grid on which decoded surfaces are measured
     sizes: Sizes = Sizes()
     pools: PoolSizes = PoolSizes()
@@ -78,7 +77,6 @@ def toy_plan() -> Plan:
         warmup=5,
         eval_scenes=4,
         study_scenes=12,
-        study_batch=3,
         study_tests=3,
         depth=3,
         sizes=toy_sizes(),

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from midilite import lora
 from midilite.common.distributed import World
 from midilite.common.files import read_json, write_json
 from midilite.training.interfaces import RunView
@@ -27,7 +28,7 @@ from midilite.training.trainer import Trainer, find_start
 
 from . import quality
 from .flow_stages import flow_pools
-from .lora_study import Domain, StudySettings, StudyTask, Variant, fixed_loss, make_domain, measure
+from .lora_study import Domain, StudySettings, StudyTask, fixed_loss, make_domain, measure
 from .networks import Networks
 from .stages import DOMAIN, NEW_DOMAIN, Stage, visible
 from .tuning_cells import Cell, cells
@@ -82,7 +83,7 @@ class Follower:
 def study_cell(stage: Stage, model: Path, domains: Domains, cell: Cell | None, folder: Path) -> dict[str, Any]:
     """Train one cell (None: the base) and measure it."""
     networks = Networks.load(model, stage.plan.sizes, stage.device)
-    settings = StudySettings(sampling=quality.Sampling(3.0, shift=3.0), depth=stage.plan.depth)
+    settings = StudySettings(sampling=quality.Sampling(3.0, 12, 3.0, solver="ab2"), depth=stage.plan.depth)
     row: dict[str, Any] = {"name": "base"}
     averaged: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if cell is not None:
@@ -108,11 +109,10 @@ def study_cell(stage: Stage, model: Path, domains: Domains, cell: Cell | None, f
 def cell_task(networks: Networks, train: Domain, cell: Cell) -> StudyTask:
     """The library's objective on the first scenes of the domain."""
     few = dataclasses.replace(train, features=train.features[: cell.scenes])
-    variant = Variant(cell.name, cell.rank, cell.rate, cell.reversed_sign, cell.condition_dropout, cell.targets)
-    task = StudyTask(networks, few, variant, cell.seed)
     drawn = {"single_object_share": cell.single_object_share, "logit_mean": cell.logit_mean}
-    task.settings = ObjectiveSettings(seed=cell.seed, condition_dropout=cell.condition_dropout, **drawn)
-    return task
+    settings = ObjectiveSettings(seed=cell.seed, condition_dropout=cell.condition_dropout, **drawn)
+    adapter = lora.LoRAConfig(cell.rank, cell.rank, target_modules=cell.targets) if cell.rank else None
+    return StudyTask(networks, few, settings, adapter, cell.reversed_sign)
 
 
 def trainer_options(cell: Cell, folder: Path) -> TrainOptions:
