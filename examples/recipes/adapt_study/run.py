@@ -50,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2], help="auto: the grid")
     parser.add_argument("--rate", default="1e-3", help="preserve, looks: learning rate, or auto")
     parser.add_argument("--weights", type=float, nargs="+", default=[0.3, 1.0, 3.0, 10.0], help="preserve")
+    parser.add_argument("--kinds", nargs="+", help="preserve, looks: only these rows, so that processes can share them")
     return parser
 
 
@@ -94,10 +95,13 @@ def study_preserve(args: argparse.Namespace, bench: Bench) -> list[dict[str, Any
     kinds |= {f"preserve {w:g}": {"preserve": w, "preserve_data": str(old)} for w in args.weights}
     kinds |= {"preserve 1, no data": {"preserve": 1.0}, "both trained": {"data_dir": (f"{new}=1", f"{old}=1")}}
     shared = {"data_dir": str(new), "val_dir": str(bench.test(NEW)), "lora_rank": rank, "lora_alpha": float(rank)}
-    rows = [measured(args, bench, "base", None)]
-    for kind, own in kinds.items():
-        rows.append(measured(args, bench, kind, {**shared, "learning_rate": args.rate, **own}))
-    return rows
+    rows = {"base": None} | {kind: {**shared, "learning_rate": args.rate, **own} for kind, own in kinds.items()}
+    return [measured(args, bench, kind, options) for kind, options in rows.items() if wanted(args, kind)]
+
+
+def wanted(args: argparse.Namespace, kind: str) -> bool:
+    """Whether this row is asked for."""
+    return args.kinds is None or kind in args.kinds
 
 
 def measured(
@@ -121,7 +125,7 @@ def measured(
 def study_looks(args: argparse.Namespace, bench: Bench) -> list[dict[str, Any]]:
     """Trained on plain or room pictures of the same arrangements, tested on unseen ones of both looks."""
     rows, rank = [], args.ranks[-1]
-    for trained in ("plain", "room"):
+    for trained in (look for look in ("plain", "room") if wanted(args, look)):
         data = {"data_dir": str(bench.data(NEW, args.train_scenes[-1], look=trained))}
         data |= {"val_dir": str(bench.test(NEW, trained)), "lora_rank": rank, "lora_alpha": float(rank)}
         row: dict[str, Any] = {"trained": trained}
