@@ -46,6 +46,23 @@ def visible_triangles(
     Returns:
         int64 [V, H, W]; -1 where nothing is seen.
     """
+    best = _nearest(corners, view, size, focal, near, pairs)
+    return torch.where(best < 0, best, _LAST - (best & _LOW_32)).view(size)
+
+
+def nearest_depth(
+    corners: Tensor, view: Tensor, size: tuple[int, int, int], focal: Tensor, near: Tensor, pairs: int | None = None
+) -> Tensor:
+    """float32 [V, H, W], the depth of what `visible_triangles` finds; infinity where nothing is seen. Same arguments.
+
+    It is read off the z-buffer, so it is the triangle's to rounding.
+    """
+    best = _nearest(corners, view, size, focal, near, pairs)
+    return (best >> 32).clamp_min_(0).to(torch.int32).view(torch.float32).reciprocal_().view(size)
+
+
+def _nearest(corners: Tensor, view: Tensor, size, focal: Tensor, near: Tensor, pairs: int | None) -> Tensor:
+    """int64 [V * H * W]: 1/depth's bits and the triangle of each pixel, as one number; -1 where nothing is seen."""
     views, height, width = size
     pairs = pairs or (_PAIRS_CPU if corners.device.type == "cpu" else _PAIRS_GPU)
     corners, number = _clip(corners, near[view])
@@ -59,7 +76,7 @@ def visible_triangles(
         off_side = (screen[:, :, 0].amax(dim=1) < 0) | (screen[:, :, 0].amin(dim=1) > width)
         for triangle, step in _expand(rows.masked_fill(off_side, 0), pairs):
             _draw_rows(best, screen[triangle], first_row[triangle] + step, number[triangle], view, size, pairs)
-    return torch.where(best < 0, best, _LAST - (best & _LOW_32)).view(views, height, width)
+    return best
 
 
 def _draw_rows(best: Tensor, screen: Tensor, row: Tensor, number: Tensor, view: Tensor, size, pairs: int) -> None:

@@ -325,6 +325,13 @@ def test_result_does_not_depend_on_how_pairs_are_sliced():
         assert torch.equal(whole, raster.visible_triangles(corners, view, size, focal, near, pairs))
 
 
+def test_depth_alone_is_that_of_the_picture():
+    scenes, cameras = [as_scene(small_scene()), as_scene(small_scene()[1:])], [orbit_camera(30, 20, size=(40, 30))] * 2
+    found, whole = render.render_depth(scenes, cameras), render.render_batch(scenes, cameras).depth
+    assert torch.equal(found.isinf(), whole.isinf()) and 0 < whole.isinf().float().mean() < 1
+    assert torch.allclose(found, whole, rtol=1e-5)
+
+
 def test_objects_ids_and_lists_of_parts():
     """A list is one object of several parts; explicit ids; 0 is drawn but is background in the id image."""
     floor, ball, quad = small_scene()
