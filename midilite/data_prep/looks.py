@@ -34,9 +34,9 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _FOV = (0.75, 1.5)  # factors on the field of view that studio and room draw from
 
 
-def drawn_fov(look: str, fov: float, rng: Generator) -> float:
-    """The field of view of a picture in degrees: `fov` itself for plain, else drawn around it."""
-    return fov if look == "plain" else float(min(120.0, fov * rng.uniform(*_FOV)))
+def drawn_fov(fov: float, rng: Generator) -> float:
+    """The field of view of a picture of studio or room in degrees, drawn around `fov`."""
+    return float(min(120.0, fov * rng.uniform(*_FOV)))
 
 
 def backgrounds_in(folder: str | Path) -> list[Path]:

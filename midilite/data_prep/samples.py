@@ -201,8 +201,7 @@ def _why_unseen(view: _View, index: int, share: float, settings: PrepareSettings
     """Why an instance shows too little: others hide it, or it is small beside the scene; it alone tells which."""
     shape = view.shapes[index]
     size, whole = (float(np.ptp(_bounds(shapes), axis=0).max()) for shapes in ([shape], view.shapes))
-    points = np.concatenate([s.vertices for s in view.shapes])
-    camera = orbit_camera(0.0, view.elevation, points, fov_deg=view.fov, size=_PROBE_SIZE)
+    camera = _camera(view.shapes, view.elevation, view.fov, _PROBE_SIZE)
     own = float(render([shape.in_place()], camera, supersample=1).ids.count_nonzero()) / _PROBE_SIZE**2
     found = (
         f"'{shape.instance.name}' covers {share:.3%} of the picture in the best of the views tried, less than "
@@ -227,8 +226,7 @@ def _picture(
     if settings.look == "plain":
         return *_draw(chosen.shapes, chosen.elevation, chosen.fov, settings.image_size), {}
     rng = numpy_generator(settings.seed, "look", source.name, view)
-    points = np.concatenate([shape.vertices for shape in chosen.shapes])
-    camera = orbit_camera(0.0, chosen.elevation, points, fov_deg=chosen.fov, size=settings.image_size)
+    camera = _camera(chosen.shapes, chosen.elevation, chosen.fov, settings.image_size)
     pictures = backgrounds_in(settings.backgrounds) if settings.backgrounds else ()
     look = draw_look(settings.look, rng, _bounds(chosen.shapes), camera, pictures)
     shown = draw_picture([shape.in_place() for shape in chosen.shapes], camera, look, rng)
@@ -258,9 +256,9 @@ def _views(
     for trial in range(_VIEW_TRIES):
         rng = numpy_generator(settings.seed, "view", source.name, view, attempt, trial)
         azimuth, elevation = (float(rng.uniform(*r)) for r in (settings.azimuth_range, settings.elevation_range))
-        fov = drawn_fov(
-            settings.look, settings.fov, numpy_generator(settings.seed, "fov", source.name, view, attempt, trial)
-        )
+        fov = settings.fov
+        if settings.look != "plain":
+            fov = drawn_fov(fov, numpy_generator(settings.seed, "fov", source.name, view, attempt, trial))
         framed, frame = into_frame(placed, azimuth)
         probe, camera = _draw(framed, elevation, fov, _PROBE_SIZE, supersample=1)
         share, hidden = _least_visible(probe.ids.numpy(), framed)
@@ -298,12 +296,17 @@ def _bounds(shapes: list[Shape]) -> np.ndarray:
     return np.stack([points.min(axis=0), points.max(axis=0)])
 
 
+def _camera(shapes: list[Shape], elevation: float, fov: float, size: int) -> Camera:
+    """Sees the scene in its own frame, so from azimuth 0, as large as it fits the picture."""
+    points = np.concatenate([shape.vertices for shape in shapes])
+    return orbit_camera(0.0, elevation, points, fov_deg=fov, size=size)
+
+
 def _draw(
     shapes: list[Shape], elevation: float, fov: float, size: int, supersample: int = 2
 ) -> tuple[Rendered, Camera]:
-    """The scene in its own frame, so from azimuth 0, as large as it fits the picture."""
-    points = np.concatenate([shape.vertices for shape in shapes])
-    camera = orbit_camera(0.0, elevation, points, fov_deg=fov, size=size)
+    """The scene in flat light, and its camera."""
+    camera = _camera(shapes, elevation, fov, size)
     return render([shape.in_place() for shape in shapes], camera, supersample=supersample), camera
 
 
