@@ -89,7 +89,7 @@ class WalkValidation:
         windows = [window_inputs(walk, teacher.sigmas, k) for k in range(len(teacher.sigmas) - 1)]
         together, timesteps = self.options.enable_multi_instance_attention, teacher.scheduler.num_train_timesteps
         losses = [instance_losses(teacher.transformer, SceneBatch((w,)), together, timesteps) for w in windows]
-        sampling = Sampling(len(windows), 1.0)
+        sampling = Sampling(len(windows), 1.0, shift=teacher.sampling.shift)
         noise, truth = walk.points[0].float(), walk.points[-1].double()
         latents = (
             sample(teacher.transformer, teacher.scheduler, walk.conditions, noise, sampling, teacher.velocity_of)

@@ -15,7 +15,9 @@ import midilite
 from midilite import lora
 from midilite.commands.launch import run
 from midilite.commands.train import make_task, open_features, train_lora, training_base
+from midilite.common.distributed import World
 from midilite.data.scenes import find_scenes, resolve_data
+from midilite.evaluation.walks import WalkValidation
 from midilite.flow.schedule import RectifiedFlowScheduler, target
 from midilite.flow.solvers import euler
 from midilite.flow.walks import kept_points, mean_velocity, stops
@@ -110,13 +112,17 @@ def distilling(small_run, tmp_path):
     return make
 
 
-@pytest.fixture
-def task(distilling):
-    options = distilling()
+def made_task(options):
+    """(model folder, task) of a run with these options."""
     folder, device = ModelFolder(options.pretrained_model), torch.device("cpu")
     scenes = find_scenes(resolve_data(options.data_dir))
     features = open_features(folder, options, device, 16)
-    return make_task(training_base(folder, options, device), folder, scenes, features, options, device)
+    return folder, make_task(training_base(folder, options, device), folder, scenes, features, options, device)
+
+
+@pytest.fixture
+def task(distilling):
+    return made_task(distilling())[1]
 
 
 def test_a_walk_is_the_guided_sampling_of_the_base(task):
@@ -139,11 +145,8 @@ def test_a_walk_is_the_guided_sampling_of_the_base(task):
 def test_levels_of_its_own(distilling):
     """The teacher walks, the student learns and the file asks for the spread of noise levels that was given."""
     options = distilling(distill_shift=1.0, teacher_steps=8, distill_steps=4)
-    folder, device = ModelFolder(options.pretrained_model), torch.device("cpu")
+    folder, task = made_task(options)
     own = student_sampling(distilling(), folder)
-    scenes = find_scenes(resolve_data(options.data_dir))
-    features = open_features(folder, options, device, 16)
-    task = make_task(training_base(folder, options, device), folder, scenes, features, options, device)
     assert task.teacher.sigmas == [1.0, 0.75, 0.5, 0.25, 0.0] and task.teacher.sampling.shift == 1
     assert task.metadata["sampling"]["shift"] == 1 and "shift" not in sampling_facts(own)
     noise = task.walks.get([0], step=0)[0].points[0].float()
@@ -154,6 +157,36 @@ def test_levels_of_its_own(distilling):
 
     *_, _ = denoised(task.transformer, folder.load_scheduler(), [], noise, steps, velocity_of)
     assert seen == task.teacher.sigmas[:-1]
+
+
+def test_levels_of_a_model_with_a_spread_of_its_own(distilling, quick_model, tmp_path):
+    """Past bug: the teacher walked down the levels of the model folder's sampling, its student down the scheduler's."""
+    model = shutil.copytree(quick_model, tmp_path / "model")
+    index = json.loads((model / "model_index.json").read_text())
+    index["_midilite_sampling"] |= {"shift": 1.0}
+    (model / "model_index.json").write_text(json.dumps(index))
+    folder, task = made_task(distilling(pretrained_model=str(model)))
+    assert task.teacher.sigmas == [1.0, 0.5, 0.0] and student_sampling(task.options, folder).shift == 1
+    assert task.metadata["sampling"]["shift"] == 1, "whoever loads the file with another model walks the same levels"
+
+
+@pytest.mark.parametrize("shift", [None, 1.5])
+def test_validation_walks_down_the_student_s_levels(distilling, shift):
+    """Of a student that gives each window's own velocity the distance is 0. Past bug: it walked other levels."""
+    _, task = made_task(distilling(distill_shift=shift))
+    watched = WalkValidation(task.teacher, task.features, task.scenes[:1], task.options)
+    walk, sigmas = watched._walk(0), task.teacher.sigmas
+
+    def velocity_of(transformer, conditions, noise, sampling):
+        def velocity(x, timestep, inside):
+            (k,) = (k for k, sigma in enumerate(sigmas) if abs(float(timestep) / 1000 - sigma) < 1e-6)
+            return mean_velocity(walk.points[k], walk.points[k + 1], sigmas[k], sigmas[k + 1])
+
+        return velocity
+
+    task.teacher.velocity_of = velocity_of
+    *_, distance, norm = watched.measure(World(), torch.device("cpu"))
+    assert distance < 1e-6 and norm == pytest.approx(1, abs=1e-6)
 
 
 def test_walks_do_not_depend_on_when_they_are_asked_for(task, distilling):
@@ -235,10 +268,11 @@ def test_a_run_comes_nearer_to_its_teacher_and_says_how_it_is_sampled(distilling
     assert facts["training"]["teacher"]["num_inference_steps"] == 4 and facts["training"]["sigmas"] == [1.0, 0.75, 0.0]
 
 
-def test_a_killed_and_resumed_run_writes_the_same_bytes(forks, flags, tmp_path):
+@pytest.mark.parametrize("levels", [[], ["--distill_shift", 1.5]])
+def test_a_killed_and_resumed_run_writes_the_same_bytes(forks, flags, tmp_path, levels):
     """In the middle of a generation, whose walks the resumed run has to make anew."""
     more = ["--task", "distill", "--distill_steps", 2, "--teacher_steps", 4, "--walk_epochs", 3, "--batch_size", 2]
-    more += ["--max_train_steps", 8, "--checkpointing_steps", 3]
+    more += ["--max_train_steps", 8, "--checkpointing_steps", 3, *levels]
     whole, part, log = tmp_path / "whole", tmp_path / "part", tmp_path / "log"
     assert forks.run("train", log, arguments=flags(whole, *more)) == 0
     assert forks.run("train_until_killed", log, arguments=flags(part, *more), step=5) == -signal.SIGKILL
@@ -297,11 +331,7 @@ def test_a_speed_adapter_on_top_of_a_domain_s(distilling, domain, tmp_path):
 
 
 def test_the_teacher_on_top_of_a_domain_is_both(distilling, domain):
-    options = distilling(base_lora_path=(str(domain),))
-    folder, device = ModelFolder(options.pretrained_model), torch.device("cpu")
-    scenes = find_scenes(resolve_data(options.data_dir))
-    features = open_features(folder, options, device, 16)
-    task = make_task(training_base(folder, options, device), folder, scenes, features, options, device)
+    folder, task = made_task(distilling(base_lora_path=(str(domain),)))
     assert all("base_0" not in key for key in task.parameters)
     (made,) = task.walks.get([0], 0)
     task.transformer.eval()
@@ -387,6 +417,30 @@ def test_a_file_may_ask_for_levels_of_its_own(speed, tmp_path):
     assert pipe.sampling_with().shift == 1.5
     pipe.unload_adapters()
     assert pipe.sampling_with().shift is None
+
+
+def test_every_command_walks_down_the_levels_that_the_file_asks_for(
+    distilling, quick_model, prepared, tmp_path, monkeypatch
+):
+    """A trained file in infer and evaluate; the base in its table is sampled as the model says, not as the adapter."""
+    final = train_lora(distilling(distill_shift=1.5, pretrained_model=quick_model, max_train_steps=2))
+    walked = []
+
+    def schedule(self, steps, device="cpu", shift=None, own=RectifiedFlowScheduler.schedule):
+        walked.append((steps, shift))
+        return own(self, steps, device, shift)
+
+    monkeypatch.setattr(RectifiedFlowScheduler, "schedule", schedule)
+    common = ["--pretrained_model", quick_model, "--lora_path", str(final), "--device", "cpu", "--num_tokens", "16"]
+    sample = sorted(path for path in prepared.iterdir() if path.is_dir())[0]
+    pictures = ["--rgb_image", str(next(sample.glob("*rgb.png"))), "--seg_image", str(sample / "seg.png")]
+    run("infer", [*common, *pictures, "--output", str(tmp_path / "scene.glb")])
+    run("infer", [*common, *pictures, "--output", str(tmp_path / "more.glb"), "--num_inference_steps", "3"])
+    assert walked == [(2, 1.5), (3, 1.5)]
+    walked.clear()
+    measured = ["--data_dir", str(prepared), "--max_scenes", "1", "--output", str(tmp_path / "numbers.json")]
+    assert run("evaluate", [*common, *measured]) == 0
+    assert walked == [(2, None), (2, 1.5)]
 
 
 @pytest.mark.parametrize("ways", [7, {"shift": 0.0}, {"steps": 3}, {"num_inference_steps": 0}, {"solver": "rk4"}])

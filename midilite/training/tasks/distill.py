@@ -34,8 +34,9 @@ def teacher_sampling(options: TrainOptions, folder: ModelFolder) -> Sampling:
 
 
 def student_sampling(options: TrainOptions, folder: ModelFolder) -> Sampling:
-    """How the student is to be sampled: a few Euler steps without guidance."""
-    return Sampling(options.distill_steps, 1.0, folder.sampling.grid_depth, shift=options.distill_shift)
+    """How the student is to be sampled: a few Euler steps without guidance, down levels of its teacher's."""
+    teaching = teacher_sampling(options, folder)
+    return Sampling(options.distill_steps, 1.0, teaching.grid_depth, shift=teaching.shift)
 
 
 class DistillTask(LoRATask):
