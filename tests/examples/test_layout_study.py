@@ -1,12 +1,17 @@
-"""The study of the layout fit: what it measures, on scenes of plain solids."""
+"""The study of the layout fit: what it measures, on scenes of plain solids, and that its parts can be made apart."""
+
+import json
 
 import numpy as np
 import pytest
 import torch
-from laid_scenes import usual
-from layout_study.run import build_parser
-from layout_study.scenes import noisy
-from layout_study.study import means, measured
+import trimesh
+from laid_scenes import solid, usual
+from layout_study.generation import devices_of, generate_missing, load_scenes, save_scenes
+from layout_study.measures import means, measured
+from layout_study.run import build_parser, main
+from layout_study.scenes import SETS, draw_set, noisy
+from layout_study.study import joined
 
 
 def pairs(meshes):
@@ -41,3 +46,59 @@ def test_a_scene_is_measured_before_and_after_and_rows_are_summed():
 def test_one_command_is_enough():
     args = build_parser().parse_args(["--meshes", "somewhere"])
     assert args.scenes == 100 and args.seeds == [0, 1, 2] and 0.0 in args.noise
+
+
+def area(mesh) -> torch.Tensor:
+    return torch.linalg.cross(*(mesh[0][mesh[1][:, i]] - mesh[0][mesh[1][:, 0]] for i in (1, 2)))
+
+
+def test_meshes_are_kept_in_few_bytes(tmp_path):
+    ball = pairs([trimesh.creation.icosphere(subdivisions=4, radius=0.8)])[0]
+    save_scenes(tmp_path / "a.npz", [[ball, None], [pairs([solid("chair", (1, 1, 1), 0, 0)])[0]]])
+    assert (tmp_path / "a.npz").stat().st_size < (ball[0].nbytes + ball[1].nbytes) / 4
+    (first, nothing), (chair,) = load_scenes(tmp_path / "a.npz", 2)
+    assert nothing is None and len(chair[1]) == 12 * 6
+    assert float((first[0] - ball[0]).abs().max()) < 3e-5
+    normals = [area(mesh).sum(1).sort().values for mesh in (first, ball)]  # triangles keep their outside
+    torch.testing.assert_close(*normals, rtol=0, atol=1e-5)
+    assert len(load_scenes(tmp_path / "a.npz", 1)) == 1
+    with pytest.raises(ValueError, match="a.npz: has 2 scenes, not 3"):
+        load_scenes(tmp_path / "a.npz", 3)
+    assert generate_missing([(tmp_path / "a.npz", None, 0)], "no such model", devices_of(torch.device("cpu"))) == []
+
+
+@pytest.fixture(scope="module")
+def meshes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("meshes")
+    (folder / "furniture").mkdir()
+    for i, kind in enumerate(["box", "chair", "post"] * 3):
+        solid(kind, (0.5, 0.4 + 0.1 * i, 0.5), 0, 0).export(folder / "furniture" / f"thing{i}.glb")
+    return folder
+
+
+def test_parts_are_made_apart_and_joined_without_a_loss(meshes, tmp_path, capsys):
+    here, there = tmp_path / "here", tmp_path / "there"
+    with pytest.raises(ValueError, match="shapes.safetensors is missing: pass --meshes"):
+        draw_set(here, None, "unseen", 1)
+    flags = ["--scenes", "1", "--noise", "0.05", "--device", "cpu"]
+    assert main([*flags, "--output", str(here), "--meshes", str(meshes), "--parts", "noise", "speed"]) == 0
+    assert "no scene has four objects" in capsys.readouterr().out
+    there.mkdir()
+    for name in ("shapes.safetensors", "eval-unseen.safetensors", "eval-seen.safetensors"):
+        (there / name).write_bytes((here / name).read_bytes())
+    stamp = (there / "eval-seen.safetensors").stat().st_mtime_ns
+    for folder, seed in ((here, 0), (there, 1), (there, 2)):
+        for name in SETS:
+            tests = draw_set(folder, None, name, 1)  # from the files that are there
+            save_scenes(folder / f"meshes-{name}-{seed}.npz", [noisy(m, 0.04, seed) for m in tests.truth])
+        assert main([*flags, "--output", str(folder), "--parts", "fit", "--seeds", str(seed)]) == 0
+        assert (folder / f"worst-seen-{seed}.png").exists()
+    assert (there / "eval-seen.safetensors").stat().st_mtime_ns == stamp
+    for path in there.glob("rows-*.json"):
+        (here / path.name).write_bytes(path.read_bytes())
+    assert main(["--output", str(here), "--parts", "join"]) == 0
+    document = json.loads((here / "study.json").read_text())
+    assert document == joined(here) and list(document["noise"]) == ["0.05"]
+    for name in SETS:
+        assert [row["seed"] for row in document["model"][name]["scenes"]] == [0, 1, 2]
+        assert sorted(document["model"][name]["by_seed"]) == ["0", "1", "2"]

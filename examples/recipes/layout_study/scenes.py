@@ -1,4 +1,4 @@
-"""The scenes of the study: true objects and pictures, and what the model makes of them."""
+"""The scenes of the study: true objects and pictures, and true objects at wrong places."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tiny_model import quality
-from tiny_model.networks import Networks
-from tiny_model.scenes import Scenes, draw, render_scenes
+from tiny_model.scenes import SETTINGS, Scenes, draw, render_scenes
 from tiny_model.shapes import ShapeSet, pack
 from tiny_model.stages import DOMAIN, SEED, Plan, visible
 from torch import Tensor
 
-from midilite.mesh.isosurface import NoSurfaceError, extract_surface
+from midilite.render.camera import Camera
 
 SETS = ("unseen", "seen")
 DRAWN = 2  # scenes drawn for one that is kept: those that hide an object are left out
-DEPTH = 6  # of the grid on which surfaces are extracted
 
 Mesh = tuple[Tensor, Tensor]  # vertices float32 [V, 3], faces int64 [F, 3]
 
@@ -40,23 +37,47 @@ class TestSet:
     ids: Tensor
     truth: list[list[Mesh]]
 
-    def elevation(self, scene: int) -> float:
-        """Degrees; the angle of view is data preparation's."""
-        _, up, back = self.scenes.eye[scene].tolist()
-        return math.degrees(math.atan2(up, back))
+    def labels(self, scene: int) -> np.ndarray:
+        """int32 [H, W]: object i is i + 1."""
+        return self.ids[scene].numpy().astype(np.int32)
+
+    def camera(self, scene: int) -> Camera:
+        """The one that the picture was taken by."""
+        eye, target = (tuple(t[scene].tolist()) for t in (self.scenes.eye, self.scenes.target))
+        height, width = self.ids.shape[1:]
+        return Camera(eye, target, fov_deg=SETTINGS.fov, width=width, height=height)
 
 
-def test_set(folder: Path, meshes: Path, name: str, count: int) -> TestSet:
-    """The first `count` test scenes of the tiny model's recipe, by its keys."""
-    packed = folder / "shapes.safetensors"
-    if not packed.exists():
-        pack(meshes, packed)
-    shapes = ShapeSet.load(packed)
-    models = shapes.select(DOMAIN, trained=name == "seen", scenes=True)
-    counts = ([2, 3, 4] * count)[: DRAWN * count]
-    scenes = draw(shapes, models, counts, SEED, "scenes", f"eval-{name}", 0)
+def draw_set(folder: Path, meshes: Path | None, name: str, count: int) -> TestSet:
+    """The first `count` test scenes of the tiny model's recipe, by its keys.
+
+    `shapes.safetensors` and `eval-NAME.safetensors` in the folder are used, also those that the tiny model's recipe
+    wrote, and made where they are missing or the latter has too few scenes.
+
+    Raises:
+        ValueError: shapes are not packed, and no folder of meshes is given; or too few scenes show all their objects.
+    """
+    shapes = _shapes(folder / "shapes.safetensors", meshes)
+    drawn = folder / f"eval-{name}.safetensors"
+    scenes = Scenes.load(drawn) if drawn.exists() else None
+    if scenes is None or len(scenes) < DRAWN * count:
+        models = shapes.select(DOMAIN, trained=name == "seen", scenes=True)
+        counts = ([2, 3, 4] * count)[: DRAWN * count]
+        scenes = draw(shapes, models, counts, SEED, "scenes", f"eval-{name}", 0)
+        scenes.save(drawn)
+    scenes = scenes.select(torch.arange(DRAWN * count))
     scenes, color, ids = visible(*render_scenes(shapes, scenes, Plan().sizes.image, batch=16), scenes, count)
+    if len(scenes) < count:
+        raise ValueError(f"only {len(scenes)} of {DRAWN * count} scenes show all their objects, {count} are wanted")
     return TestSet(scenes, color, ids, [_true_meshes(shapes, scenes, s) for s in range(len(scenes))])
+
+
+def _shapes(packed: Path, meshes: Path | None) -> ShapeSet:
+    if not packed.exists():
+        if meshes is None:
+            raise ValueError(f"{packed} is missing: pass --meshes")
+        pack(meshes, packed)
+    return ShapeSet.load(packed)
 
 
 def _true_meshes(shapes: ShapeSet, scenes: Scenes, scene: int) -> list[Mesh]:
@@ -67,28 +88,6 @@ def _true_meshes(shapes: ShapeSet, scenes: Scenes, scene: int) -> list[Mesh]:
         whole, place = torch.unique((corners * 1e5).round(), dim=0, return_inverse=True)  # corners that meet are one
         found.append((whole / 1e5, place.view(-1, 3)))
     return found
-
-
-@torch.no_grad()
-def generated(tests: TestSet, model: Path, seed: int, device: torch.device) -> list[list[Mesh | None]]:
-    """What the model makes of every scene, in its own way: 25 steps, guidance 3."""
-    networks = Networks.load(model, Plan().sizes, device)
-    conditions = quality.encode_pictures(networks, tests.scenes, tests.color.to(device), tests.ids.to(device))
-    parts = []
-    for part in torch.arange(len(tests.scenes)).split(10 if device.type == "cpu" else 100):
-        at = tests.scenes.instances(part)
-        chosen = tuple(c[at.to(c.device)] for c in conditions)
-        sampling = quality.Sampling(3.0, shift=3.0, seed=1000 * seed + int(part[0]))
-        parts.append(quality.sample_scenes(networks, chosen, tests.scenes.count[part].tolist(), sampling))
-    meshes: list[Mesh | None] = []
-    for latents in torch.cat(parts):
-        try:
-            surface = extract_surface(networks.vae.field(latents), depth=DEPTH, device=device)
-            meshes.append((surface.vertices.float().cpu(), surface.faces.cpu()))
-        except NoSurfaceError:
-            meshes.append(None)
-    ends = tests.scenes.count.cumsum(0).tolist()
-    return [meshes[end - count : end] for end, count in zip(ends, tests.scenes.count.tolist(), strict=True)]
 
 
 def noisy(meshes: Sequence[Mesh], amount: float, seed: int) -> list[Mesh]:

@@ -1,35 +1,29 @@
-"""Both studies: fits, measures, tables and pictures of the worst."""
+"""The parts of the study, and the file that joins what they wrote."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import platform
 import time
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import trimesh
-from PIL import Image
-from tiny_model.scenes import SETTINGS
 
 from midilite.common.devices import choose_device
-from midilite.common.files import write_json, write_png
-from midilite.evaluation.metrics import bounding_box_iou, f_score
-from midilite.layout.fit import fit_layout
-from midilite.layout.overlay import overlay
-from midilite.mesh.points import sample_triangles
-from midilite.model.folder import resolve_model
-from midilite.render.camera import Camera
-from midilite.render.renderer import preview_sheet
+from midilite.common.files import read_json, write_json, write_png
 
-from .scenes import SETS, Mesh, TestSet, generated, noisy, test_set
+from .generation import devices_of, generate_missing, load_scenes
+from .measures import means, measured
+from .pictures import photographs, worst
+from .scenes import SETS, TestSet, draw_set, noisy
 
-POINTS, TAU = 4096, 0.1  # per object, and distance, of the scene's F-score
-WORSE = 0.02  # a scene that loses more than this is counted
-WORST = 6  # scenes that are pictured
+PARTS = ("noise", "generate", "fit", "speed", "photos", "join")
+TIMED = 20  # scenes of four objects whose fits are timed
 
 
 class Study:
@@ -44,137 +38,99 @@ class Study:
         print(f"[{time.monotonic() - self.started:6.1f} s] {text}", flush=True)
 
     def run(self) -> None:
-        """Both studies; results are written after each part."""
-        args = self.args
-        told = {k: str(v) for k, v in vars(args).items()} | {"device": str(self.device), "torch": torch.__version__}
-        document: dict[str, Any] = {"options": told, "noise": {}, "model": {}}
-        sets = {name: test_set(args.output, args.meshes, name, args.scenes) for name in SETS}
-        self.say(f"{[len(tests.scenes) for tests in sets.values()]} scenes")
-        for amount in args.noise:
-            jobs = [
-                self.job(sets["unseen"], s, noisy(meshes, amount, s)) for s, meshes in enumerate(sets["unseen"].truth)
-            ]
-            document["noise"][f"{amount:g}"] = self.summed(f"noise {amount:g}", jobs)
-        for name, tests in sets.items():
-            by_seed = []
+        """The parts that are asked for; then all that is there is joined."""
+        args, parts = self.args, set(self.args.parts)
+        if parts - {"photos", "join"}:
+            sets = {name: draw_set(args.output, args.meshes, name, args.scenes) for name in SETS}
+            self.say(f"{[len(tests.scenes) for tests in sets.values()]} scenes")
+        if "generate" in parts:
+            jobs = [(self.made(name, seed), sets[name], seed) for seed in args.seeds for name in SETS]
+            new = generate_missing(jobs, args.pretrained_model, devices_of(self.device))
+            self.say(f"generated {', '.join(path.name for path in new) or 'nothing: all of it is there'}")
+        if "noise" in parts:
+            for amount in args.noise:
+                self.fit_noise(sets["unseen"], amount)
+        if "fit" in parts:
             for seed in args.seeds:
-                made = generated(tests, resolve_model(args.pretrained_model), seed, self.device)
-                self.say(f"{name}, seed {seed}: generated")
-                jobs = [self.job(tests, s, meshes) for s, meshes in enumerate(made)]
-                by_seed.append(self.summed(f"{name}, seed {seed}", jobs))
-                self.picture_worst(f"{name}-{seed}", tests, made, by_seed[-1]["scenes"])
-            rows = [row for one in by_seed for row in one["scenes"]]
-            document["model"][name] = {"mean": means(rows), "by_seed": by_seed}
-            self.say(f"{name}: {document['model'][name]['mean']}")
-            write_json(args.output / "study.json", document)
+                for name in SETS:
+                    self.fit(name, sets[name], seed)
+        if "speed" in parts:
+            self.time(sets)
+        if "photos" in parts:
+            write_json(args.output / "photos.json", photographs(args.photos, args.pretrained_model, args.output))
+        write_json(args.output / "study.json", joined(args.output))
+        self.say(f"{args.output / 'study.json'} has all that is in {args.output}")
 
-    def job(self, tests: TestSet, scene: int, meshes: Sequence[Mesh | None]) -> tuple:
+    def made(self, name: str, seed: int) -> Path:
+        """The file of what the model made."""
+        return self.args.output / f"meshes-{name}-{seed}.npz"
+
+    def job(self, tests: TestSet, scene: int, meshes: list) -> tuple:
         """What `measured` takes."""
-        labels = tests.ids[scene].numpy().astype(np.int32)
-        return scene, meshes, tests.truth[scene], labels, tests.elevation(scene), self.args.fit_device
+        elevation = tests.camera(scene).elevation
+        return scene, meshes, tests.truth[scene], tests.labels(scene), elevation, self.args.fit_device
 
-    def summed(self, name: str, jobs: list[tuple]) -> dict[str, Any]:
-        """Rows of all scenes, and their means."""
-        if self.args.workers > 1:
-            with ProcessPoolExecutor(self.args.workers, mp_context=get_context("spawn")) as executor:
-                rows = list(executor.map(measured, jobs, chunksize=4))
-        else:
-            rows = [measured(job) for job in jobs]
-        self.say(f"{name}: {means(rows)}")
-        return {"mean": means(rows), "scenes": rows}
+    def rows(self, jobs: list[tuple]) -> list[dict[str, Any]]:
+        """Rows of all scenes."""
+        if self.args.workers == 1:
+            return [measured(job) for job in jobs]
+        with ProcessPoolExecutor(self.args.workers, mp_context=get_context("spawn")) as executor:
+            return list(executor.map(measured, jobs))
 
-    def picture_worst(self, name: str, tests: TestSet, made: list, rows: list[dict[str, Any]]) -> None:
-        """A sheet of the scenes whose boxes lost most: the overlay before and after, and the truth."""
-        pictures, captions = [], []
-        for row in sorted(rows, key=lambda row: row["box_iou_after"] - row["box_iou"])[:WORST]:
-            scene = row["scene"]
-            labels = tests.ids[scene].numpy().astype(np.int32)
-            meshes, values = as_trimesh(made[scene]), range(1, 1 + len(made[scene]))
-            layout = fit_layout(meshes, labels, values)
-            image = Image.fromarray(tests.color[scene].numpy())
-            camera = Camera(
-                tuple(tests.scenes.eye[scene].tolist()),
-                tuple(tests.scenes.target[scene].tolist()),
-                fov_deg=SETTINGS.fov,
-                width=labels.shape[1],
-                height=labels.shape[0],
-            )
-            pictures += [
-                overlay(image, labels, meshes, values, camera),
-                overlay(image, labels, moved(meshes, layout.matrices), values, camera),
-                overlay(image, labels, as_trimesh(tests.truth[scene]), values, camera),
-            ]
-            captions += [
-                f"scene {scene}: IoU {row['box_iou']:.2f}",
-                f"fitted {row['box_iou_after']:.2f}",
-                "true objects",
-            ]
-        write_png(self.args.output / f"worst-{name}.png", preview_sheet(pictures, captions, columns=3))
+    def fit_noise(self, tests: TestSet, amount: float) -> None:
+        """True objects at wrong places."""
+        rows = self.rows([self.job(tests, s, noisy(meshes, amount, s)) for s, meshes in enumerate(tests.truth)])
+        self.say(f"noise {amount:g}: {means(rows)}")
+        write_json(self.args.output / f"rows-noise-{amount:g}.json", rows)
 
+    def fit(self, name: str, tests: TestSet, seed: int) -> None:
+        """What the model made of one set by one seed."""
+        scenes = load_scenes(self.made(name, seed), len(tests.scenes))
+        rows = [{"seed": seed, **row} for row in self.rows([self.job(tests, s, m) for s, m in enumerate(scenes)])]
+        self.say(f"{name}, seed {seed}: {means(rows)}")
+        write_json(self.args.output / f"rows-{name}-{seed}.json", rows)
+        write_png(self.args.output / f"worst-{name}-{seed}.png", worst(tests, scenes, rows))
 
-def as_trimesh(meshes: Sequence[Mesh | None]) -> list[trimesh.Trimesh | None]:
-    """Meshes as the library takes them."""
-    return [m if m is None else trimesh.Trimesh(m[0].numpy(), m[1].numpy(), process=False) for m in meshes]
+    def time(self, sets: dict[str, TestSet]) -> None:
+        """Seconds of a fit of four objects, one after the other in this process, after one that is not counted."""
+        jobs = []
+        for name, tests in sets.items():
+            path = self.made(name, self.args.seeds[0])
+            scenes = load_scenes(path, len(tests.scenes)) if path.exists() else tests.truth
+            jobs += [self.job(tests, s, m) for s, m in enumerate(scenes) if len(m) == 4][: TIMED // len(sets)]
+        if not jobs:
+            return self.say("no scene has four objects: nothing is timed")
+        threads = torch.get_num_threads()
+        seconds = [measured(job)["seconds"] for job in [jobs[0], *jobs]][1:]
+        torch.set_num_threads(threads)
+        kind = torch.device(self.args.fit_device).type
+        facts = {"median": float(np.median(seconds)), "most": max(seconds), "fits": len(seconds), "on": hardware(kind)}
+        self.say(f"four objects: {facts}")
+        write_json(self.args.output / f"speed-{kind}.json", facts)
 
 
-def moved(meshes: Sequence[trimesh.Trimesh | None], matrices: np.ndarray) -> list[trimesh.Trimesh | None]:
-    """Copies brought to where a layout puts them."""
-    return [
-        m if m is None else trimesh.Trimesh(m.vertices @ a[:3, :3].T + a[:3, 3], m.faces, process=False)
-        for m, a in zip(meshes, matrices, strict=True)
-    ]
+def hardware(kind: str) -> str:
+    """The GPU's name, or the processor's and how busy the machine is."""
+    if kind == "cuda":
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    busy = f"{os.getloadavg()[0]:.0f} of {os.cpu_count()} cores busy"
+    return f"one core of {names[0] if names else platform.processor()}, {busy}"
 
 
-def measured(job: tuple) -> dict[str, Any]:
-    """A scene before and after the fit: mean box IoU and scene F (a missing object counts 0), mask IoU, the camera."""
-    scene, meshes, truth, labels, elevation, device = job
-    torch.set_num_threads(1)
-    before, true = as_trimesh(meshes), as_trimesh(truth)
-    begun = time.perf_counter()
-    layout = fit_layout(before, labels, range(1, len(meshes) + 1), device=device)
-    seconds = time.perf_counter() - begun
-    after = moved(before, layout.matrices)
-    row = {"scene": scene, "objects": len(meshes), "changed": layout.changed, "seconds": seconds}
-    for name, found in (("", before), ("_after", after)):
-        row[f"box_iou{name}"], row[f"scene_f{name}"] = _scores(found, true)
-    row["mask_iou"], row["mask_iou_after"] = layout.mask_iou
-    row["fov_error"] = layout.camera.fov_deg - SETTINGS.fov
-    row["elevation_error"] = layout.camera.elevation - elevation
-    row["place_error"], row["place_error_after"] = (_place_error(found, true) for found in (before, after))
-    return row
-
-
-def _scores(found: list[trimesh.Trimesh | None], truth: list[trimesh.Trimesh]) -> tuple[float, float]:
-    ious = [
-        0.0 if mesh is None else bounding_box_iou(np.array(mesh.vertices), np.array(true.vertices)) or 0.0
-        for mesh, true in zip(found, truth, strict=True)
-    ]
-    there = [mesh for mesh in found if mesh is not None]
-    return sum(ious) / len(ious), f_score(_points(there), _points(truth), TAU) if there else 0.0
-
-
-def _points(meshes: list[trimesh.Trimesh]) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.cat([sample_triangles(torch.tensor(m.triangles).float(), POINTS, generator)[0] for m in meshes])
-
-
-def _place_error(found: list[trimesh.Trimesh | None], truth: list[trimesh.Trimesh]) -> float:
-    """Mean distance of the boxes' middles."""
-    gaps = [
-        np.linalg.norm(a.bounds.mean(0) - b.bounds.mean(0)) for a, b in zip(found, truth, strict=True) if a is not None
-    ]
-    return float(np.mean(gaps)) if gaps else 0.0
-
-
-def means(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over scenes, medians of the camera's errors, and shares of scenes that lost more than `WORSE`."""
-    column = {key: np.array([row[key] for row in rows], float) for key in rows[0]}
-    found = {key: column[key].mean() for key in column if key != "scene" and "error" not in key}
-    for key in ("place_error", "place_error_after"):
-        found[key] = column[key].mean()
-    for key in ("fov_error", "elevation_error"):
-        found[f"median_{key}"], found[f"p90_{key}"] = np.quantile(np.abs(column[key]), [0.5, 0.9])
-    for key in ("box_iou", "scene_f"):
-        found[f"{key}_worse"] = (column[f"{key}_after"] < column[key] - WORSE).mean()
-    found["seconds_most"] = column["seconds"].max()
-    return {key: round(float(value), 4) for key, value in found.items()}
+def joined(folder: Path) -> dict[str, Any]:
+    """All rows that are in a folder, with their means: {"noise", "model", "speed"}."""
+    document: dict[str, Any] = {"noise": {}, "model": {}, "speed": {}}
+    for path in sorted(folder.glob("rows-noise-*.json")):
+        rows = read_json(path)
+        document["noise"][path.stem.removeprefix("rows-noise-")] = {"mean": means(rows), "scenes": rows}
+    for name in SETS:
+        by_seed = {path.stem.rpartition("-")[2]: read_json(path) for path in sorted(folder.glob(f"rows-{name}-*.json"))}
+        if by_seed:
+            rows = [row for rows in by_seed.values() for row in rows]
+            seeds = {seed: means(rows) for seed, rows in by_seed.items()}
+            document["model"][name] = {"mean": means(rows), "by_seed": seeds, "scenes": rows}
+    for path in sorted(folder.glob("speed-*.json")):
+        document["speed"][path.stem.removeprefix("speed-")] = read_json(path)
+    return document
