@@ -35,11 +35,10 @@ class Forgetting:
         """See `interfaces.Observer`."""
         if not run.is_last and not run.is_due(self.options.validate_every):
             return {}
-        watched, networks = self.validation, self.validation.networks
+        watched = self.validation
         values: dict[str, Any] = {"guard_loss": mean(watched.measure(run.world, run.device))}
         if watched.base is None:
-            with lora.temporary_weights(networks, lora.weights_without(networks)):
-                watched.base = mean(watched.measure(run.world, run.device))
+            watched.measure_base(run.world, run.device)
         values["guard_loss_base"] = watched.base
         text = f"loss {values['guard_loss']:.4f} (base {watched.base:.4f})"
         if run.world.is_main:
@@ -55,9 +54,8 @@ class Forgetting:
         return values
 
     def _generated(self, run: RunView) -> dict[str, float | None]:
-        networks = self.validation.networks
         adapted = self.evaluation.measure(run.world, run.device)
-        with lora.temporary_weights(networks, lora.weights_without(networks)):
+        with lora.without(self.validation.networks):
             base = self.evaluation.measure(run.world, run.device)
         found = {f"guard_eval_{key}": value for key, value in adapted.items()}
         return found | {f"guard_eval_base_{key}": value for key, value in base.items()}

@@ -164,7 +164,7 @@ class Evaluation:
         """What the base makes of a scene, and its true latents decoded; made at the first preview only."""
         if number not in self._fixed:
             scene = self.scenes[number]
-            with lora.temporary_weights(self.networks, lora.weights_without(self.networks)):
+            with lora.without(self.networks):
                 generated = self.generate(scene, vae, decode, self.folder.sampling)
             if not decode:
                 return {}

@@ -150,9 +150,7 @@ class Validation:
             with run.averaged():
                 values["val_loss_ema"] = mean(self.measure(run.world, run.device))
         if self.base is None:
-            with lora.temporary_weights(self.networks, lora.weights_without(self.networks)):
-                base = self.measure_sets(run.world, run.device)
-            self.base, self.bases = mean(base.whole), base.by_set("val_loss")
+            base = self.measure_base(run.world, run.device)
             values |= {"val_loss_base": self.base, **base.by_set("val_loss_base")}
         if run.world.is_main:
             text = f"step {run.step}: validation loss {values['val_loss']:.4f} (base {self.base:.4f})"
@@ -169,6 +167,13 @@ class Validation:
             return means_over_instances(
                 lambda number: self._scene_losses(self.scenes[number]), self.scenes, len(SIGMAS), world, device
             )
+
+    def measure_base(self, world: World, device: torch.device) -> Means:
+        """What the base alone has; `base` and `bases` keep its means."""
+        with lora.without(self.networks):
+            found = self.measure_sets(world, device)
+        self.base, self.bases = mean(found.whole), found.by_set("val_loss")
+        return found
 
     def _scene_losses(self, scene: Scene) -> Tensor:
         """float64 [noise levels, n] on the CPU."""

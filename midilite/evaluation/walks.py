@@ -63,7 +63,7 @@ class WalkValidation:
             with run.averaged():
                 values["val_loss_ema"] = mean(self.measure(run.world, run.device)[:-2])
         if self.base is None:
-            with lora.temporary_weights(self.teacher.networks, lora.weights_without(self.teacher.networks)):
+            with lora.without(self.teacher.networks):
                 base = self.measure_sets(run.world, run.device)
             self.base, self.bases = mean(base.whole[:-2]), base.by_set("val_loss", -2)
             values |= {"val_loss_base": self.base, **base.by_set("val_loss_base", -2)}

@@ -12,7 +12,7 @@ _FROM = {
     "config": "DEFAULT_TARGETS LoRAConfig exported_config match_targets matches",
     "network": "active_weights adapter_names adapter_parameters adapter_state adapters_named check_weight freeze_base "
     "inject load_adapter_state merge_adapters named_linears planned_parameters remove_adapters set_adapters slots "
-    "temporary_weights weights_without",
+    "temporary_weights without",
 }
 _WHERE = {name: module for module, names in _FROM.items() for name in names.split()}
 __all__ = sorted(_WHERE)

@@ -172,11 +172,6 @@ def active_weights(model: nn.Module) -> dict[str, float]:
     return {name: weight for slot in slots(model) for name, weight in slot.weights.items()}
 
 
-def weights_without(model: nn.Module, name: str = "default") -> dict[str, float]:
-    """The active adapters but one: what a run that trains `name` calls its base."""
-    return {other: weight for other, weight in active_weights(model).items() if other != name}
-
-
 @contextlib.contextmanager
 def temporary_weights(model: nn.Module, scale: float | Mapping[str, float]) -> Iterator[None]:
     """Within this context, weights are multiplied by a number or replaced by a table (as `set_adapters` does).
@@ -197,6 +192,14 @@ def temporary_weights(model: nn.Module, scale: float | Mapping[str, float]) -> I
     finally:
         for slot, weights in before:
             slot.weights = weights
+
+
+@contextlib.contextmanager
+def without(model: nn.Module, name: str = "default") -> Iterator[None]:
+    """Within this context one adapter is off: what a run that trains it calls its base. Others stay as they are."""
+    others = {other: weight for other, weight in active_weights(model).items() if other != name}
+    with temporary_weights(model, others):
+        yield
 
 
 def remove_adapters(model: nn.Module, names: Iterable[str] | None = None) -> None:

@@ -113,6 +113,9 @@ def test_kinds_mix_linearly_and_in_any_order():
         assert lora.active_weights(model) == {name: w / 2 for name, w in order.items()}
     with lora.temporary_weights(model, {"dora": 2.0}):
         assert relative_error(linear(x), base + 2 * changes["dora"]) < 1e-5
+    with pytest.raises(KeyboardInterrupt), lora.without(model, "dora"):
+        assert lora.active_weights(model) == {name: w for name, w in order.items() if name != "dora"}
+        raise KeyboardInterrupt
     with pytest.raises(ValueError, match="no adapter named 'x'"), lora.temporary_weights(model, {"x": 1.0}):
         pass
     assert lora.active_weights(model) == order

@@ -166,7 +166,7 @@ class LoRATask(Task):
     def with_base_targets(self, batch: SceneBatch) -> SceneBatch:
         """The batch with the velocities of the base, which has no adapter on, as targets."""
         groups = batch.groups(self.options.enable_multi_instance_attention)
-        with torch.no_grad(), lora.temporary_weights(self.networks, lora.weights_without(self.networks)):
+        with torch.no_grad(), lora.without(self.networks):
             noised, _, timesteps, conditions = model_inputs(
                 self.encoded(batch), self.transformer.device, self.num_train_timesteps
             )

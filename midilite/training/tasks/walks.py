@@ -92,10 +92,7 @@ class Teacher:
         device, counts = self.transformer.device, [len(noise) for noise in noises]
         conditions = [torch.cat(parts) for parts in zip(*(f.conditions() for f in features), strict=True)]
         noise, velocity_of = torch.cat(list(noises)).to(device), partial(self.velocity_of, scenes=counts)
-        with (
-            undisturbed(self.networks, device),
-            lora.temporary_weights(self.networks, lora.weights_without(self.networks)),
-        ):
+        with undisturbed(self.networks, device), lora.without(self.networks):
             steps = denoised(self.transformer, self.scheduler, conditions, noise, self.sampling, velocity_of)
             points = kept_points(noise, steps, self.kept)
         parts = points.to("cpu", torch.float16).split(counts, dim=1)
