@@ -11,12 +11,16 @@ from typing import Any
 
 import torch
 
+import midilite
 from midilite.training.log import say
 
+from .code_version import tree_id
 from .kernels import kernel_times
 from .models import Size
 from .report import Row
 from .timing import GIB, gpu_memory, measure_roof
+
+PACKAGE = Path(midilite.__file__).parent
 
 
 class Unavailable(RuntimeError):
@@ -141,7 +145,8 @@ def machine(bench: Bench) -> dict[str, Any]:
     if bench.on_gpu:
         properties = torch.cuda.get_device_properties(bench.device)
         facts |= {"device": properties.name, "memory_gib": properties.total_memory / GIB, "cuda": torch.version.cuda}
-    return {**facts, "size": bench.size.name, "dtype": str(bench.dtype), "roof_tflops": (bench.roof or 0.0) / 1e12}
+    facts |= {"size": bench.size.name, "dtype": str(bench.dtype), "roof_tflops": (bench.roof or 0.0) / 1e12}
+    return {**facts, "code": tree_id(PACKAGE)}
 
 
 def choose(cases: Mapping[str, Case], wanted: Sequence[str] | None) -> list[Case]:

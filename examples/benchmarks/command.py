@@ -12,9 +12,13 @@ import torch
 
 from midilite.training.log import say
 
+from . import page
 from .bench import Bench, Case, choose, machine, run_all
 from .models import SIZES
 from .report import Row, markdown, read_rows, rounded, table
+
+PAGE = Path(__file__).with_name("README.md")
+README = Path(__file__).parents[2] / "README.md"
 
 
 def all_cases() -> dict[str, Case]:
@@ -38,6 +42,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--rows", nargs="+", metavar="ROW", help="rows to measure, by the words that their names start with"
     )
+    parser.add_argument("--page", action="store_true", help="the rows of the performance page, in their order")
     parser.add_argument(
         "--list", action="store_true", help="list the rows and how long each takes on an H100, and stop"
     )
@@ -52,6 +57,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--markdown", type=Path, nargs="+", metavar="FILE", help="print files of rows as a table, and stop"
     )
+    parser.add_argument(
+        "--write_page",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="write files of rows (of one run) into the performance page and README.md, and stop",
+    )
     return parser.parse_args(arguments)
 
 
@@ -65,7 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if settings.markdown:
             print(markdown(read_rows(settings.markdown)))
             return 0
-        chosen = choose(cases, settings.rows)
+        if settings.write_page:
+            page.write_page(PAGE, README, read_rows(settings.write_page))
+            return 0
+        chosen = [cases[name] for name in page.ROWS] if settings.page else choose(cases, settings.rows)
     except (OSError, ValueError) as error:
         say(f"error: {error}")
         return 2

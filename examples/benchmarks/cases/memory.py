@@ -32,7 +32,7 @@ def cases() -> Iterator[Case]:
             run = partial(limited, preset=preset, work=work)
             yield Case(f"memory {preset} {work}", run, 15, usual=preset in PRESETS)
     for preset in DISTILLING:
-        yield Case(f"memory {preset} distill", partial(limited, preset=preset, work="distill"), 40)
+        yield Case(f"memory {preset} distill", partial(limited, preset=preset, work="distill"), 30)
 
 
 class Workers:

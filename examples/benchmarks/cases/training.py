@@ -62,7 +62,7 @@ def cases() -> Iterator[Case]:
     for sizes, kind, modes in ROWS:
         for mode in modes:
             name = f"train {'+'.join(map(str, sizes))} {mode} {kind}"
-            compiling = 70 if kind in RECORDED and sizes != (5, 3) and mode == modes[0] else 0
+            compiling = 40 if kind in RECORDED and sizes != (5, 3) and mode == modes[0] else 0
             yield Case(name, partial(step, sizes=sizes, mode=mode, kind=kind), 5 + compiling)
     for base in QUANTISED:
         run = partial(step, sizes=(4,), mode="checkpointed", kind=base)
