@@ -39,6 +39,7 @@ _data = partial(option, group="data")
 _measure = partial(option, group="measures")
 FITTED = " fitted"  # after the kind of a scene whose layout is fitted
 _MOST_WARNINGS = 20  # that are shown
+_SHOWN_POINTS = 3000  # of a true surface, in pages
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,9 @@ class EvaluateOptions(BaseOptions):
         20480, "points on each generated surface, and at most so many of each true one", least=16, most=10_000_000
     )
     tau: float = _measure(0.1, "distance of the F-score", above=0)
+    viewer: bool = _measure(
+        False, "write a page for each scene, in which input, base, adapter and truth turn, in a folder beside output"
+    )
     max_num_instances: int | None = _measure(
         None,
         "most instances of a scene, drawn by the seed where there are more (default: all; protocol midi: 7)",
@@ -100,6 +104,15 @@ class EvaluateOptions(BaseOptions):
         least=0,
         most=1,
     )
+
+    def outputs(self) -> list[tuple[str, str]]:
+        """Also the folder of pages."""
+        return super().outputs() + [("the pages (see --output and --viewer)", str(self.pages))] * self.viewer
+
+    @property
+    def pages(self) -> Path:
+        """Where the pages are, one for each scene."""
+        return Path(self.output).with_suffix("")
 
     def check_together(self) -> None:
         """Raise ValueError where options that are fine alone do not fit each other."""
@@ -123,12 +136,15 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     from ..evaluation.report import format_table, report
     from ..inference.laying import check_layout
     from ..inference.pipeline import load_pipeline
+    from ..render.scene_page import three_js
     from ..runtime.placement import choose_device, choose_dtype
     from .infer import load_adapters
 
     if options.data_dir is None:
         raise ValueError("data_dir is missing: pass --data_dir, a folder of samples or MIDI's 3D-Front set")
     try_writing(options.output)
+    if options.viewer:
+        three_js()
     base = options.base()
     chosen = None if options.index_range is None else (options.index_range[0], options.index_range[1])
     lists, warned = (options.room_list, options.object_list, options.front3d_list), []
@@ -157,7 +173,7 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     document |= {kind: report(rows, protocol) for kind, rows in results.items()}
     write_json(Path(options.output), document)
     tell(format_table(results, protocol, *measured))
-    say(f"{options.output}: {len(scenes)} scene(s)")
+    say(f"{options.output}: {len(scenes)} scene(s)" + f", pages in {options.pages}" * options.viewer)
     return document
 
 
@@ -195,6 +211,7 @@ def evaluate_scene(
     from .. import lora
     from ..common.devices import precise_device
     from ..data.scenes import read_scene
+    from ..evaluation.comparison import Outcome, write_page
     from ..inference.decoding import NoSurfaceWarning, decode_meshes
     from ..inference.sampling import initial_noise
 
@@ -202,7 +219,7 @@ def evaluate_scene(
     truth = list(_thinned(data.surfaces, options, scene.name).to(precise_device(pipe.device)))
     tokens = options.num_tokens or pipe.default_num_tokens
     noise = initial_noise(len(truth), tokens, pipe.transformer, options.seed, scene.name)
-    results = {}
+    results, made = {}, {}
     for kind in kinds:
         strength: float | Mapping[str, float] = 1.0 if kind == "adapter" else {}
         with torch.inference_mode(), lora.temporary_weights(pipe.networks, strength), warnings.catch_warnings():
@@ -213,23 +230,27 @@ def evaluate_scene(
             meshes = decode_meshes(pipe.vae, latents, conditions.labels, depth)
         measure = PROTOCOLS[options.protocol].measure
         measured = partial(measure, truth=truth, tau=options.tau, samples=options.num_points, seed=options.seed)
-        results[kind] = measured(meshes)
+        results[kind], made[kind] = measured(meshes), meshes
         if options.fit_layout:
-            results[kind + FITTED] = _fitted(meshes, conditions, pipe.device, measured)
+            results[kind + FITTED], made[kind + FITTED] = _fitted(meshes, conditions, pipe.device, measured)
+    if options.viewer:
+        points = [surface[:_SHOWN_POINTS, :3].cpu().numpy() for surface in truth]
+        write_page(options.pages, scene.name, data.image, {kind: Outcome(one) for kind, one in made.items()}, points)
     return results
 
 
 def _fitted(
     meshes: list, conditions: ImageConditions, device: torch.device, measured: Callable[..., dict[str, Any]]
-) -> dict[str, Any]:
-    """The numbers of a scene with its layout fitted; a scene without any surface stays what it is."""
+) -> tuple[dict[str, Any], list]:
+    """The numbers and meshes of a scene with its layout fitted; a scene without any surface stays what it is."""
     from ..layout.fit import fit_layout
 
     if all(mesh is None for mesh in meshes):
-        return measured(meshes)
+        return measured(meshes), meshes
     layout = fit_layout(meshes, conditions.mask, conditions.labels, device=device)
     facts = {"mask_iou": layout.mask_iou[0], "mask_iou_fitted": layout.mask_iou[1], "changed": layout.changed}
-    return {**measured(layout.moved(meshes)), "layout": facts}
+    moved = layout.moved(meshes)
+    return {**measured(moved), "layout": facts}, moved
 
 
 def _measured_part(data: SceneData, options: EvaluateOptions) -> SceneData:

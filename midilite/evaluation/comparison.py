@@ -8,17 +8,21 @@ differs between their pictures is the adapter. The truth is drawn as a surface l
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from ..common.files import write_bytes
 from ..inference.preview import mask_picture
 from ..mesh.scene import build_scene
 from ..render.camera import Camera, orbit_camera
 from ..render.renderer import preview_sheet, render
+from ..render.scene_page import scene_page
 
 if TYPE_CHECKING:
     import trimesh
@@ -69,6 +73,32 @@ def comparison_sheet(subject: Subject, outcomes: Mapping[str, Outcome]) -> Image
         captions.append(kind if outcome.f_score is None else f"{kind}, F-score {outcome.f_score:.3f}")
     below = ["mask", *("turned" for _ in outcomes)]
     return preview_sheet([*upper, *lower], [*captions, *below], columns=len(upper))
+
+
+def write_page(
+    folder: Path,
+    name: str,
+    image: Image.Image,
+    outcomes: Mapping[str, Outcome],
+    truth: Sequence[np.ndarray] | None = None,
+) -> None:
+    """The comparison of scene `name` as an HTML file in a folder, in which input and outcomes turn together.
+
+    Args:
+        truth: points [N, 3] on each true surface, to be shown, too.
+
+    Raises:
+        ValueError: as `scene_page.three_js`.
+        OSError: it can't be written.
+    """
+    shown: dict[str, Any] = {"input": image}
+    for kind, outcome in outcomes.items():
+        score = "" if outcome.f_score is None else f", F-score {outcome.f_score:.3f}"
+        shown[kind + score] = build_scene(outcome.meshes, range(1, len(outcome.meshes) + 1))
+    if truth is not None:
+        shown["truth"] = truth
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(folder / (re.sub(r"[^\w.-]", "_", name) + ".html"), scene_page(shown))
 
 
 @dataclass(frozen=True)

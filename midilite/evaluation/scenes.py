@@ -13,6 +13,7 @@ import math
 import warnings
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,11 +35,12 @@ from ..model.dit import DiT
 from ..model.folder import ModelFolder
 from ..model.vae import VAE
 from ..render.renderer import preview_sheet
+from ..render.scene_page import three_js
 from ..runtime.undisturbed import undisturbed
 from ..training.interfaces import RunView
 from ..training.log import say
 from ..training.options import TrainOptions
-from .comparison import SIZE, Outcome, Subject, comparison_sheet
+from .comparison import SIZE, Outcome, Subject, comparison_sheet, write_page
 from .metrics import SCENE_KEYS, scene_metrics
 from .validation import load_plain, my_turns
 
@@ -82,7 +84,8 @@ class Evaluation:
 
     Logged are `eval_` and each of `metrics.SCENE_KEYS`, averaged over the scenes where it is defined (null when it is
     nowhere), and `eval_missing_instances`, how many instances came out without a surface. A preview has for
-    each scene: input, what the base makes of it, what the adapter makes of it, the truth (see comparison.py).
+    each scene: input, what the base makes of it, what the adapter makes of it, the truth (see comparison.py), on demand
+    also as pages that turn.
 
     Args:
         transformer: with the adapter that is trained.
@@ -93,6 +96,9 @@ class Evaluation:
         with_metrics: whether metrics are wanted; they mean little for scenes that are trained on.
         networks: all that has the adapter, when that is more than the transformer.
         sampling: how the adapter is sampled, when it is not as the model (which the base always is).
+
+    Raises:
+        ValueError: pages are wanted and can't be written (`scene_page.three_js`).
     """
 
     def __init__(
@@ -106,6 +112,8 @@ class Evaluation:
         networks: nn.Module | None = None,
         sampling: Sampling | None = None,
     ) -> None:
+        if options.preview_viewer:
+            three_js()  # pages that can't be written shall not end a training
         self.sampling = sampling or folder.sampling
         self.networks = networks or transformer
         self.transformer, self.features, self.folder, self.options = transformer, features, folder, options
@@ -122,7 +130,8 @@ class Evaluation:
             return {}
         if run.world.is_main:
             say(f"step {run.step}: generating {len(self.scenes)} scene(s)" + " to draw them" * draw)
-        table, sheets = self._generate_all(run.world, run.device, draw)
+        pages = run.output_dir / SAMPLES / f"step-{run.step:06d}" if options.preview_viewer else None
+        table, sheets = self._generate_all(run.world, run.device, draw, pages)
         if draw and run.world.is_main:
             self._publish(run, sheets)
         if not measure:
@@ -137,8 +146,11 @@ class Evaluation:
         """Metrics of the scenes with the adapters as they are; see `mean_metrics`."""
         return mean_metrics(self._generate_all(world, device, draw=False)[0])
 
-    def _generate_all(self, world: World, device: torch.device, draw: bool) -> tuple[Tensor, Tensor]:
-        """(see `mean_metrics`, sheets uint8 [scenes, height, width, 3]) of all ranks."""
+    def _generate_all(
+        self, world: World, device: torch.device, draw: bool, pages: Path | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(see `mean_metrics`, sheets uint8 [scenes, height, width, 3]) of all ranks; `pages` is the folder for what is
+        drawn as pages that turn."""
         table = torch.zeros(len(self.scenes), 2 * len(SCENE_KEYS) + 1, dtype=torch.float64)
         sheets: dict[int, Tensor] = {}
         with undisturbed(self.networks, device):
@@ -154,6 +166,8 @@ class Evaluation:
                     outcomes = {"base": fixed["base"], "adapted": adapted, TRUTH: fixed[TRUTH]}
                     sheet = comparison_sheet(generated.subject(self.scenes[number]), outcomes)
                     sheets[number] = torch.from_numpy(np.array(sheet))
+                    if pages is not None:
+                        write_page(pages, self.scenes[number].name, generated.image, outcomes)
         del vae
         if device.type == "cuda":
             torch.cuda.empty_cache()

@@ -1,8 +1,8 @@
 """Scenes as one file that turns in any browser, without a network: `scene.html` beside the GLB.
 
-It holds the scenes as GLB, `page/viewer.js`, and three.js. That comes from the copy that trimesh brings for its own
-viewer (`trimesh.viewer`, MIT licence): release 140, with GLTFLoader added to it. Used are its WebGL renderer, meshes,
-points, lights, the grid, the raycaster and GLTFLoader; its TrackballControls are not.
+It holds scenes as GLB, points as JSON and pictures as PNG, `page/viewer.js`, and three.js. That comes from the copy
+that trimesh brings for its own viewer (`trimesh.viewer`, MIT licence): release 140, with GLTFLoader added to it. Used
+are its WebGL renderer, meshes, points, lights, the grid, the raycaster and GLTFLoader; its TrackballControls are not.
 """
 
 from __future__ import annotations
@@ -10,15 +10,19 @@ from __future__ import annotations
 import base64
 import html
 import io
+import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..mesh.scene import scene_bytes
+import numpy as np
+from PIL import Image
+
+from ..mesh.scene import instance_color, instance_names, scene_bytes
 
 if TYPE_CHECKING:
     import trimesh
@@ -44,11 +48,12 @@ def three_js() -> str:
     return found[1]
 
 
-def scene_page(scenes: Mapping[str, trimesh.Scene]) -> bytes:
+def scene_page(shown: Mapping[str, trimesh.Scene | Sequence[np.ndarray] | Image.Image]) -> bytes:
     """The HTML file that shows scenes side by side, with one camera.
 
     Args:
-        scenes: {title: scene}, as `mesh.scene.build_scene` makes them.
+        shown: {title: what is shown}: a scene, as `mesh.scene.build_scene` makes them, points [N, 3] on the surface of
+            each object of one, or a picture.
 
     Raises:
         ValueError: as `three_js`.
@@ -58,15 +63,31 @@ def scene_page(scenes: Mapping[str, trimesh.Scene]) -> bytes:
         "<!DOCTYPE html>",
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{html.escape(', '.join(scenes))}</title><style>{style}</style></head>",
+        f"<title>{html.escape(', '.join(shown))}</title><style>{style}</style></head>",
         '<body class="alone"><main id="stage" class="stage"></main>',
     ]
-    for title, scene in scenes.items():
-        glb = base64.b64encode(scene_bytes(scene, ".glb")).decode()
-        parts.append(f'<script type="model/gltf-binary" data-title="{html.escape(title)}">{glb}</script>')
+    for title, one in shown.items():
+        kind, text = _held(one)
+        parts.append(f'<script type="{kind}" data-title="{html.escape(title)}">{text}</script>')
     parts += [
         f"<script>{three_js()}</script>",
         f'<script type="module">{viewer}\nstart();</script>',
         "</body></html>\n",
     ]
     return "\n".join(parts).encode()
+
+
+def _held(shown: trimesh.Scene | Sequence[np.ndarray] | Image.Image) -> tuple[str, str]:
+    """What is shown as (type, text)."""
+    if isinstance(shown, Image.Image):
+        file = io.BytesIO()
+        shown.convert("RGB").save(file, format="PNG")
+        return "image/png", base64.b64encode(file.getvalue()).decode()
+    if isinstance(shown, Sequence):
+        names = instance_names(range(1, len(shown) + 1))
+        clouds = [
+            {"name": name, "color": "#{:02x}{:02x}{:02x}".format(*instance_color(i)), "points": points.tolist()}
+            for i, (name, points) in enumerate(zip(names, (p.round(4).flatten() for p in shown), strict=True))
+        ]
+        return "application/json", json.dumps(clouds)
+    return "model/gltf-binary", base64.b64encode(scene_bytes(shown, ".glb")).decode()

@@ -240,6 +240,9 @@ class TrainOptions(Options):
         "pictures (input, base, adapted, truth) every so many steps, and after the last of a run that long; 0 never",
         least=0,
     )
+    preview_viewer: bool = _watching(
+        False, "with them a page for each scene, in which base, adapted and truth turn: samples/step-N/SCENE.html"
+    )
     eval_scenes: int = _watching(4, "most scenes that are generated for that", least=1)
     best_metric: str | None = _watching(
         None, "what lora-best is best in (default: val_loss, or eval_scene_f_score)", BEST_METRICS
@@ -370,6 +373,8 @@ class TrainOptions(Options):
             raise ValueError(
                 "patience needs validation: pass val_fraction or val_dir, and validate_every or eval_every"
             )
+        if self.preview_viewer and not self.preview_every:
+            raise ValueError("preview_viewer needs previews: pass preview_every, too")
         if self.eval_every and not has_validation:
             raise ValueError("eval_every needs validation scenes: pass val_fraction or val_dir, too")
         for start, given, needed in (

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 
 import numpy as np
 import pytest
@@ -83,12 +84,17 @@ def test_fitted_layouts_are_measured_beside_the_models_own(prepared, tmp_path, m
         return meshes
 
     monkeypatch.setattr(decoding, "decode_meshes", decode)
-    document = run(options(prepared, tmp_path, num_points=2000, fit_layout=True))
+    document = run(options(prepared, tmp_path, num_points=2000, fit_layout=True, viewer=True))
     assert {"base", "base fitted"} <= set(document)
     before, after = (document[kind]["mean"]["none"] for kind in ("base", "base fitted"))
     assert after["bounding_box_iou"]["mean"] > before["bounding_box_iou"]["mean"] + 0.03
     for scene in document["base fitted"]["scenes"].values():
         assert scene["layout"]["mask_iou_fitted"] >= scene["layout"]["mask_iou"]
+    pages = list((tmp_path / "out").iterdir())
+    titles = [re.findall(r'type="([^"]*)" data-title="([^"]*)"', page.read_text()) for page in pages]
+    scene, cloud, picture = "model/gltf-binary", "application/json", "image/png"
+    expected = [(picture, "input"), (scene, "base"), (scene, "base fitted"), (cloud, "truth")]
+    assert len(pages) == len(document["base"]["scenes"]) and all(found == expected for found in titles)
     printed = capsys.readouterr().out
     assert "base fitted" in printed and any(line.startswith("change") for line in printed.splitlines())
 

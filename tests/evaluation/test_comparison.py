@@ -60,12 +60,14 @@ def test_the_camera_of_a_prepared_sample_is_read_and_of_others_none(prepared, tm
 def test_previews_show_input_base_adapted_and_truth_and_change_nothing(options, quick_model, tmp_path):
     options = dataclasses.replace(
         options, pretrained_model=quick_model, output_dir=str(tmp_path / "with"), lora_dropout=0.2, max_train_steps=3,
-        val_fraction=0.3, eval_scenes=2, preview_every=2,
+        val_fraction=0.3, eval_scenes=2, preview_every=2, preview_viewer=True,
     )  # fmt: skip
     shown = (train.train_lora(options) / ADAPTER).read_bytes()
-    quiet = dataclasses.replace(options, output_dir=str(tmp_path / "without"), preview_every=0)
+    quiet = dataclasses.replace(options, output_dir=str(tmp_path / "without"), preview_every=0, preview_viewer=False)
     assert (train.train_lora(quiet) / ADAPTER).read_bytes() == shown
-    pictures = sorted(path.name for path in (tmp_path / "with" / "samples").iterdir())
+    pages = sorted((tmp_path / "with" / "samples" / "step-000002").iterdir())
+    assert len(pages) == 1 and all(page.read_text().count('data-title="') == 4 for page in pages)
+    pictures = sorted(path.name for path in (tmp_path / "with" / "samples").glob("*.png"))
     assert pictures == ["step-000002.png", "step-000003.png"], "and after the last step"
     sheet = Image.open(tmp_path / "with" / "samples" / pictures[-1])
     assert sheet.width == 4 * (SIZE + 6) + 6 + 12 and sheet.height > 2 * SIZE, "two lines for a scene"

@@ -189,16 +189,24 @@ def test_a_live_training_is_watched_saved_and_stopped(page, studio, forks, flags
 
 def test_a_page_of_one_file_turns_without_a_server(page, tmp_path):
     scene = build_scene([trimesh.creation.box((1, 0.4, 0.6)), trimesh.creation.icosphere(2, 0.3)], [1, 2])
-    (tmp_path / "scene.html").write_bytes(scene_page({"here": scene}))
+    points = [mesh.sample(2000, seed=0) for mesh in scene.geometry.values()]
+    shown = {"input": Image.new("RGB", (40, 30)), "here": scene, "none": build_scene([None], [1]), "truth": points}
+    (tmp_path / "scene.html").write_bytes(scene_page(shown))
     page.route("**/*", lambda route: route.continue_() if route.request.url.startswith("file:") else route.abort())
     page.goto(f"file://{tmp_path}/scene.html")
-    assert page.locator(".objects li").count() == 2
-    before = pixels(page, "canvas")
-    colors = {tuple(c) for c in before.reshape(-1, 3)[::7]}
-    assert len(colors) > 50, "something is drawn"
-    page.locator("canvas").focus()
+    assert page.locator(".objects li").count() == 2 and page.locator("figure img").count() == 1
+    picture(page, "comparison")
+    panes = {name: f'canvas[aria-label^="{name}:"]' for name in ("here", "none", "truth")}
+    before = {name: pixels(page, pane) for name, pane in panes.items()}
+    colors = {name: len({tuple(c) for c in seen.reshape(-1, 3)[::7]}) for name, seen in before.items()}
+    assert colors["here"] > 50 and colors["truth"] > colors["none"], "something is drawn"
+    page.locator(panes["none"]).focus()
     page.keyboard.press("ArrowRight")
-    assert np.abs(pixels(page, "canvas") - before).mean() > 0.2
+    for name, pane in panes.items():
+        assert np.abs(pixels(page, pane) - before[name]).mean() > 0.2, f"{name} turns with the others"
+    turned = pixels(page, panes["truth"])
+    page.get_by_role("checkbox").first.uncheck()
+    assert np.abs(pixels(page, panes["truth"]) - turned).mean() > 0.1, "an object is hidden everywhere"
 
 
 def test_pages_of_other_sites_cannot_ask(page, studio, tmp_path):

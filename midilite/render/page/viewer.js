@@ -4,6 +4,8 @@
 // Where the camera is; views that share one turn together.
 export const newOrbit = () => ({ yaw: 0.5, pitch: 0.25, distance: 0, target: new THREE.Vector3(), views: new Set() });
 
+const POINT = 0.012;  // the size of a point of a surface
+
 // One canvas: GLB files or points in it, and what may be done with its objects.
 export class View {
   constructor(host, orbit, label) {
@@ -44,17 +46,21 @@ export class View {
     return [...this.objects].map(([name, mesh]) => ({ name, color: css(mesh) }));
   }
 
-  // Show clouds of points: [{color, points: [x, y, z, ...]}].
+  // Show clouds of points, [{name, color, points: [x, y, z, ...]}]; returns them.
   showPoints(clouds) {
-    const group = new THREE.Group();
-    for (const { color, points } of clouds) {
+    const group = new THREE.Group(), found = new Map();
+    for (const { name, color, points } of clouds) {
       const shape = new THREE.BufferGeometry();
       shape.setAttribute("position", new THREE.Float32BufferAttribute(points, 3));
       const paint = new THREE.Color(color).convertSRGBToLinear();
-      group.add(new THREE.Points(shape, new THREE.PointsMaterial({ size: 0.012, color: paint })));
+      const part = new THREE.Points(shape, new THREE.PointsMaterial({ size: POINT, color: paint }));
+      found.set(name, Object.assign(part, { name }));
+      group.add(part);
     }
     this.put(group);
+    this.objects = found;
     this.draw();
+    return clouds;
   }
 
   put(content) {
@@ -62,6 +68,7 @@ export class View {
     this.content = content;
     this.scene.add(content);
     this.box = new THREE.Box3().setFromObject(content);
+    if (this.box.isEmpty()) this.box.set(new THREE.Vector3(-1, -1, -1), new THREE.Vector3(1, 1, 1));  // no surface at all
     const size = this.box.getSize(new THREE.Vector3()).length() || 1;
     this.grid = new THREE.GridHelper(2 * size, 20, 0x8a8f98, 0xd0d3d8);
     this.grid.position.y = this.box.min.y - 0.002 * size;
@@ -92,7 +99,8 @@ export class View {
     for (const [name, mesh] of this.objects) {
       mesh.visible = !hidden.has(name);
       mesh.material.wireframe = wireframe;
-      mesh.material.emissive.copy(mesh.material.color).multiplyScalar(name === marked ? 0.6 : 0);
+      mesh.material.emissive?.copy(mesh.material.color).multiplyScalar(name === marked ? 0.6 : 0);
+      if (mesh.isPoints) mesh.material.size = name === marked ? 2 * POINT : POINT;
     }
     if (this.grid) this.grid.visible = grid;
     this.draw();
@@ -124,6 +132,7 @@ export class View {
     const frame = this.canvas.getBoundingClientRect();
     const at = new THREE.Vector2((event.clientX - frame.left) / frame.width, (event.clientY - frame.top) / frame.height);
     const ray = new THREE.Raycaster();
+    ray.params.Points.threshold = POINT;
     ray.setFromCamera({ x: 2 * at.x - 1, y: 1 - 2 * at.y }, this.camera);
     return ray.intersectObjects([...this.objects.values()].filter((mesh) => mesh.visible))[0]?.object.name;
   }
@@ -199,19 +208,21 @@ export const save = (blob, name) => {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 };
 
-// Scenes side by side with one camera, one list of objects and buttons: [{title, glb}] -> {views, mark(name), close()}.
+// Scenes side by side with one camera, one list of objects and buttons: [{title, and one of glb, clouds, picture}] ->
+// {views, mark(name), close()}.
 export async function stage(host, scenes, onmark = () => {}) {
   const orbit = newOrbit(), hidden = new Set(), looks = { wireframe: false, grid: true };
   const panes = element("div", { className: "panes" }), list = element("ul", { className: "objects" });
   const bar = element("div", { className: "bar", role: "toolbar", ariaLabel: "How the scene is shown" });
   host.replaceChildren(panes, element("div", { className: "side" }, bar, list));
   const views = [], found = new Map();
-  for (const { title, glb } of scenes) {
-    const pane = element("div", { className: "canvas" });
+  for (const { title, glb, clouds, picture } of scenes) {
+    const pane = picture ? element("img", { src: picture, alt: title }) : element("div", { className: "canvas" });
     panes.append(element("figure", {}, element("figcaption", { textContent: title }), pane));
-    const view = new View(pane, orbit, title);
+    if (picture) continue;
+    const view = Object.assign(new View(pane, orbit, title), { title });
     views.push(view);
-    for (const { name, color } of await view.show(glb)) found.set(name, color);
+    for (const { name, color } of await (glb ? view.show(glb) : view.showPoints(clouds))) found.set(name, color);
     view.onpick = (name) => mark(name ?? null);
   }
   const all = (change) => views.forEach((view) => view.set(change));
@@ -242,15 +253,19 @@ export async function stage(host, scenes, onmark = () => {}) {
     button.onclick = () => { looks[key] = !looks[key]; button.ariaPressed = String(looks[key]); all(looks); };
     return button;
   };
-  const shot = async () => { for (const [i, view] of views.entries()) save(await view.screenshot(), `${scenes[i].title}.png`); };
+  const shot = async () => { for (const view of views) save(await view.screenshot(), `${view.title}.png`); };
   const press = (text, onclick) => element("button", { type: "button", textContent: text, onclick });
   bar.append(toggle("Wireframe", "wireframe"), toggle("Floor", "grid"), press("Whole scene", () => views[0].frame()), press("Show all", () => hide([])), press("Screenshot", shot));
   return { views, mark: (name) => mark(name, false), close: () => views.forEach((view) => view.close()) };
 }
 
-// What scene.html does: its scenes stand in it, as base64.
+// What scene.html does: what it shows stands in it (render/scene_page.py).
 export function start() {
-  const bytes = (text) => Uint8Array.from(atob(text), (char) => char.charCodeAt(0)).buffer;
+  const read = {
+    "model/gltf-binary": (text) => ({ glb: Uint8Array.from(atob(text), (char) => char.charCodeAt(0)).buffer }),
+    "application/json": (text) => ({ clouds: JSON.parse(text) }),
+    "image/png": (text) => ({ picture: `data:image/png;base64,${text}` }),
+  };
   const scenes = [...document.querySelectorAll("script[data-title]")];
-  return stage(document.getElementById("stage"), scenes.map((one) => ({ title: one.dataset.title, glb: bytes(one.textContent) })));
+  return stage(document.getElementById("stage"), scenes.map((one) => ({ title: one.dataset.title, ...read[one.type](one.textContent) })));
 }
