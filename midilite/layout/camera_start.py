@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .evidence import Evidence
 from .prior import Prior
-from .silhouettes import Objects, last_of_each
+from .silhouettes import Objects, furthest
 from .state import State, stands
 
 PITCHES = (-10.0, 0.0, 10.0, 20.0, 30.0, 45.0, 60.0)  # degrees
@@ -84,7 +84,7 @@ def _placed(
     axis = torch.tensor([0, 0, 1, 1], device=world.device)
     weight = known.double()
     for _ in range(_ROUNDS):
-        ends = _furthest(world + offset[:, None], objects)  # [C, n, 4]
+        ends = furthest(world + offset[:, None], objects)  # [C, n, 4]
         points = world[torch.arange(len(pitch), device=world.device)[:, None, None], ends]  # [C, n, 4, 3]
         along = torch.stack([points[..., 0], points[..., 0], points[..., 1], points[..., 1]], -1)
         along = along.diagonal(dim1=2, dim2=3)
@@ -102,9 +102,3 @@ def _placed(
         missed = (torch.einsum("cnsa,ca->cns", rows, solved) - goal) / offset[:, None, 2:]
         error = (weight * (missed * length[:, None, None]).square()).sum((1, 2)) / weight.sum().clamp_min(1)
     return offset, error
-
-
-def _furthest(seen: Tensor, objects: Objects) -> Tensor:
-    """int64 [C, n, 4]: which vertices are furthest left, right, up and down of C views [C, V, 3] in their axes."""
-    x, y = (seen[..., :2] / (-seen[..., 2:]).clamp_min(1e-6)).unbind(-1)
-    return torch.stack([last_of_each(key, objects) for key in (-x, x, y, -y)], -1)

@@ -67,6 +67,12 @@ def last_of_each(key: Tensor, objects: Objects) -> Tensor:
     return chosen.scatter_reduce(-1, owner, best, "amin")
 
 
+def furthest(seen: Tensor, objects: Objects) -> Tensor:
+    """int64 [..., n, 4]: vertices of each object furthest left, right, up and down, of all [..., V, 3] as seen."""
+    x, y = (seen[..., :2] / (-seen[..., 2:]).clamp_min(1e-6)).unbind(-1)
+    return torch.stack([last_of_each(key, objects) for key in (-x, x, y, -y)], -1)
+
+
 def _normals(vertices: Tensor, faces: Tensor) -> Tensor:
     """float32 [V, 3]: unit normals, the mean of the triangles' weighted by area; 0 where there is none."""
     a, b, c = vertices.double()[faces].unbind(1)

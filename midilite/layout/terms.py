@@ -13,7 +13,7 @@ from torch import Tensor
 from .equations import Equations, first_of_each, robust
 from .evidence import Evidence, beside, outline
 from .prior import Prior
-from .silhouettes import Drawn, Objects, last_of_each, surface_points
+from .silhouettes import Drawn, Objects, furthest, surface_points
 from .state import CAMERA, FLOOR, FOCAL, OBJECT, PITCH, Moving, State, Y, moving
 
 _POINTS = 160  # most of an outline, of each object and each direction
@@ -75,7 +75,7 @@ def side_terms(
     objects: Objects, state: State, evidence: Evidence, sides: Tensor, known: Tensor, size: Tensor, prior: Prior
 ) -> Equations:
     """The furthest points of each object to the sides of its mask, where these are its own: far steps in one."""
-    at = furthest(objects, state)
+    at = furthest(state.seen(objects.vertices, objects.owner), objects)
     number, side = known.nonzero(as_tuple=True)
     points = moving(state, objects.vertices[at[number, side]], number)
     column = points.pixel[:, 0].long().clamp(0, state.size[0] - 1)
@@ -88,13 +88,6 @@ def side_terms(
     residual = points.pixel[rows, axis] - sides[number, side]
     sigma = (prior.outline * size + 0.3)[number]
     return Equations(residual, points.pixel_by[rows, axis], prior.samples / 4 / sigma.square())
-
-
-def furthest(objects: Objects, state: State) -> Tensor:
-    """int64 [n, 4]: the vertices of each object that are seen furthest left, right, up and down."""
-    seen = state.seen(objects.vertices, objects.owner)
-    x, y = (seen[:, :2] / (-seen[:, 2:]).clamp_min(1e-6)).unbind(1)
-    return torch.stack([last_of_each(key, objects) for key in (-x, x, y, -y)], 1)
 
 
 def prior_terms(state: State, prior: Prior, fixed_focal: bool = False) -> Equations:
