@@ -112,8 +112,7 @@ class Contact:
 
     def _inside(self, objects: Objects, state: State):
         """(i, j, depths of probes of j inside i, their vertices, i's nearest vertices, its normals there)."""
-        linear, shift = state.matrices()
-        world = torch.einsum("pab,pb->pa", linear[objects.owner], objects.vertices.double()) + shift[objects.owner]
+        linear, world = state.matrices()[0], state.world(objects.vertices, objects.owner)
         low, high = _bounds(world, objects)
         for i, j in _near_pairs(low, high):
             surface = self.surface[objects.owner[self.surface] == i]

@@ -97,6 +97,11 @@ class State:
         linear = _yawed(self.objects[:, YAW]) * self.objects[:, [WIDTH, HEIGHT, WIDTH]].exp()[:, None]
         return linear, self.pivots + self.objects[:, :3] - torch.einsum("nab,nb->na", linear, self.pivots)
 
+    def world(self, vertices: Tensor, owner: Tensor) -> Tensor:
+        """Vertices [P, 3] of objects `owner` [P] where they are now, float64."""
+        linear, shift = self.matrices()
+        return torch.einsum("pab,pb->pa", linear[owner], vertices.double()) + shift[owner]
+
     def seen(self, vertices: Tensor, owner: Tensor) -> Tensor:
         """Vertices [P, 3] of objects `owner` [P] in the camera's axes."""
         linear, shift = self.matrices()

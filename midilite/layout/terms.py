@@ -112,9 +112,7 @@ def frame_terms(objects: Objects, state: State, frame: Tensor, prior: Prior) -> 
     Args:
         frame: [4], middle and half the longest side.
     """
-    linear, shift = state.matrices()
-    vertices = objects.vertices.double()
-    world = torch.einsum("pab,pb->pa", linear[objects.owner], vertices) + shift[objects.owner]
+    world = state.world(objects.vertices, objects.owner)
     at = torch.cat([world.argmin(0), world.argmax(0)])
     points = moving(state, objects.vertices[at], objects.owner[at])
     axis = torch.arange(3, device=at.device)
