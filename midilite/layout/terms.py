@@ -93,7 +93,6 @@ def side_terms(
 def prior_terms(state: State, prior: Prior, fixed_focal: bool = False) -> Equations:
     """Objects stay near what the model said, the camera near what cameras are."""
     values = state.values
-    residual = torch.zeros_like(values)
     spread = torch.full_like(values, 10.0)
     middle = torch.zeros_like(values)
     middle[PITCH], spread[PITCH] = prior.pitch
