@@ -81,13 +81,11 @@ def side_terms(
     column = points.pixel[:, 0].long().clamp(0, state.size[0] - 1)
     row = points.pixel[:, 1].long().clamp(0, state.size[1] - 1)
     shown = ~(evidence.hidden[number, row, column] & ~evidence.own[number, row, column])
+    kept, axis = shown.nonzero()[:, 0], side[shown] // 2
     number, side = number[shown], side[shown]
-    points = moving(state, objects.vertices[at[number, side]], number)
-    axis = side // 2
-    rows = torch.arange(len(number), device=number.device)
-    residual = points.pixel[rows, axis] - sides[number, side]
+    residual = points.pixel[kept, axis] - sides[number, side]
     sigma = (prior.outline * size + 0.3)[number]
-    return Equations(residual, points.pixel_by[rows, axis], prior.samples / 4 / sigma.square())
+    return Equations(residual, points.pixel_by[kept, axis], prior.samples / 4 / sigma.square())
 
 
 def prior_terms(state: State, prior: Prior, fixed_focal: bool = False) -> Equations:
