@@ -21,7 +21,7 @@ from PIL import Image
 
 from ..common.seeds import name_text, numpy_generator
 from ..data.sample_folder import mask_picture, npy_bytes, png_bytes
-from ..mesh.geometry import sample_surface, scene_transform
+from ..mesh.geometry import EXTENT, sample_surface, scene_transform
 from ..model.config import MAX_LABELS
 from ..model.label_maps import label_values
 from ..model.masks import ambiguous_turn, load_mask, load_matching_mask
@@ -35,7 +35,6 @@ from .looks import backgrounds_in, draw_look, draw_picture, drawn_fov
 from .options import PrepareSettings
 from .sources import Instance, load_instances, match_labels
 
-EXTENT = 0.95
 _VIEW_TRIES = 8  # cameras tried until every instance shows
 _ARRANGEMENT_TRIES = 4  # arrangements tried in turn, each with that many cameras
 _WELL_SHOWN = 0.3  # a camera is taken at once when no instance is covered to more than 70%

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ..common.devices import precise_device
 from ..common.threads import one_thread
+from ..mesh.geometry import EXTENT
 from ..render.camera import Camera
 from . import terms
 from .camera_start import mask_sides, start_camera
@@ -34,7 +35,7 @@ from .contact import Contact, depth_order, order_terms
 from .depth_map import depth_terms
 from .equations import join
 from .evidence import Evidence, mask_iou
-from .prior import EXTENT, Prior
+from .prior import Prior
 from .silhouettes import Objects, draw
 from .state import CAMERA, State
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-EXTENT = 0.95  # half the longest side of a scene as data preparation makes it
-
 
 @dataclass(frozen=True)
 class Prior:

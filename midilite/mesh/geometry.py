@@ -20,6 +20,7 @@ from .normals import estimate_normals as estimate_normals
 if TYPE_CHECKING:
     import trimesh
 
+EXTENT = 0.95  # half the longest side of a scene in its frame
 _DEFAULT_GREY = 178  # of a mesh that has no colour at all
 _READER_GREY = (102, 102, 102, 255)  # what trimesh's OBJ reader says then
 _MAX_TILE = 1024  # longest side of a texture inside an atlas: more than a preview or a training image can show
@@ -203,7 +204,7 @@ def mesh_bounds(meshes: Iterable[trimesh.Trimesh]) -> np.ndarray:
     return np.stack([points.min(axis=0), points.max(axis=0)])
 
 
-def scene_transform(scene: np.ndarray | Sequence[trimesh.Trimesh], extent: float = 0.95) -> tuple[np.ndarray, float]:
+def scene_transform(scene: np.ndarray | Sequence[trimesh.Trimesh], extent: float = EXTENT) -> tuple[np.ndarray, float]:
     """The joint normalisation of a scene: x -> (x - centre) * scale puts its box into [-extent, extent]^3.
 
     Args:

@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import trimesh
 
-from midilite.layout.prior import EXTENT
-from midilite.mesh.geometry import scene_transform
+from midilite.mesh.geometry import EXTENT, scene_transform
 from midilite.mesh.glb import pivot
 from midilite.render.camera import Camera, orbit_camera
 from midilite.render.renderer import render

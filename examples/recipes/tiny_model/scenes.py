@@ -20,8 +20,8 @@ from torch import Tensor
 
 from midilite.common.seeds import numpy_generator
 from midilite.data_prep.arrange import arrange, yaw_rotation
-from midilite.data_prep.samples import EXTENT, PrepareSettings
-from midilite.mesh.geometry import scene_transform
+from midilite.data_prep.samples import PrepareSettings
+from midilite.mesh.geometry import EXTENT, scene_transform
 from midilite.model.weights import write_safetensors
 from midilite.render.camera import Camera, orbit_camera
 from midilite.render.render_mesh import RenderMesh
