@@ -157,9 +157,7 @@ def angle_of_view(source: str | os.PathLike[str] | Image.Image) -> float | None:
     if not isinstance(source, Image.Image):
         with _reading(source) as image:
             return angle_of_view(image)
-    if source.format == "PNG" and "exif" not in source.info:
-        return None
-    length = source.getexif().get_ifd(_EXIF).get(_FOCAL_35MM)
+    length = _exif(source).get_ifd(_EXIF).get(_FOCAL_35MM)
     if not isinstance(length, int | float) or not 1 <= length <= 5000:
         return None
     width, height = source.size if _orientation(source) < 5 else source.size[::-1]
@@ -168,10 +166,13 @@ def angle_of_view(source: str | os.PathLike[str] | Image.Image) -> float | None:
 
 
 def _orientation(image: Image.Image) -> int:
-    if image.format == "PNG" and "exif" not in image.info:
-        return 0  # it might stand behind the pixels, which would have to be read for that
-    found = image.getexif().get(ORIENTATION, 0)
+    found = _exif(image).get(ORIENTATION, 0)
     return found if found in range(1, 9) else 0
+
+
+def _exif(image: Image.Image) -> Image.Exif:
+    """An image's EXIF tags; none of a PNG where they might stand behind the pixels, which would have to be read."""
+    return Image.Exif() if image.format == "PNG" and "exif" not in image.info else image.getexif()
 
 
 def _loaded(image: Image.Image) -> Image.Image:

@@ -127,11 +127,11 @@ class Result:
             ValueError: it can't be read, or there is no such object.
         """
         factor = KnownLength.parse(known).factor(self.scene.geometry)
-        return self._moved(factor, (0.0, 0.0, 0.0))
+        return self._moved(self.meshes, factor, (0.0, 0.0, 0.0))
 
-    def _moved(self, scale: float, shift: tuple[float, float, float]) -> Result:
-        """Points p become scale p + shift, and the camera with them."""
-        meshes = [mesh if mesh is None else mesh.copy() for mesh in self.meshes]
+    def _moved(self, meshes: list[trimesh.Trimesh | None], scale: float, shift: tuple[float, float, float]) -> Result:
+        """The same of other meshes, whose points p become scale p + shift, and the camera with them."""
+        meshes = [mesh if mesh is None else mesh.copy() for mesh in meshes]
         for mesh in meshes:
             if mesh is not None:
                 mesh.vertices = mesh.vertices * scale + shift
@@ -148,13 +148,11 @@ class Result:
         Raises:
             ValueError: fewer than 4 triangles are asked for, or the package that simplifies is not installed.
         """
-        meshes = [mesh if mesh is None else mesh.copy() for mesh in self.meshes]
+        meshes = self.meshes
         if max_faces is not None:
             meshes = [mesh if mesh is None else simplified(mesh, max_faces) for mesh in meshes]
-        there = [mesh for mesh in meshes if mesh is not None]
-        lowest = min((float(mesh.bounds[0, 1]) for mesh in there), default=0.0)
-        result = replace(self, meshes=meshes, scene=build_scene(meshes, self.labels))
-        return result._moved(1.0, (0.0, -lowest, 0.0)) if floor else result
+        lowest = min((float(mesh.bounds[0, 1]) for mesh in meshes if mesh is not None), default=0.0) if floor else 0.0
+        return self._moved(meshes, 1.0, (0.0, -lowest, 0.0))
 
     def __repr__(self) -> str:
         """What came out of each instance, in a line each."""
