@@ -13,7 +13,8 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-GAMMA = 2.2
+GAMMA = 2.2  # of display colours
+_LINEAR = ((np.arange(256) / 255) ** GAMMA).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -51,17 +52,18 @@ class Photograph:
 
     def __call__(self, picture: NDArray[np.uint8], rng: Generator) -> NDArray[np.uint8]:
         """The photograph of a picture uint8 [H, W, 3]; `rng` draws the noise."""
-        light = (picture / 255.0) ** GAMMA * (2.0**self.exposure * np.array(self.balance))
+        light = _LINEAR[picture] * np.float32(2.0**self.exposure * np.array(self.balance))
         if self.vignette:
             height, width = picture.shape[:2]
             y, x = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-            light *= 1 - self.vignette * ((x * x + y * y) / 2)[..., None]
-        shown = light.clip(0, 1) ** (1 / GAMMA)
+            light *= np.float32(1 - self.vignette * ((x * x + y * y) / 2)[..., None])
+        shown = light.clip(0, 1) ** np.float32(1 / GAMMA)
         if self.blur:
             image = Image.fromarray((shown * 255).round().astype(np.uint8))
-            shown = np.asarray(image.filter(ImageFilter.GaussianBlur(self.blur))) / 255.0
+            shown = np.asarray(image.filter(ImageFilter.GaussianBlur(self.blur))) / np.float32(255)
         if self.noise:
-            shown = shown + rng.normal(0, self.noise, shown.shape) * (0.5 + shown)
+            grain = rng.standard_normal(shown.shape, np.float32)
+            shown = shown + np.float32(self.noise) * grain * (0.5 + shown)
         done = (shown.clip(0, 1) * 255).round().astype(np.uint8)
         return _jpeg(done, self.quality) if self.quality is not None else done
 

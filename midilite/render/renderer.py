@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ from . import raster, surfaces
 from .camera import Camera
 from .render_mesh import RenderMesh, as_scene
 from .render_mesh import to_render_mesh as to_render_mesh
+
+_LOOKED_UP = ("normals", "colors", "uv", "texture", "texels")  # what depth alone needs nothing of
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,8 @@ def render_depth(scenes: Sequence[RenderMesh], cameras: Sequence[Camera]) -> Ten
         scenes: V meshes on one device.
         cameras: V cameras of one image size.
     """
-    views = surfaces.gather(scenes, cameras)
+    shapes = [replace(s, **{name: getattr(s, name)[:0] for name in _LOOKED_UP}) for s in scenes]
+    views = surfaces.gather(shapes, cameras)
     size = (len(cameras), cameras[0].height, cameras[0].width)
     return raster.nearest_depth(views.corners, views.view, size, views.focal, views.near)
 

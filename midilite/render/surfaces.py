@@ -60,10 +60,17 @@ def rotate(matrix: Tensor, vector: Tensor) -> Tensor:
     return (matrix * vector[..., None, :]).sum(dim=-1)
 
 
-def visible(views: Views, height: int, width: int, factor: int = 1) -> Tensor:
-    """int64 [V, fH, fW]: the face behind every pixel at `factor` times the resolution; -1 where nothing is seen."""
-    size = (len(views.focal), height * factor, width * factor)
-    return raster.visible_triangles(views.corners, views.view, size, views.focal * factor, views.near)
+def visible(views: Views, height: int, width: int, factor: int = 1, faces: Tensor | None = None) -> Tensor:
+    """int64 [V, fH, fW]: the face behind every pixel at `factor` times the resolution; -1 where nothing is seen.
+
+    Args:
+        faces: int64, the only ones that are drawn; None: all.
+    """
+    size, focal = (len(views.focal), height * factor, width * factor), views.focal * factor
+    if faces is None:
+        return raster.visible_triangles(views.corners, views.view, size, focal, views.near)
+    seen = raster.visible_triangles(views.corners[faces], views.view[faces], size, focal, views.near)
+    return torch.where(seen < 0, seen, faces[seen.clamp_min(0)])
 
 
 @dataclass(frozen=True)
