@@ -14,6 +14,7 @@ from torch import Tensor
 from . import surfaces
 from .cameras import Cameras, of_view, unit
 
+STEP = 2  # pixels and rows of a cell of the grid
 _TURN = 0.1  # a larger difference of a normal's component is an edge
 _BEND = 0.01  # so is a larger second difference of 1/depth (relative), which is 0 on a plane
 
@@ -68,6 +69,11 @@ class Seen:
         found[..., 1:-1] |= (near[..., 2:] + near[..., :-2] - 2 * near[..., 1:-1]).abs() > limit[..., 1:-1]
         return found
 
+    @cached_property
+    def grid(self) -> Grid:
+        """One pixel in four."""
+        return Grid(self)
+
     def changes(self, values: Tensor, least: float) -> Tensor:
         """bool [V, H, W]: where values [K, P] differ from a neighbour's by more than that."""
         return _differs(self.spread(values), least)
@@ -77,6 +83,32 @@ class Seen:
         image = values.new_zeros(len(values), self.ids.numel())
         image[:, self.pixel] = values
         return image.view(len(values), *self.ids.shape)
+
+
+class Grid:
+    """One pixel of every 2 x 2 is asked: which of the P pixels those are, and in which cell each lies.
+
+    It is another corner of the four from cell to cell, so that no row or column is left out: lines one pixel wide show.
+    """
+
+    def __init__(self, seen: Seen):
+        """Of the pixels of `seen`. `of` [P] is the cell of each, `asked` [Q] numbers of pixels, `shape` V, h, w."""
+        count, height, width = seen.ids.shape
+        row, column = seen.pixel // width, seen.pixel % width
+        within = row % height
+        down, right = within // STEP, column // STEP
+        self.shape = (count, -(-height // STEP), -(-width // STEP))
+        self.of = (seen.view * self.shape[1] + down) * self.shape[2] + right  # [P]
+        chosen_row = (down * STEP + right % STEP).clamp_max_(height - 1)
+        chosen_column = (right * STEP + down % STEP).clamp_max_(width - 1)
+        self.asked = ((within == chosen_row) & (column == chosen_column)).nonzero().squeeze(1)
+
+    def image(self, values: Tensor, empty: float) -> Tensor:
+        """[V, K, h, w] of values [K, Q] at what is asked."""
+        count, rows, columns = self.shape
+        image = values.new_full((len(values), count * rows * columns), empty)
+        image[:, self.of[self.asked]] = values
+        return image.view(len(values), *self.shape).transpose(0, 1)
 
 
 def _differs(planes: Tensor, least: float) -> Tensor:

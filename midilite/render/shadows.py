@@ -26,13 +26,12 @@ from .camera import Camera
 from .cameras import Cameras, of_view
 from .render_mesh import RenderMesh
 from .renderer import render_depth
-from .seen import Seen
+from .seen import STEP, Grid, Seen
 
 _POINTS = ((0.55, 0.3), (-0.45, 0.65), (-0.4, -0.55), (0.5, -0.6))  # on a lamp's disc
 _MAP = 256  # pixels of a shadow's z-buffer
 _SPOTS = 12  # of the half space that decides openness
 _REACH = 0.3  # how far they lie, in units of the objects' radius
-_STEP = 2  # pixels and rows from one that is asked to the next
 
 
 class Disc(Protocol):
@@ -55,31 +54,6 @@ class Ball:
         """The one around a mesh's box."""
         low, high = mesh.bounds()
         return cls(tuple(((low + high) / 2).tolist()), float(max(1e-6, 0.5 * math.dist(low, high))))
-
-
-class _Grid:
-    """One pixel of every 2 x 2: which of the P pixels those are, and in which cell each lies.
-
-    It is another corner of the four from cell to cell, so that no row or column is left out: lines one pixel wide show.
-    """
-
-    def __init__(self, seen: Seen):
-        count, height, width = seen.ids.shape
-        row, column = seen.pixel // width, seen.pixel % width
-        within = row % height
-        down, right = within // _STEP, column // _STEP
-        self.shape = (count, -(-height // _STEP), -(-width // _STEP))
-        self.of = (seen.view * self.shape[1] + down) * self.shape[2] + right  # [P]
-        chosen_row = (down * _STEP + right % _STEP).clamp_max_(height - 1)
-        chosen_column = (right * _STEP + down % _STEP).clamp_max_(width - 1)
-        self.asked = ((within == chosen_row) & (column == chosen_column)).nonzero().squeeze(1)
-
-    def image(self, values: Tensor, empty: float) -> Tensor:
-        """[V, K, h, w] of values [K, Q] at what is asked."""
-        count, rows, columns = self.shape
-        image = values.new_full((len(values), count * rows * columns), empty)
-        image[:, self.of[self.asked]] = values
-        return image.view(len(values), *self.shape).transpose(0, 1)
 
 
 # --------------------------------------------------------------------------------------------------------------- lamps
@@ -117,7 +91,7 @@ def lamp_share(
 
 def _where_it_changes(seen: Seen, facing: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
     """[P] of what `ask` says of pixels by number: of the grid, of edges, and where the grid says several things."""
-    grid = _Grid(seen)
+    grid = seen.grid
     asked = grid.asked[facing[grid.asked]]
     share = torch.zeros_like(seen.local[0])
     share[asked] = ask(asked)
@@ -177,14 +151,14 @@ def _sees(depth: Tensor, cameras: Cameras, points: Tensor, view: Tensor, slack: 
 
 def openness(seen: Seen, radius: Tensor) -> Tensor:
     """[P] in [0, 1]: the share of spots before each surface, up to a part of `radius` [V] away, that nothing hides."""
-    grid = _Grid(seen)
+    grid = seen.grid
     share = _open_share(seen, grid.asked, _REACH * of_view(radius, seen.view[grid.asked]))
     asked = torch.cat([seen.turned, seen.local])[:, grid.asked]
     image, around = grid.image(torch.cat([share[None], asked]), 0.0), 0.03 * radius
     smooth = _mean_on_surface(image, around)
-    filled = interpolate(smooth[:, :1], scale_factor=_STEP, mode="bilinear", align_corners=False)[:, 0]
+    filled = interpolate(smooth[:, :1], scale_factor=STEP, mode="bilinear", align_corners=False)[:, 0]
     filled = filled[:, : seen.ids.shape[1], : seen.ids.shape[2]].reshape(-1)[seen.pixel]
-    edges = max_pool2d(seen.edges.float()[:, None], 2 * _STEP + 1, 1, _STEP).view(-1)[seen.pixel].nonzero().squeeze(1)
+    edges = max_pool2d(seen.edges.float()[:, None], 2 * STEP + 1, 1, STEP).view(-1)[seen.pixel].nonzero().squeeze(1)
     filled[edges] = _from_own_surface(seen, grid, smooth, edges, around, filled[edges])
     return filled
 
@@ -243,20 +217,24 @@ def _same_surface(own: Sequence[Tensor], other: Sequence[Tensor], around: Tensor
 
 
 def _from_own_surface(
-    seen: Seen, grid: _Grid, smooth: Tensor, number: Tensor, around: Tensor, otherwise: Tensor
+    seen: Seen, grid: Grid, smooth: Tensor, number: Tensor, around: Tensor, otherwise: Tensor
 ) -> Tensor:
     """[N], for pixels by number: the mean of the nearest values of the grid that are of the same surface."""
     flat, (_, rows, columns) = smooth.transpose(0, 1).flatten(1), grid.shape
     own = torch.cat([seen.turned[:, number], seen.local[:, number]]).unbind(0)
     place, limit = grid.of[number], of_view(around, seen.view[number])
-    row, column = place // columns % rows, place % columns
-    total, weight = torch.zeros_like(otherwise), torch.zeros_like(otherwise)
-    for down in (0, 1, -1):
-        for right in (0, 1, -1):
-            near = place + ((row + down).clamp(0, rows - 1) - row) * columns
-            near = near + (column + right).clamp(0, columns - 1) - column
-            other = flat[:, near].unbind(0)
-            same = _same_surface(own, other[1:], limit) * (4.0 if down >= 0 and right >= 0 else 1.0)
-            total += other[0] * same
-            weight += same
+    cell_row, cell_column, width = place // columns % rows, place % columns, seen.ids.shape[2]
+    pixel, total, weight = seen.pixel[number], torch.zeros_like(otherwise), torch.zeros_like(otherwise)
+    beside_row = (cell_row + pixel // width % 2 * 2 - 1).clamp_(0, rows - 1) - cell_row  # the nearer of both
+    beside_column = (cell_column + pixel % width % 2 * 2 - 1).clamp_(0, columns - 1) - cell_column
+    for near in (
+        place,
+        place + beside_column,
+        place + beside_row * columns,
+        place + beside_row * columns + beside_column,
+    ):
+        other = flat[:, near].unbind(0)
+        same = _same_surface(own, other[1:], limit)
+        total += other[0] * same
+        weight += same
     return torch.where(weight > 0, total / weight.clamp_min(1), otherwise)

@@ -126,10 +126,11 @@ def texture_color(scene: RenderMesh, face: Tensor, uv: Tensor) -> Tensor:
     x, y = uv[at, 0] * width - 0.5, (1.0 - uv[at, 1]) * height - 0.5
     left, top = x.floor(), y.floor()
     right_part, lower_part = x - left, y - top
+    column, row = left.long() % width, top.long() % height  # whole numbers are slow to divide: once
+    columns, rows = ((i, torch.where(i + 1 == size, 0, i + 1)) for i, size in ((column, width), (row, height)))
     total = uv.new_zeros(len(at), 3)
-    for dx, part_x in ((0, 1.0 - right_part), (1, right_part)):
-        for dy, part_y in ((0, 1.0 - lower_part), (1, lower_part)):
-            column, row = (left + dx).long() % width, (top + dy).long() % height
+    for column, part_x in zip(columns, (1.0 - right_part, right_part), strict=True):
+        for row, part_y in zip(rows, (1.0 - lower_part, lower_part), strict=True):
             total += (part_x * part_y)[:, None] * scene.texels[first + row * width + column]
     color[at] = total / 255.0
     return color
