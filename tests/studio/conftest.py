@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 from asking import ask
+from benchmarks.studio_journey import CHROMIUM, FLAGS
+from browsing import LONG
 
 from midilite.commands.infer import EXAMPLE
 from midilite.studio.options import StudioOptions
@@ -23,6 +25,24 @@ def start(tmp_path, quick_model):
     shutil.copytree(quick_model, folder / "model")
     (folder / "leads-out.png").symlink_to(tmp_path / "secret.png")
     return folder
+
+
+@pytest.fixture(params=[{"viewport": {"width": 1280, "height": 720}}], ids=["desk"])
+def page(request):
+    """A page of 1280 x 720, or as a test asks; errors in its scripts fail the test."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if chromium is None:
+        pytest.skip("there is no Chromium here")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=list(FLAGS))
+        page = browser.new_page(**request.param, accept_downloads=True)
+        page.set_default_timeout(LONG)
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        yield page
+        browser.close()
+    assert errors == []
 
 
 @pytest.fixture

@@ -4,16 +4,15 @@ Skipped where there is no Chromium or no playwright. With MIDILITE_SCREENSHOTS=F
 model instead of the golden one, with a checkpoint's worth of steps, and the pages are pictured there.
 """
 
-import io
-import os
 import re
 import shutil
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import trimesh
+from benchmarks.studio_journey import places, travel
+from browsing import LONG, PICTURES, address, mark_objects, picture, pixels, say, seg
 from PIL import Image
 
 from midilite.commands.infer import EXAMPLE
@@ -22,61 +21,6 @@ from midilite.render.scene_page import scene_page
 from midilite.training.checkpoint import list_checkpoints
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
-PICTURES = os.environ.get("MIDILITE_SCREENSHOTS")
-LONG = 120_000  # milliseconds; CI has two cores for everything
-
-
-@pytest.fixture
-def page(request):
-    """A page of 1280 x 720; errors in its scripts fail the test."""
-    flags = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-dev-shm-usage"]
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=flags)
-        page = browser.new_page(viewport={"width": 1280, "height": 720}, accept_downloads=True)
-        page.set_default_timeout(LONG)
-        errors: list[str] = []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        yield page
-        browser.close()
-    assert errors == []
-
-
-def address(studio, path="/") -> str:
-    return f"http://127.0.0.1:{studio.server.server_address[1]}{path}"
-
-
-def picture(page, name: str) -> None:
-    if PICTURES:
-        page.wait_for_timeout(1500)
-        page.screenshot(path=Path(PICTURES) / f"studio_{name}.png")
-
-
-def pixels(page, selector: str) -> np.ndarray:
-    page.wait_for_timeout(300)
-    return np.asarray(Image.open(io.BytesIO(page.locator(selector).screenshot())).convert("RGB")).astype(int)
-
-
-def say(page, text: str) -> None:
-    playwright.expect(page.locator("#message")).to_contain_text(re.compile(text), timeout=LONG)
-
-
-def mark_objects(page) -> None:
-    """One click on each object of the example picture, where it is widest."""
-    page.select_option("#known", "rgb.png")
-    say(page, "click on each object")
-    with Image.open(EXAMPLE / "seg.png") as file:
-        seg = np.asarray(file)
-    frame = page.locator("#canvas").bounding_box()
-    scale = min(frame["width"] / seg.shape[1], frame["height"] / seg.shape[0])
-    left, top = frame["x"] + (frame["width"] - scale * seg.shape[1]) / 2, frame["y"]
-    for count, label in enumerate((1, 2, 3), start=1):
-        places = np.argwhere(seg == label)
-        inner = [p for p in places if (seg[max(p[0] - 6, 0) : p[0] + 7, max(p[1] - 6, 0) : p[1] + 7] == label).all()]
-        y, x = inner[len(inner) // 2]
-        page.mouse.click(left + (x + 0.5) * scale, top + (y + 0.5) * scale)
-        say(page, f"^{count} objects? marked")
 
 
 def trained(forks, flags, studio, tmp_path) -> None:
@@ -139,6 +83,17 @@ def test_from_a_picture_to_scenes_that_turn_and_a_file(page, studio, forks, flag
     assert np.abs(pixels(page, "#stage figure:nth-child(1) canvas") - first).mean() > 0.1, "both have one camera"
     picture(page, "compare")
     assert page.locator("#results li").count() == 3
+
+
+def test_a_photograph_becomes_a_scene_in_less_than_a_minute_of_a_person(page, studio, tmp_path):
+    """By the estimate of the script that says what the actions are."""
+    shutil.copy(EXAMPLE / "rgb.png", tmp_path / "holiday.png")
+    page.goto(address(studio))
+    journey = travel(page, tmp_path / "holiday.png", places(seg()), "model")
+    assert [row["action"].partition(" ")[0] for row in journey.rows] == [
+        "choose", "click", "click", "click", "choose", "Make", "drag",
+    ]  # fmt: skip
+    assert journey.sums()["clicks"] == 11 and 20 < journey.sums()["person"] < 60
 
 
 def test_undo_tools_and_a_mask_that_is_there(page, studio):

@@ -34,7 +34,7 @@ export function show(name) {
     tab.ariaSelected = String(on); tab.tabIndex = on ? 0 : -1;
     $(tab.getAttribute("aria-controls")).hidden = !on;
   }
-  location.hash = name;
+  history.replaceState(null, "", `#${name}`);  // the hash itself would take the focus from the tab
   watchRuns(name === "runs");
 }
 

@@ -83,7 +83,7 @@ async function present() {
   const first = chosen[0];
   state.names = first.labels.map((label) => (first.labels.some((each) => each >= 65536) ? `instance_${first.labels.indexOf(label) + 1}` : `instance_${label}`));
   fill($("part"), state.names, "the whole scene");
-  $("download").hidden = false;
+  $("shown").hidden = false;
   const [rgb, seg] = [`${first.name}/rgb.png`, `${first.name}/seg.png`];
   state.image = await createImageBitmap(await (await ask("/file", { path: rgb })).blob());
   state.labels = new Uint8Array(await (await ask("/api/mask", { picture: rgb, path: seg })).arrayBuffer());
