@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import GOLDEN
+from golden_files import GOLDEN
 
 from midilite import load_pipeline
 from midilite.commands import launch

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from conftest import GOLDEN
+from golden_files import GOLDEN
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn

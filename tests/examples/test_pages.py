@@ -5,19 +5,17 @@ the shipped model stands in for the published weights. Added are only flags that
 """
 
 import dataclasses
-import os
 import re
 import runpy
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from trimesh import creation
 
 from midilite.commands.infer import EXAMPLE
+from midilite.commands.launch import run
 from midilite.model.folder import ASSETS
 from midilite.training.options import TrainOptions
 
@@ -58,12 +56,12 @@ def test_the_documented_defaults_are_the_defaults():
     assert {name: defaults[name] for name in documented} == documented
 
 
-def test_flags_of_the_readme_exist():
+def test_flags_of_the_readme_exist(capsys):
     """Of the commands in its table and blocks: every flag is one of some command, or of torchrun and pip."""
-    known = set()
     for command in ("train", "infer", "evaluate", "prepare_data"):
-        words = [sys.executable, str(ROOT / "examples" / f"{command}.py"), "--help"]
-        known |= set(re.findall(r"--[\w-]+", subprocess.run(words, capture_output=True, text=True, check=True).stdout))
+        with pytest.raises(SystemExit, match="^0$"):
+            run(command, ["--help"])
+    known = set(re.findall(r"--[\w-]+", capsys.readouterr().out))
     foreign = {"--local-dir", "--check", "--nproc_per_node", "--num_processes", "--logdir"}
     used = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README.read_text(encoding="utf-8")))
     assert used - known - foreign == set()
@@ -153,13 +151,12 @@ def test_commands_of_the_pages_run(name, workplace, forks):
         assert code == 0, f"{' '.join([script, *words])}\n{log.read_text()[-3000:]}"
 
 
-def test_the_script_of_the_page_from_python_runs(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, str(ROOT / "examples" / "from_python.py")]
-    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    made = {
-        str(path.relative_to(tmp_path / "outputs" / "from_python")) for path in tmp_path.rglob("*") if path.is_file()
-    }
+def test_the_script_of_the_page_from_python_runs(tmp_path, forks):
+    script, log = ROOT / "examples" / "from_python.py", tmp_path / "log"
+    started = forks.start("script_in_folder", log, path=str(script), folder=str(tmp_path))
+    assert forks.wait(started, 600) == 0, log.read_text()[-3000:]
+    out = tmp_path / "outputs" / "from_python"
+    made = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     assert {"scene.glb", "on_the_floor.glb", "vehicles.safetensors", "evaluation.json", "run/loss.png"} <= made
-    assert "step 2: loss" in done.stdout and "{'vehicles': 0.5}" in done.stdout
+    printed = log.read_text()
+    assert "step 2: loss" in printed and "{'vehicles': 0.5}" in printed

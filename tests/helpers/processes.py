@@ -96,6 +96,15 @@ def in_folder(command: str, arguments: list[str], folder: str) -> int:
     return train(arguments, command)
 
 
+def script_in_folder(path: str, folder: str) -> int:
+    """A Python file, run as a program in a folder."""
+    import runpy
+
+    os.chdir(folder)
+    runpy.run_path(path, run_name="__main__")
+    return 0
+
+
 def attacked(command: str, arguments: list[str], folder: str) -> int:
     """A command in a folder; at its end it prints the seconds that it computed and its largest memory in bytes.
 
