@@ -154,7 +154,7 @@ class Networks:
             RectifiedFlowScheduler(shift=shift),
             {MIDI.clip_preprocessor: clip, MIDI.dinov2_preprocessor: dinov2},
             dtype=dtype,
-            sampling=Sampling(num_inference_steps=25, guidance_scale=3.0, grid_depth=6, solver="ab2"),
+            sampling=Sampling(12, 3.0, grid_depth=6, solver="ab2", guidance_interval=(0.4, 1.0)),
         )
 
 

@@ -79,12 +79,20 @@ def adapt(**more: Any) -> dict[str, Any]:
     return options | {"learning_rate": 1e-3, "lr_scheduler": "linear", "lr_warmup_steps": 20, "ema_decay": 0.99} | more
 
 
+def as_distilled(run: SpeedRun) -> quality.Sampling:
+    """How a speed adapter is sampled: the steps and the shift that it was trained for, without guidance."""
+    return quality.Sampling(1.0, int(run.options["distill_steps"]), float(run.options.get("distill_shift", 3.0)))
+
+
 _NEW = {"domain": NEW_DOMAIN[0], "test_set": "eval-vehicles", "scenes": 256}
+_FAST = SpeedRun(distil(4, distill_shift=1.0))
 RUNS = {
-    "fast": SpeedRun(distil(4)),
-    **{f"fast-shift-{shift:g}": SpeedRun(distil(4, distill_shift=shift)) for shift in (1.0, 1.5, 2.0)},
-    "two": SpeedRun(distil(2)),
-    "two-shift-1": SpeedRun(distil(2, distill_shift=1.0)),
+    "fast": _FAST,
+    "fast-shift-1_5": SpeedRun(distil(4, distill_shift=1.5)),
+    "fast-shift-2": SpeedRun(distil(4, distill_shift=2.0)),
+    "fast-shift-3": SpeedRun(distil(4)),
+    "two": SpeedRun(distil(2, distill_shift=1.0)),
+    "two-shift-3": SpeedRun(distil(2)),
     "one": SpeedRun(distil(1)),
     "scenes-16": SpeedRun(distil(4, 1500, 16, distill_shift=1.5), 16),
     "scenes-64": SpeedRun(distil(4, distill_shift=1.5), 64),
@@ -92,7 +100,7 @@ RUNS = {
     "pictures": SpeedRun(distil(4, distill_shift=1.5), 256, pictures_only=True),
     "vehicles": SpeedRun(adapt(), sampling=GUIDED, **_NEW),
     "vehicles-after-fast": SpeedRun(
-        adapt(logit_mean=1.0), beside=("fast",), base=("fast",), sampling=quality.Sampling(1.0, 4, 3.0), **_NEW
+        adapt(logit_mean=1.0), beside=("fast",), base=("fast",), sampling=as_distilled(_FAST), **_NEW
     ),
     "fast-after-vehicles": SpeedRun(distil(4, distill_shift=1.5), beside=("vehicles",), base=("vehicles",), **_NEW),
 }
@@ -169,15 +177,10 @@ def measure(stage: Stage, model: Path, run: SpeedRun, name: str, seeds: Sequence
     return {"test_set": run.test_set, "adapters": [*run.beside, name], **bench.measure(way, seeds)}
 
 
-def as_distilled(run: SpeedRun) -> quality.Sampling:
-    """How a speed adapter is sampled: the steps and the shift that it was trained for, without guidance."""
-    return quality.Sampling(1.0, int(run.options["distill_steps"]), float(run.options.get("distill_shift", 3.0)))
-
-
 TOGETHER = {  # adapters that were trained apart, and how they are sampled together
     "base, guided": ((), GUIDED),
-    "base with the speed adapter": (("fast",), quality.Sampling(1.0, 4, 3.0)),
-    "vehicles and speed adapter, trained apart": (("vehicles", "fast"), quality.Sampling(1.0, 4, 3.0)),
+    "base with the speed adapter": (("fast",), as_distilled(_FAST)),
+    "vehicles and speed adapter, trained apart": (("vehicles", "fast"), as_distilled(_FAST)),
     "vehicles, trained with the speed adapter on, without it, guided": (("vehicles-after-fast",), GUIDED),
 }
 
