@@ -10,8 +10,11 @@ where one is given (`depth_map.py`); the scene's box, which the model's frame fi
 model's own word (`terms.prior_terms`), by its measured errors. The same holds for the camera's angle of view and
 distance, unless the angle is given.
 
-A fit is only taken when the masks agree better with it and no object is deeper inside another than the model had it;
-else half of it, else a fourth; else the model's layout stays.
+**How much of it is taken.** Where shapes are wrong, outlines pull at wrong parts, and even the best fit leaves masks
+that agree badly. So the worse they agree after the fit, the smaller the part of the step that is taken, and of depth a
+smaller one still (`Problem.trusted`); an object that agrees worse than before goes back. A fit is only taken when the
+masks agree better with it and no object is deeper inside another than the model had it; else half of it, else a fourth;
+else the model's layout stays.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ from .equations import join
 from .evidence import Evidence, mask_iou
 from .prior import Prior
 from .silhouettes import Objects, draw
-from .state import CAMERA, State
+from .state import CAMERA, OBJECT, State, Z
 
 if TYPE_CHECKING:
     import trimesh
@@ -47,7 +50,9 @@ _STEPS = (6, 14)  # of the camera alone, of all together
 _WIDTHS = (0.4, 0.2)  # of the robust weights at the first and the last step, as a share of an object's size
 _LONGEST = 0.2  # step of any unknown
 _GAIN = 0.002  # of the masks' IoU, from which on a fit is an improvement
-_LOSS = 0.1  # of an object's own IoU, from which on it is not moved
+_LOSS = 0.02  # of an object's own IoU, from which on it is not moved
+_TRUST = (0.4, 0.7)  # masks' IoU reached by the fit, from which on shapes tell anything, and all but depth
+_DEPTH_TRUST = (0.6, 0.95)  # the same for depth, which hangs on the camera's elevation, and that on all shapes
 _DEEPER = 0.01  # than the model had it, an object may be inside another
 
 
@@ -255,15 +260,24 @@ class Problem:
         nothing = before, (float(first.mean()),) * 2, False
         if not bool(after.values.isfinite().all()):
             return nothing
+        step = self.trusted(after.values - before.values, float(self.agreement(exact, after).mean()))
         for share in (1.0, 0.5, 0.25):
-            state = before.changed(before.values + share * (after.values - before.values))
-            # an object that agrees much worse where it is now goes back to where the model put it
+            state = before.changed(before.values + share * step)
+            # an object that agrees worse where it is now goes back to where the model put it
             state = state.kept(self.agreement(exact, state) > first - _LOSS)
             reached = float(self.agreement(exact, state).mean())
             deeper = contact.depths(self.objects, state) - contact.allowed
             if reached > float(first.mean()) + _GAIN and float(deeper.max()) <= _DEEPER:
                 return state, (float(first.mean()), reached), True
         return nothing
+
+    def trusted(self, step: Tensor, reached: float) -> Tensor:
+        """The part of a step [D] that is taken: the less, the worse the masks' IoU that it leads to."""
+        share, depth = (min(max((reached - low) / (high - low), 0.0), 1.0) for low, high in (_TRUST, _DEPTH_TRUST))
+        step = step * share
+        if self.depth is None:
+            step[CAMERA + Z :: OBJECT] *= depth
+        return step
 
     def agreement(self, objects: Objects, state: State) -> Tensor:
         """float64 [n]: IoU of what is seen of each object and its mask."""

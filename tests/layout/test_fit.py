@@ -5,7 +5,8 @@ import pytest
 import torch
 from laid_scenes import Laid, laid, mean_iou, misplaced, moved_by, solid, usual
 
-from midilite.layout.fit import LayoutOptions, fit_layout, scaled
+from midilite.layout.fit import LayoutOptions, Problem, fit_layout, scaled
+from midilite.layout.state import CAMERA, OBJECT, Z
 from midilite.render.renderer import render
 
 
@@ -126,6 +127,25 @@ def test_the_models_layout_is_kept_when_nothing_better_is_found():
     assert not layout.changed and "no better one was found than the model's, which is kept" in layout.note
     assert np.array_equal(layout.matrices, np.tile(np.eye(4), (4, 1, 1)))
     assert layout.mask_iou[0] == layout.mask_iou[1]
+
+
+def problem(scene: Laid, meshes, **known) -> Problem:
+    pairs = [(torch.tensor(np.array(m.vertices)), torch.tensor(np.array(m.faces))) for m in meshes]
+    return Problem.of(pairs, scene.labels, scene.values(), LayoutOptions(**known))
+
+
+def test_the_worse_masks_agree_the_less_is_moved_and_depth_less_still():
+    scene = usual()
+    step = torch.arange(1.0, CAMERA + 4 * OBJECT + 1, dtype=torch.float64)
+    whole = problem(scene, scene.meshes)
+    assert torch.equal(whole.trusted(step, 0.96), step)
+    assert not whole.trusted(step, 0.4).any()
+    part = whole.trusted(step, 0.65) / step
+    depths = part[CAMERA:].view(4, OBJECT)[:, Z]
+    assert float(part.max()) == pytest.approx(5 / 6) and float(depths.max()) == pytest.approx(5 / 6 / 7)
+    assert (part < 0.5).sum() == 4
+    told = problem(scene, scene.meshes, depth=depth_of(scene))
+    assert torch.equal(told.trusted(step, 0.7), step)  # where depths are known, they are not guessed
 
 
 def test_masks_that_have_nothing_to_do_with_the_scene_do_not_break_it():
