@@ -7,11 +7,13 @@ import pytest
 import torch
 import trimesh
 from laid_scenes import solid, usual
-from layout_study.generation import devices_of, generate_missing, load_scenes, save_scenes
+from layout_study.generation import devices_of, generate_missing, load_scenes, sampling_of, save_scenes
 from layout_study.measures import means, measured
 from layout_study.run import build_parser, main
 from layout_study.scenes import SETS, draw_set, noisy
 from layout_study.study import joined
+
+from midilite.model.folder import ModelFolder, resolve_model
 
 
 def pairs(meshes):
@@ -65,6 +67,13 @@ def test_meshes_are_kept_in_few_bytes(tmp_path):
     with pytest.raises(ValueError, match="a.npz: has 2 scenes, not 3"):
         load_scenes(tmp_path / "a.npz", 3)
     assert generate_missing([(tmp_path / "a.npz", None, 0)], "no such model", devices_of(torch.device("cpu"))) == []
+
+
+def test_scenes_are_sampled_as_the_shipped_model_is():
+    own, folder = sampling_of(resolve_model("tiny")), ModelFolder(resolve_model("tiny"))
+    assert (own.steps, own.solver) == (folder.sampling.num_inference_steps, folder.sampling.solver)
+    assert own.guidance_scale == folder.sampling.guidance_scale and own.interval == folder.sampling.guidance_interval
+    assert own.shift == folder.load_scheduler().shift and own.multi_instance and own.form == "plain"
 
 
 @pytest.fixture(scope="module")

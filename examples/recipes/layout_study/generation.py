@@ -7,6 +7,7 @@ frame. Which GPU makes which scene changes nothing: the noise is drawn on the CP
 from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -19,14 +20,12 @@ from tiny_model.stages import Plan
 from midilite.common.files import atomic_write
 from midilite.layout.silhouettes import thinned
 from midilite.mesh.isosurface import NoSurfaceError, extract_surface
-from midilite.model.folder import resolve_model
+from midilite.model.folder import ModelFolder, resolve_model
 
 from .scenes import Mesh, TestSet
 
 PART = 20  # scenes that are sampled together
-DEPTH = 6  # of the grid on which surfaces are extracted
 STEPS = 24_000  # of a corner's coordinates, from 0 to 1
-SAMPLING = {"guidance_scale": 3.0, "steps": 25, "shift": 3.0, "solver": "ab2"}  # the shipped model's own
 
 Scene = list[Mesh | None]
 
@@ -57,22 +56,36 @@ def _generate(task: tuple[Path, TestSet, int, str, torch.device]) -> Path:
 @torch.no_grad()
 def generated(tests: TestSet, model: Path, seed: int, device: torch.device) -> list[Scene]:
     """What the model makes of every scene, in its own way; meshes are thinned."""
-    networks = Networks.load(model, Plan().sizes, device)
+    own, networks = sampling_of(model), Networks.load(model, Plan().sizes, device)
+    depth = ModelFolder(model).sampling.grid_depth
     conditions = quality.encode_pictures(networks, tests.scenes, tests.color.to(device), tests.ids.to(device))
     meshes: Scene = []
     for part in torch.arange(len(tests.scenes)).split(PART):
         at = tests.scenes.instances(part)
         chosen = tuple(c[at.to(c.device)] for c in conditions)
-        sampling = quality.Sampling(**SAMPLING, seed=1000 * seed + int(part[0]))
+        sampling = replace(own, seed=1000 * seed + int(part[0]))
         latents = quality.sample_scenes(networks, chosen, tests.scenes.count[part].tolist(), sampling)
-        meshes += [_mesh(networks, one) for one in latents]
+        meshes += [_mesh(networks, one, depth) for one in latents]
     ends = tests.scenes.count.cumsum(0).tolist()
     return [meshes[end - count : end] for end, count in zip(ends, tests.scenes.count.tolist(), strict=True)]
 
 
-def _mesh(networks: Networks, latents: torch.Tensor) -> Mesh | None:
+def sampling_of(model: Path) -> quality.Sampling:
+    """As the model's folder says, without a seed."""
+    folder = ModelFolder(model)
+    own, shift = folder.sampling, folder.load_scheduler().shift
+    return quality.Sampling(
+        own.guidance_scale,
+        own.num_inference_steps,
+        shift if own.shift is None else own.shift,
+        solver=own.solver,
+        interval=own.guidance_interval,
+    )
+
+
+def _mesh(networks: Networks, latents: torch.Tensor, depth: int) -> Mesh | None:
     try:
-        surface = extract_surface(networks.vae.field(latents), depth=DEPTH, device=latents.device)
+        surface = extract_surface(networks.vae.field(latents), depth=depth, device=latents.device)
     except NoSurfaceError:
         return None
     vertices, faces = thinned(surface.vertices.float().cpu(), surface.faces.cpu())
