@@ -9,7 +9,7 @@ from pathlib import Path
 from midilite.common.distributed import start, stop
 from midilite.model.folder import ASSETS
 
-from . import decoder_stages, finish, flow_stages, sampling_stage, speed_stage, stages, tuning_stage
+from . import decoder_stages, finish, flow_stages, sampling_stage, speed_stage, stages, tuning_page, tuning_stage
 
 TINY = ASSETS / "tiny"
 STAGES = (
@@ -23,6 +23,7 @@ STAGES = (
     "sampling",
     "speed",
     "tuning",
+    "tuning_page",
     "limit",
     "finish",
 )
@@ -60,6 +61,8 @@ def main() -> None:
         return stages.run_draw(args.folder, plan, args.tests_only)
     if args.stage == "finish":
         return finish.run_finish(args.folder, args.meshes, plan)
+    if args.stage == "tuning_page":
+        return tuning_page.run_tuning_page(args.folder)
     world, device = start(args.device)
     stage = stages.Stage(args.folder, plan, world, device, time.monotonic())
     try:
