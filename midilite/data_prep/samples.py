@@ -52,9 +52,14 @@ class Shape:
     vertices: np.ndarray
 
     @classmethod
-    def of(cls, instance: Instance) -> Shape:
-        """The instance where its file puts it."""
-        return cls(instance, to_render_mesh(instance.mesh), np.eye(4), np.asarray(instance.mesh.vertices, np.float64))
+    def of(cls, instance: Instance, finish: bool = False) -> Shape:
+        """The instance where its file puts it; `finish` draws more of its material than a colour."""
+        return cls(
+            instance,
+            to_render_mesh(instance.mesh, finish=finish),
+            np.eye(4),
+            np.asarray(instance.mesh.vertices, np.float64),
+        )
 
     @property
     def faces(self) -> np.ndarray:
@@ -94,7 +99,8 @@ def build_samples(
     Raises:
         ValueError: the scene as a whole can't be prepared (no usable mesh, labels that don't match, ...).
     """
-    loaded = load_instances(source, input_dir, settings.up_axis)
+    finish = settings.look != "plain"
+    loaded = load_instances(source, input_dir, settings.up_axis, finish)
     instances, broken = loaded.instances, loaded.broken
     notes = {"warnings": loaded.notes} if loaded.notes else {}
     reasons = "; ".join(entry["reason"] for entry in broken)
@@ -113,7 +119,7 @@ def build_samples(
         yield sample_name(source.name, 0), files, {**manifest, **({"warnings": told} if told else {})}
         return
     mapping = Path(input_dir) / source.mapping if source.mapping else None
-    shapes = [Shape.of(instance) for instance in match_labels(None, instances, mapping).values()]
+    shapes = [Shape.of(instance, finish) for instance in match_labels(None, instances, mapping).values()]
     for view in views:
         name = sample_name(source.name, view)
         try:

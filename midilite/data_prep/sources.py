@@ -52,10 +52,11 @@ class Loaded:
     notes: list[str]
 
 
-def load_instances(source: SceneSource, input_dir: str | Path, up_axis: str = "y") -> Loaded:
+def load_instances(source: SceneSource, input_dir: str | Path, up_axis: str = "y", finish: bool = False) -> Loaded:
     """Load a scene's meshes in the order of its instances; no file raises, each that can't be used is in `broken`.
 
     Args:
+        finish: whether materials bring more than a colour (`mesh/finish.py`).
         up_axis: "y" or "z", for formats that do not define it (all but glTF); z is turned to y.
     """
     root = Path(input_dir)
@@ -63,7 +64,7 @@ def load_instances(source: SceneSource, input_dir: str | Path, up_axis: str = "y
     for file in source.files:
         notes: list[str] = []
         try:
-            loaded.instances.extend(_load_file(root / file, file, source.split, notes))
+            loaded.instances.extend(_load_file(root / file, file, source.split, notes, finish))
             loaded.notes.extend(note for note in (_inside(n, root) for n in notes) if note not in loaded.notes)
         except ValueError as error:
             loaded.broken.append({"source": file, "reason": _inside(str(error), root)})
@@ -137,8 +138,8 @@ def _named(name: str, instances: list[Instance], path: Path) -> Instance:
     return found[0]
 
 
-def _load_file(path: Path, relative: str, split: bool, notes: list[str]) -> list[Instance]:
-    parts = load_parts(path, notes)
+def _load_file(path: Path, relative: str, split: bool, notes: list[str], finish: bool) -> list[Instance]:
+    parts = load_parts(path, notes, finish)
     if split:
         parts = sorted(parts, key=lambda part: natural(part.metadata["name"]))
     else:

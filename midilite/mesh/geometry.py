@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .finish import channel_pictures, finish_channels, has_finish
 from .normals import estimate_normals as estimate_normals
 
 if TYPE_CHECKING:
@@ -130,9 +131,12 @@ def _stored_colors(mesh: trimesh.Trimesh) -> np.ndarray | None:
 
 def _join_textured(meshes: Sequence[trimesh.Trimesh], images: list, name: str) -> trimesh.Trimesh:
     import trimesh
+    from PIL import Image
 
-    tiles = [_tile(mesh, image) for mesh, image in zip(meshes, images, strict=True)]
-    atlas, tops = _atlas([tile for tile, _ in tiles])
+    finish = any(has_finish(getattr(mesh.visual, "material", None)) for mesh in meshes)
+    tiles = [_tile(mesh, image, finish) for mesh, image in zip(meshes, images, strict=True)]
+    tall, tops = _atlas([tile for tile, _ in tiles])
+    atlas = Image.fromarray(np.ascontiguousarray(tall[..., :3]))
     uvs = []
     for (tile, uv), top in zip(tiles, tops, strict=True):
         # half a texel from the border, so that bilinear reading stays inside the tile
@@ -141,7 +145,8 @@ def _join_textured(meshes: Sequence[trimesh.Trimesh], images: list, name: str) -
         uvs.append(np.stack([x / atlas.width, 1.0 - y / atlas.height], axis=-1).reshape(-1, 2))
     corners = [np.asarray(mesh.vertices)[np.asarray(mesh.faces).reshape(-1)] for mesh in meshes]
     vertices, faces = _append(corners, [np.arange(len(c)).reshape(-1, 3) for c in corners])
-    material = trimesh.visual.material.PBRMaterial(baseColorTexture=atlas, metallicFactor=0.0, roughnessFactor=1.0)
+    more = channel_pictures(tall[..., 3:]) if finish else {"metallicFactor": 0.0, "roughnessFactor": 1.0}
+    material = trimesh.visual.material.PBRMaterial(baseColorTexture=atlas, **more)
     visual = trimesh.visual.TextureVisuals(uv=np.concatenate(uvs), material=material)
     stored = [None if image is None else _stored_colors(mesh) for mesh, image in zip(meshes, images, strict=True)]
     if any(colors is not None for colors in stored):  # those of a plain mesh are in its tile
@@ -152,7 +157,15 @@ def _join_textured(meshes: Sequence[trimesh.Trimesh], images: list, name: str) -
     return trimesh.Trimesh(vertices, faces, visual=visual, process=False, metadata={"name": name})
 
 
-def _tile(mesh: trimesh.Trimesh, image) -> tuple[np.ndarray, np.ndarray]:
+def _tile(mesh: trimesh.Trimesh, image, finish: bool) -> tuple[np.ndarray, np.ndarray]:
+    """`_color_tile`, and with `finish` its five channels behind the three of the colour."""
+    tile, uv = _color_tile(mesh, image)
+    if finish:
+        tile = np.concatenate([tile, finish_channels(mesh, (tile.shape[1], tile.shape[0]))], axis=2)
+    return tile, uv
+
+
+def _color_tile(mesh: trimesh.Trimesh, image) -> tuple[np.ndarray, np.ndarray]:
     """What a mesh needs of an atlas: uint8 RGB [h, w, 3] and the texture coordinates [F, 3, 2] inside it.
 
     A textured mesh brings its texture times its factor; faces that lie within one repetition are moved into the first.
@@ -179,9 +192,7 @@ def _tile(mesh: trimesh.Trimesh, image) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _atlas(tiles: list[np.ndarray]):
-    """Stack tiles from top to bottom, equal ones once. Returns a PIL image and the first row of each tile."""
-    from PIL import Image
-
+    """Stack tiles [h, w, C] from top to bottom, equal ones once. Returns all as one and the first row of each tile."""
     tops: dict[tuple, int] = {}
     rows: list[np.ndarray] = []
     keys = [(tile.shape, tile.tobytes()) for tile in tiles]
@@ -191,7 +202,7 @@ def _atlas(tiles: list[np.ndarray]):
             tops[key] = height
             rows.append(np.pad(tile, ((0, 0), (0, width - tile.shape[1]), (0, 0)), mode="edge"))
             height += len(tile)
-    return Image.fromarray(np.concatenate(rows)), [tops[key] for key in keys]
+    return np.concatenate(rows), [tops[key] for key in keys]
 
 
 # ------------------------------------------------------------------------------------------------------ scene frame

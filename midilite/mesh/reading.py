@@ -46,12 +46,13 @@ _OTHER_CONTENT = (  # how files begin that have a mesh's name only
 )
 
 
-def load_parts(path: str | Path, notes: list[str] | None = None) -> list[trimesh.Trimesh]:
+def load_parts(path: str | Path, notes: list[str] | None = None, finish: bool = False) -> list[trimesh.Trimesh]:
     """Read a mesh file as one mesh per scene-graph node (OBJ: per `o` object), transforms applied, colours kept.
 
     Args:
         path: a file whose suffix, in upper or lower case, is one of `MESH_SUFFIXES`.
         notes: receives a sentence, beginning with the path, for each thing that a file that is read lacks (a texture).
+        finish: whether glTF materials bring their normal maps, roughness and metalness (`finish.py`).
 
     Returns:
         Parts in file order, each with a unique `metadata["name"]`; vertices in the frame of the file's scene.
@@ -62,7 +63,7 @@ def load_parts(path: str | Path, notes: list[str] | None = None) -> list[trimesh
     path = Path(path)
     try:
         _check_file(path)
-        return _read_gltf(path, notes) if path.suffix.lower() in _GLTF else _read_plain(path, notes)
+        return _read_gltf(path, notes, finish) if path.suffix.lower() in _GLTF else _read_plain(path, notes)
     except ValueError as error:
         raise error if str(path) in str(error) else ValueError(f"{path}: cannot be read ({error})") from error
 
@@ -83,10 +84,10 @@ def _check_file(path: Path) -> None:
     check_limits(path)
 
 
-def _read_gltf(path: Path, notes: list[str] | None) -> list[trimesh.Trimesh]:
+def _read_gltf(path: Path, notes: list[str] | None, finish: bool) -> list[trimesh.Trimesh]:
     groups: dict[str, list[trimesh.Trimesh]] = {}
     found: list[str] = []
-    for placed in read_gltf(path, found):
+    for placed in read_gltf(path, found, finish):
         mesh = _placed(placed.mesh, placed.matrix, path, placed.name)
         groups.setdefault(placed.name, []).append(mesh)
     if notes is not None:

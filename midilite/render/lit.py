@@ -5,8 +5,9 @@
     out = albedo * (sky * openness + sum over lamps of colour * max(n.l, 0) * share of the lamp that is seen)
           + highlights
 
-`shadows.py` says which share of a lamp a surface sees, and how open it is. Ids, normals and depth are exactly those of
-`renderer.py`. Colour is averaged over several samples where it changes: at outlines and creases, and in textures.
+in which metals take no lamplight but in highlights, and n is that of normal maps (`finish.py`). `shadows.py` says which
+share of a lamp a surface sees, and how open it is. Ids, normals and depth are exactly those of `renderer.py`. Colour is
+averaged over several samples where it changes: at outlines and creases, and in textures.
 Everything is deterministic: points of lamps and half spaces are fixed patterns.
 
 Shapes: V views, H rows, W columns, L lamps, P pixels that show something. Directions and colours are three planes
@@ -24,13 +25,12 @@ from torch import Tensor
 from . import surfaces
 from .camera import Camera
 from .cameras import Cameras, dot, of_view, table, unit
+from .finish import Finish, finish, plain_strength
 from .photograph import GAMMA
 from .render_mesh import RenderMesh, as_scene, join
 from .renderer import Rendered, exact_images
 from .seen import Seen
 from .shadows import Ball, lamp_share, openness
-
-_SHINE = 48  # exponent of highlights
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Lights:
     Attributes:
         lamps: at least one.
         sky: linear RGB of the light from above; `ground` of that from below; surfaces between take a mixture.
-        gloss: strength of highlights, 0 to 1.
+        gloss: strength of highlights, 0 to 1, where materials say no roughness.
         background: RGB in [0, 1] where nothing is seen.
     """
 
@@ -110,10 +110,11 @@ def render_lit(
     albedo, normal = surfaces.colors_and_normals(views, at)
     ids, normals, depth = exact_images(views, at, normal, (len(cameras), *size))
     seen = Seen.of(at, normal, depth, ids, Cameras.of(cameras, depth.device))
-    light = _Light.on(seen, things, lights)
-    color, darker = _images(seen, light, albedo, lights, pictures)
+    surface = _Surface.of(views, at, albedo, seen.turned, seen.cameras)
+    light = _Light.on(seen, surface, things, lights)
+    color, darker = _images(seen, light, surface, lights, pictures)
     if supersample > 1:
-        _smooth(color, seen, light, views, albedo, supersample)
+        _smooth(color, seen, light, views, surface, supersample)
     return Lit(Rendered((color * 255).round().to(torch.uint8), ids, normals, depth), darker)
 
 
@@ -122,6 +123,30 @@ def _with_backdrop(objects: RenderMesh, backdrop: RenderMesh | None) -> RenderMe
         return objects
     joined = join([objects, backdrop])
     return replace(joined, ids=torch.cat([objects.ids, torch.zeros_like(backdrop.ids)]))
+
+
+@dataclass(frozen=True)
+class _Surface:
+    """What is lit.
+
+    Attributes:
+        albedo: [3, N], linear.
+        normals: [3, N] in the world's frame, with normal maps.
+        finish: what else materials say, if any says more.
+    """
+
+    albedo: Tensor
+    normals: Tensor
+    finish: Finish | None
+
+    @classmethod
+    def of(
+        cls, views: surfaces.Views, at: surfaces.Places, albedo: Tensor, turned: Tensor, cameras: Cameras
+    ) -> _Surface:
+        """Of places, their albedo as display colour [N, 3] and their normals [3, N] in the camera's frame."""
+        found = finish(views, at, turned)
+        normals = cameras.to_world(turned if found is None else found.turned, at.view)
+        return cls(albedo.T.contiguous().pow_(GAMMA), normals, found)
 
 
 @dataclass(frozen=True)
@@ -142,35 +167,33 @@ class _Light:
     highlights: Tensor | None
 
     @classmethod
-    def on(cls, seen: Seen, things: Sequence[RenderMesh], lights: Sequence[Lights]) -> _Light:
+    def on(cls, seen: Seen, surface: _Surface, things: Sequence[RenderMesh], lights: Sequence[Lights]) -> _Light:
         """Of lamps and sky on what is seen of scenes, in which only `things` cast shadows."""
         device, balls = seen.depth.device, [Ball.around(thing) for thing in things]
         middle = table([ball.middle for ball in balls], device)
         shares = seen.depth.new_ones(1 + len(lights[0].lamps), seen.ids.numel())
         shares[0, seen.pixel] = openness(seen, table([ball.radius for ball in balls], device))
         lamps, highlights = [], None
-        gloss = table([light.gloss for light in lights], device)
+        gloss = of_view(table([light.gloss for light in lights], device), seen.view)
+        shining = surface.finish.strength(surface.albedo, gloss) if surface.finish else plain_strength(gloss)
         for number in range(len(lights[0].lamps)):
             own = [light.lamps[number] for light in lights]
             position, color = table([x.position for x in own], device), table([x.color for x in own], device)
             share = lamp_share(seen, things, balls, own, position)
             shares[1 + number, seen.pixel] = share
             lamps.append((torch.nn.functional.normalize(position - middle, dim=-1), color))
-            if bool((gloss > 0).any()):
-                added = _highlight(seen, position, color * gloss[:, None]) * share
+            if bool((shining[0] > 0).any()):
+                added = _highlight(seen, surface, position, color, *shining) * share
                 highlights = added if highlights is None else highlights + added
         if highlights is not None:
             highlights = highlights.new_zeros(3, seen.ids.numel()).index_copy_(1, seen.pixel, highlights)
         sky, ground = (table([getattr(x, name) for x in lights], device) for name in ("sky", "ground"))
         return cls(lamps, sky, ground, shares, highlights)
 
-    def shine(self, albedo: Tensor, normals: Tensor, view: Tensor, pixel: Tensor) -> tuple[Tensor, Tensor]:
-        """Display colour [3, N] of surfaces in pixels [N], and by how much they are darkened [N].
-
-        Args:
-            albedo: [3, N] as display colour; `normals` [3, N] in the world's frame.
-            view: int64 [N].
-        """
+    def shine(self, surface: _Surface, view: Tensor, pixel: Tensor) -> tuple[Tensor, Tensor]:
+        """Display colour [3, N] of surfaces in pixels [N] of views [N], and by how much they are darkened [N]."""
+        normals = surface.normals
+        diffuse = 1.0 if surface.finish is None else 1 - surface.finish.metal
         upward, shares = 0.5 + 0.5 * normals[1], self.shares[:, pixel]
         sky, ground = of_view(self.sky, view), of_view(self.ground, view)
         total = torch.stack([ground[..., i] + upward * (sky - ground)[..., i] for i in range(3)])
@@ -178,32 +201,39 @@ class _Light:
         total *= shares[0]
         for number, (direction, color) in enumerate(self.lamps, start=1):
             facing = dot(normals, *of_view(direction, view).unbind(-1)).clamp_min_(0)
+            facing = facing * diffuse
             color, reached = of_view(color, view), facing * shares[number]
             unshadowed += facing * color.sum(-1)
             for i in range(3):
                 total[i] += reached * color[..., i]
-        linear = albedo.pow(GAMMA).mul_(total)
+        linear = surface.albedo * total
         if self.highlights is not None:
             linear += self.highlights[:, pixel]
         return linear.clamp_(0, 1).pow_(1 / GAMMA), total.sum(0) / unshadowed.clamp_min_(1e-6)
 
 
-def _highlight(seen: Seen, position: Tensor, color: Tensor) -> Tensor:
-    """Blinn and Phong's highlight of a lamp in each view, position and colour [V, 3], on what is seen: [3, P]."""
+def _highlight(
+    seen: Seen, surface: _Surface, position: Tensor, color: Tensor, strength: Tensor, exponent: Tensor | int
+) -> Tensor:
+    """Blinn and Phong's highlight of a lamp in each view, position and colour [V, 3], on what is seen: [3, P].
+
+    Args:
+        strength: [3, P], [P] or []; `exponent` [P] or one for all.
+    """
     position, color = of_view(position, seen.view), of_view(color, seen.view)
     towards = unit(torch.stack([position[..., i] - seen.points[i] for i in range(3)]))
     half = unit(towards + seen.towards)
-    peak = (seen.normals * half).sum(0).clamp_min_(0).pow_(_SHINE)
-    peak *= (seen.normals * towards).sum(0) > 0
-    return torch.stack([peak * color[..., i] for i in range(3)])
+    peak = (surface.normals * half).sum(0).clamp_min_(0).pow_(exponent)
+    peak = peak * (surface.normals * towards).sum(0).clamp_min_(0) * strength
+    return torch.stack([peak.expand(3, -1)[i] * color[..., i] for i in range(3)])
 
 
 def _images(
-    seen: Seen, light: _Light, albedo: Tensor, lights: Sequence[Lights], pictures: Tensor | None
+    seen: Seen, light: _Light, surface: _Surface, lights: Sequence[Lights], pictures: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Display colour [V, H, W, 3] of pixel centres and how much it is darkened [V, H, W]."""
     shape = seen.ids.shape
-    lit, darkened = light.shine(albedo.T.contiguous(), seen.normals, seen.view, seen.pixel)
+    lit, darkened = light.shine(surface, seen.view, seen.pixel)
     color = table([x.background for x in lights], lit.device)[:, None, None].expand(*shape, 3).contiguous()
     color.view(-1, 3)[seen.pixel] = lit.T
     darker = lit.new_ones(shape)
@@ -214,7 +244,7 @@ def _images(
     return color, darker
 
 
-def _smooth(color: Tensor, seen: Seen, light: _Light, views: surfaces.Views, albedo: Tensor, factor: int) -> None:
+def _smooth(color: Tensor, seen: Seen, light: _Light, views: surfaces.Views, surface: _Surface, factor: int) -> None:
     """Pixels in which the objects' colour changes as means of finer samples, written into `color` [V, H, W, 3].
 
     What lies behind a sample that shows no object is that of the pixels around; light is that of its pixel.
@@ -224,15 +254,18 @@ def _smooth(color: Tensor, seen: Seen, light: _Light, views: surfaces.Views, alb
     hits = (fine >= 0).view(count, height, factor, width, factor)
     hits = sum(sum(hits.to(torch.int8).unbind(4)).unbind(2))
     partly = (hits < factor**2) | (seen.ids == 0)
-    chosen = ((hits > 0) & (partly | seen.edges | seen.changes(albedo.T, 0.02))).view(-1).nonzero().squeeze(1)
+    varied = seen.changes(surface.albedo, 0.02) | seen.edges
+    if surface.finish is not None:
+        varied |= seen.changes(surface.normals, 0.05)
+    chosen = ((hits > 0) & (partly | varied)).view(-1).nonzero().squeeze(1)
     inside = torch.arange(factor**2, device=chosen.device)
     row = (chosen // width)[:, None] * factor + inside // factor  # of all images, one below the other
     sample = row * (width * factor) + (chosen % width)[:, None] * factor + inside % factor
     shown = (fine.view(-1)[sample] >= 0).nonzero(as_tuple=True)
     at = surfaces.places(views, fine, factor, sample[shown])
     own, normal = surfaces.colors_and_normals(views, at)
-    normal = seen.cameras.to_world(normal.T.contiguous(), at.view)
-    lit, _ = light.shine(own.T.contiguous(), normal, at.view, chosen[shown[0]])
+    finer = _Surface.of(views, at, own, normal.T.contiguous(), seen.cameras)
+    lit, _ = light.shine(finer, at.view, chosen[shown[0]])
     samples = lit.new_zeros(4, len(chosen), factor**2)  # one place each: sums in a fixed order
     samples[:3, shown[0], shown[1]] = lit
     samples[3, shown[0], shown[1]] = 1

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..mesh import geometry, reading
+from ..mesh.finish import FLAT, finish_channels, has_finish
 
 if TYPE_CHECKING:
     import trimesh
@@ -36,7 +37,7 @@ class RenderMesh:
     colors: Tensor  # float32 [F, 3, 3], RGB in [0, 1] per corner; multiplies the texture
     uv: Tensor  # float32 [F, 3, 2], origin at the lower left, repeating
     texture: Tensor  # int64 [F, 3]: first texel, width, height; width 0: no texture
-    texels: Tensor  # uint8 [T, 3]
+    texels: Tensor  # uint8 [T, 3]: RGB; or [T, 8]: and the finish of materials, `mesh/finish.py`
     ids: Tensor  # int32 [F], what the id image shows
 
     def to(self, device: str | torch.device) -> RenderMesh:
@@ -67,8 +68,15 @@ class RenderMesh:
         return torch.stack([self.vertices.amin(dim=0), self.vertices.amax(dim=0)]).double().cpu().numpy()
 
 
-def to_render_mesh(mesh: trimesh.Trimesh, device: str | torch.device = "cpu", smooth: bool = True) -> RenderMesh:
-    """A trimesh as tensors, with vertex, face or texture colours; `smooth` False shades each face by its own normal."""
+def to_render_mesh(
+    mesh: trimesh.Trimesh, device: str | torch.device = "cpu", smooth: bool = True, finish: bool = False
+) -> RenderMesh:
+    """A trimesh as tensors, with vertex, face or texture colours.
+
+    Args:
+        smooth: False shades each face by its own normal.
+        finish: whether a material's normal map, roughness and metalness come with its texture.
+    """
     vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
     count = len(faces)
     if mesh.visual.kind == "face":
@@ -79,7 +87,10 @@ def to_render_mesh(mesh: trimesh.Trimesh, device: str | torch.device = "cpu", sm
     uv, texture, texels = np.zeros((count, 3, 2)), np.zeros((count, 3), np.int64), np.zeros((0, 3), np.uint8)
     if image is not None:
         uv, texture = np.asarray(mesh.visual.uv)[faces], np.tile([0, image.width, image.height], (count, 1))
-        texels = np.array(image.convert("RGB")).reshape(-1, 3)
+        texels = np.array(image.convert("RGB"))
+        if finish and has_finish(mesh.visual.material):
+            texels = np.concatenate([texels, finish_channels(mesh, image.size)], axis=2)
+        texels = texels.reshape(-1, texels.shape[2])
     tensors = {
         "vertices": vertices.astype(np.float32),
         "faces": faces,
@@ -126,8 +137,16 @@ def join(meshes: Sequence[RenderMesh], ids: Sequence[int] | None = None) -> Rend
     for name in ("vertices", "normals", "colors", "uv"):
         joined[name] = torch.cat([getattr(mesh, name) for mesh in meshes])
     unique = {mesh.texels.data_ptr(): mesh.texels for mesh in meshes if len(mesh.texels)}
-    joined["texels"] = torch.cat(list(unique.values())) if unique else meshes[0].texels
+    joined["texels"] = torch.cat(_as_wide(list(unique.values()))) if unique else meshes[0].texels
     return RenderMesh(**joined)
+
+
+def _as_wide(texels: list[Tensor]) -> list[Tensor]:
+    """Lists of texels, all with a finish where one has it."""
+    if len({part.shape[1] for part in texels}) == 1:
+        return texels
+    flat = texels[0].new_tensor(FLAT)
+    return [torch.cat([part, flat.expand(len(part), -1)], 1) if part.shape[1] == 3 else part for part in texels]
 
 
 def as_scene(meshes, device: str | torch.device | None = None, ids: Sequence[int] | None = None) -> RenderMesh:

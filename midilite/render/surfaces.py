@@ -118,8 +118,14 @@ def colors_and_normals(views: Views, at: Places) -> tuple[Tensor, Tensor]:
 def texture_color(scene: RenderMesh, face: Tensor, uv: Tensor) -> Tensor:
     """RGB [P, 3] of the faces' textures at uv [P, 2], bilinear and repeating; 1 where a face has none."""
     color = uv.new_ones(len(face), 3)
-    if len(scene.texels) == 0:
-        return color
+    if len(scene.texels):
+        at, values = texture_values(scene, face, uv)
+        color[at] = values[:, :3] / 255.0
+    return color
+
+
+def texture_values(scene: RenderMesh, face: Tensor, uv: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of the faces [P] have a texture [N], and its channels [N, 3 or 8], 0 to 255, at their uv [P, 2]."""
     first, width, height = scene.texture[face].unbind(dim=1)
     at = (width > 0).nonzero().squeeze(1)
     first, width, height = first[at], width[at], height[at]
@@ -128,9 +134,8 @@ def texture_color(scene: RenderMesh, face: Tensor, uv: Tensor) -> Tensor:
     right_part, lower_part = x - left, y - top
     column, row = left.long() % width, top.long() % height  # whole numbers are slow to divide: once
     columns, rows = ((i, torch.where(i + 1 == size, 0, i + 1)) for i, size in ((column, width), (row, height)))
-    total = uv.new_zeros(len(at), 3)
+    total = uv.new_zeros(len(at), scene.texels.shape[1])
     for column, part_x in zip(columns, (1.0 - right_part, right_part), strict=True):
         for row, part_y in zip(rows, (1.0 - lower_part, lower_part), strict=True):
             total += (part_x * part_y)[:, None] * scene.texels[first + row * width + column]
-    color[at] = total / 255.0
-    return color
+    return at, total

@@ -2,29 +2,32 @@
 
 Formats: glTF 2.0, sections 3.8 and 3.9; KHR_texture_transform; KHR_materials_pbrSpecularGlossiness, whose diffuse
 colour counts where the material says no base colour beside it. A texture that cannot be read is left out with a note;
-the factor stays. All else of a material (roughness, normals, emission) changes nothing that is made of a mesh here.
+the factor stays. Normal map, roughness and metalness are read only when asked for (`finish.py`); all else of a material
+(emission, clear coats) changes nothing that is made of a mesh here.
 """
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...common.pictures import FORMATS, few_formats
+from ..finish import channel_pictures, made_finish
 from .extensions import HARMLESS_MATERIALS, PICTURES, SPECULAR_GLOSSINESS, TEXTURE_TRANSFORM, extensions
 from .file import GltfFile, integer, mapping, scalar, vector
 from .wrapping import REPEAT
 
 if TYPE_CHECKING:
-    import trimesh
     from PIL import Image
+    from trimesh.visual.material import PBRMaterial
 
 _MOST_PIXELS = 2**32  # of all pictures of a file together: unpacking them takes half a minute
 _FULL_PIXELS = 2**29  # beyond, pictures are made as small as they are in an atlas
 _SMALL = 1024
+_ROUGH = "metallicRoughnessTexture"
 
 _SIGNATURES = {b"\xabKTX 20": "KTX2", b"\xabKTX 11": "KTX", b"DDS ": "DDS", b"sB": "Basis"}
 
@@ -35,7 +38,7 @@ class Look:
     are), and the sampler's wrap modes along u and v.
     """
 
-    material: trimesh.visual.material.PBRMaterial
+    material: PBRMaterial
     coordinates: int = 0
     transform: np.ndarray | None = None
     wraps: tuple[int, int] = (REPEAT, REPEAT)
@@ -46,10 +49,11 @@ class Materials:
 
     Args:
         notes: receives a line for each texture that is left out.
+        finish: whether materials bring their normal maps, roughness and metalness.
     """
 
-    def __init__(self, file: GltfFile, notes: list[str]):
-        self._file, self._notes = file, notes
+    def __init__(self, file: GltfFile, notes: list[str], finish: bool = False):
+        self._file, self._notes, self._finish = file, notes, finish
         self._looks: dict[int, Look] = {}
         self._pictures: dict[int, Image.Image | str] = {}  # a picture, or why there is none
         self._pixels = 0  # of all pictures that were opened
@@ -73,10 +77,46 @@ class Materials:
             coordinates, transform = _coordinates(texture, f"the texture of {what}")
             wraps = wraps if picture is None else self._wraps(texture["index"], what)
         name = entry.get("name")
-        material = PBRMaterial(
-            name=name if isinstance(name, str) else None, baseColorFactor=factor, baseColorTexture=picture
-        )
-        return Look(material, coordinates, transform, wraps)
+        look = Look(
+            PBRMaterial(
+                name=name if isinstance(name, str) else None, baseColorFactor=factor, baseColorTexture=picture
+            ),
+            coordinates, transform, wraps,
+        )  # fmt: skip
+        return self._finished(look, entry, what) if self._finish else look
+
+    def _finished(self, look: Look, entry: dict[str, Any], what: str) -> Look:
+        """The look with pictures of its normals and roughness beside that of its colour, all of one size."""
+        base = mapping(entry.get("pbrMetallicRoughness", {}), what)
+        factors = [
+            float(np.clip(scalar(base[key], f"the {key} of {what}"), 0, 1)) if key in base else None
+            for key in ("roughnessFactor", "metallicFactor")
+        ]
+        found = {}
+        for key, texture in (("normal map", entry.get("normalTexture")), ("roughness", base.get(_ROUGH))):
+            if texture is not None:
+                look, found[key] = self._beside(look, mapping(texture, f"the {key} of {what}"), f"the {key} of {what}")
+        normal, rough = found.get("normal map"), found.get("roughness")
+        if normal is None and rough is None and factors[0] is None:
+            return look
+        scale = scalar(entry["normalTexture"].get("scale", 1), f"the normal map of {what}") if normal else 1.0
+        return _with_finish(look, made_finish(normal, scale, rough, *factors))
+
+    def _beside(self, look: Look, texture: dict[str, Any], what: str) -> tuple[Look, Image.Image | None]:
+        """A picture that is read where the colour's is, or where it wants if the look has none yet; and the look."""
+        coordinates, transform = _coordinates(texture, what)
+        picture = self._picture(texture.get("index"), what)
+        if picture is None:
+            return look, None
+        wraps = self._wraps(texture["index"], what)
+        if look.material.baseColorTexture is None:
+            white = copy_material(look.material, _white(picture.size))
+            return replace(look, material=white, coordinates=coordinates, transform=transform, wraps=wraps), picture
+        same = look.transform is transform or np.array_equal(look.transform, transform)
+        if not same or (coordinates, wraps) != (look.coordinates, look.wraps):
+            self._notes.append(f"{what} is left out, for it is read at other coordinates than the colour")
+            return look, None
+        return look, picture
 
     def _base_color(self, entry: dict[str, Any], what: str) -> tuple[Any, Any]:
         """Factor and texture as the file says them, None for what it does not say."""
@@ -160,6 +200,30 @@ class Materials:
             return f"{name} {found}, and read are {', '.join(FORMATS)}"
         except Exception as error:  # a damaged file makes Pillow's plugins raise almost anything
             return f"{name} cannot be read ({error})"
+
+
+def _with_finish(look: Look, channels: np.ndarray) -> Look:
+    """The look with finish channels [h, w, 5], and a picture of its colour that is as large or larger."""
+    size, picture = (channels.shape[1], channels.shape[0]), look.material.baseColorTexture
+    if picture is None:
+        picture = _white(size)
+    elif picture.width < size[0] or picture.height < size[1]:
+        picture = picture.convert("RGB").resize((max(picture.width, size[0]), max(picture.height, size[1])))
+    material = copy_material(look.material, picture, **channel_pictures(channels))
+    return replace(look, material=material)
+
+
+def copy_material(known: PBRMaterial, picture: Image.Image, **more: Image.Image) -> PBRMaterial:
+    """A material of the same name and colour with other pictures."""
+    from trimesh.visual.material import PBRMaterial
+
+    return PBRMaterial(name=known.name, baseColorFactor=known.baseColorFactor, baseColorTexture=picture, **more)
+
+
+def _white(size: tuple[int, int]) -> Image.Image:
+    from PIL import Image
+
+    return Image.new("RGB", size, (255, 255, 255))
 
 
 def _coordinates(texture: dict[str, Any], what: str) -> tuple[int, np.ndarray | None]:

@@ -31,18 +31,19 @@ class Placed:
     matrix: np.ndarray
 
 
-def read_gltf(path: Path, notes: list[str]) -> list[Placed]:
+def read_gltf(path: Path, notes: list[str], finish: bool = False) -> list[Placed]:
     """The triangles of a file's scene, in the order of its nodes; several of one name where a mesh has several parts.
 
     Args:
         notes: receives a line for everything that is left out, such as a texture that cannot be read.
+        finish: whether materials bring their normal maps, roughness and metalness.
 
     Raises:
         ValueError: the file is damaged, places no triangles, or needs something that is not read; names it, and what.
     """
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # numbers that are not finite are looked for at the end
-            placed = _placed(path, notes)
+            placed = _placed(path, notes, finish)
     except Exception as error:  # beyond what is checked, numbers of a damaged file can make numpy raise almost anything
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         if not kind and str(path) in str(error):
@@ -53,12 +54,12 @@ def read_gltf(path: Path, notes: list[str]) -> list[Placed]:
     return placed
 
 
-def _placed(path: Path, notes: list[str]) -> list[Placed] | str:
+def _placed(path: Path, notes: list[str], finish: bool) -> list[Placed] | str:
     """What is placed, or why nothing is."""
     file = GltfFile(path)
     check_required(file.content)
     nodes = Nodes(file)
-    shapes = Shapes(file, notes)
+    shapes = Shapes(file, notes, finish)
     placed, meshes = [], 0
     for index in sorted(nodes.shown):
         node, whose = nodes.entries[index], f"node {index} ('{nodes.names[index]}')"

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..finish import FINISH, has_finish
 from .extensions import DRACO, extensions
 from .file import GltfFile, mapping, scalar
-from .materials import Look, Materials
+from .materials import Look, Materials, copy_material
 from .wrapping import repeatable
 
 if TYPE_CHECKING:
@@ -37,11 +38,12 @@ class Shapes:
 
     Args:
         notes: receives a line for everything that is left out.
+        finish: whether materials bring their normal maps, roughness and metalness.
     """
 
-    def __init__(self, file: GltfFile, notes: list[str]):
+    def __init__(self, file: GltfFile, notes: list[str], finish: bool = False):
         self._file, self._notes = file, notes
-        self._materials = Materials(file, notes)
+        self._materials = Materials(file, notes, finish)
         self._rigid: dict[tuple, list[Piece]] = {}
         self._grown = 0  # pixels of pictures that were made repeatable
         self.other_modes: set[str] = set()  # of primitives that have no faces
@@ -139,9 +141,7 @@ class Shapes:
         self, look: Look, attributes: dict[str, Any], targets: list, count: int, what: str
     ) -> tuple[Look, np.ndarray | None]:
         """The look with a picture that may be repeated, and coordinates [V, 2] as trimesh has them: v points up."""
-        from trimesh.visual.material import PBRMaterial
-
-        uv = self._uv(look, attributes, targets, count, what)
+        uv = before = self._uv(look, attributes, targets, count, what)
         if uv is None:
             return look, None
         picture = look.material.baseColorTexture
@@ -151,11 +151,9 @@ class Shapes:
                 self._grown += repeated.width * repeated.height
                 if self._grown >= _MOST_GROWN:
                     self._notes.append(f"after {what}, textures repeat that are to be clamped or mirrored: too many")
-                known = look.material
-                material = PBRMaterial(
-                    name=known.name, baseColorFactor=known.baseColorFactor, baseColorTexture=repeated
-                )
-                look = replace(look, material=material)
+                names = FINISH if has_finish(look.material) else ()
+                more = {key: repeatable(getattr(look.material, key), before, look.wraps)[0] for key in names}
+                look = replace(look, material=copy_material(look.material, repeated, **more))
         uv = uv.copy()
         uv[:, 1] = 1.0 - uv[:, 1]
         return look, uv
@@ -164,6 +162,8 @@ class Shapes:
         """[V, 2] as the file has them, whose v points down."""
         name = f"TEXCOORD_{look.coordinates}"
         textured = look.material.baseColorTexture is not None
+        if name not in attributes and has_finish(look.material) and look.material.baseColorTexture.size == (1, 1):
+            return np.full((count, 2), 0.5)
         if name not in attributes:
             if textured:
                 self._notes.append(f"{what} loses its texture, for it has no {name}")
