@@ -19,9 +19,10 @@ ASSETS, OUT = Path(midilite.__file__).parent / "assets", Path("outputs/from_pyth
 pipe = midilite.load_pipeline("tiny", device="cpu")
 print(pipe)
 
-# %% Generate. Without numbers a scene is sampled as the model says; here in few steps, on a coarse grid.
+# %% Generate. Without numbers a scene is sampled as the model says; here in few steps, of few tokens, on a coarse grid.
 rgb, seg = ASSETS / "example" / "rgb.png", ASSETS / "example" / "seg.png"  # or PIL images, or arrays
-result = pipe(rgb, seg, num_inference_steps=4, guidance_scale=2.0, grid_depth=5, seed=42)
+few = {"num_inference_steps": 3, "guidance_scale": 2.0, "num_tokens": 64, "grid_depth": 4}
+result = pipe(rgb, seg, **few, seed=42)
 print(result)  # result.scene is a trimesh.Scene with one named geometry per object, result.latents is [n, T, C]
 result.save(OUT / "scene.glb")  # or .obj, .ply, .stl
 result.for_engines(max_faces=None, floor=True).save(OUT / "on_the_floor.glb")
@@ -54,6 +55,7 @@ options = midilite.TrainOptions(
     device="cpu",
     batch_size=1,
     max_train_steps=2,
+    num_tokens=64,  # the default is the model's own
     learning_rate=1e-3,
     val_fraction=0.25,
     validate_every=2,
@@ -70,7 +72,6 @@ print(adapter)
 
 # %% Adapt. Adapters of any format: PEFT, diffusers, kohya, bare .pth or .safetensors.
 pipe.load_adapter(adapter, scale=1.0, name="vehicles")
-few = {"num_inference_steps": 2, "guidance_scale": 2.0, "grid_depth": 4}
 pipe(rgb, seg, **few)
 pipe.set_adapters({"vehicles": 0.5})  # several at once, changed between calls
 pipe(rgb, seg, adapter_scale=0.5, **few)  # or for one call alone
