@@ -5,6 +5,8 @@
         rgb.png         RGB, the labelled instances on white; with one instance this is the documented instance image
         seg.png         palette, same size: index 0 = background, i = instance i (1..K, every one of them occurs)
         surface.npy     float32 [K, N, 6]: xyz in [-0.95, 0.95] and unit normals; row i-1 belongs to label i
+        scene_rgb_variant01.png, ...  the same picture as other cameras would take it, where there are; the manifest's
+                        `variants` lists them
         scene.json      the manifest, written last: a folder without it is not a sample
 
 A run that dies leaves complete samples and at most unfinished ones. `scene.json.part` is there while a folder is being
@@ -33,6 +35,12 @@ MADE_BY = "midilite prepare_data"
 MANIFEST = "scene.json"
 _CLAIM = "scene.json.part"
 _NAMES = ("scene_rgb.png", "rgb.png", "seg.png", "surface.npy")
+_VARIANT = "scene_rgb_variant"
+
+
+def variant_name(number: int) -> str:
+    """The file of a picture's further variant 1, 2, ..."""
+    return f"{_VARIANT}{number:02d}.png"
 
 
 class ForeignFolderError(ValueError):
@@ -65,6 +73,7 @@ def check_writable(folder: str | Path) -> None:
     if not folder.is_dir():
         raise ForeignFolderError(f"{folder.name}: a file of that name is in the output folder; move it away")
     foreign = [name for name in (*_NAMES, MANIFEST, _CLAIM) if (folder / name).exists()]
+    foreign += sorted(path.name for path in folder.glob(f"{_VARIANT}*.png"))
     if foreign:
         raise ForeignFolderError(
             f"{folder.name}/ holds {', '.join(foreign)} that this script did not write; it was left untouched "

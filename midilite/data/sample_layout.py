@@ -5,6 +5,7 @@
         rgb.png         the instance on white; only read when scene_rgb.png is missing
         seg.png         the mask: one label per instance
         surface.npy     [N, 3], [N, 4] or [N, 6] for one label; [K, N, 3], [K, N, 4] or [K, N, 6] for K ascending labels
+        scene_rgb_variant01.png, ...  of prepared samples, further views with the same mask (`sample_folder.py`)
 
 Sample folders whose `scene_rgb.png` have the same bytes are instances of one scene, in the order of the folders' names.
 A folder with the manifest of prepare_data (`scene.json`) is a scene of its own.
@@ -26,7 +27,7 @@ from ..common.seeds import name_text
 from ..common.terminal import printable
 from ..model.label_maps import label_values
 from ..model.masks import load_mask, plain_labels
-from .sample_folder import MANIFEST, read_manifest
+from .sample_folder import MANIFEST, read_manifest, variant_name
 
 IMAGE, INSTANCE_IMAGE, MASK, SURFACE = "scene_rgb.png", "rgb.png", "seg.png", "surface.npy"
 UNFINISHED = MANIFEST + ".part"
@@ -181,7 +182,19 @@ def _folder_scene(folder: Path, problems: list[Problem], need_surfaces: bool) ->
         InstanceSource(folder / MASK, label, folder / SURFACE, row, cleaned)
         for label, row in zip(labels, rows, strict=True)
     )
-    return Scene(folder.name, instances, (View(folder / image),))
+    return Scene(folder.name, instances, (View(folder / image), *_variants(manifest or {}, folder)))
+
+
+def _variants(manifest: dict[str, Any], folder: Path) -> Iterator[View]:
+    """Further pictures of a prepared sample: the same view as other cameras would take it, with the same mask."""
+    names = manifest.get("variants", [])
+    expected = [variant_name(number) for number in range(1, 1 + len(names))] if isinstance(names, list) else None
+    if names != expected:
+        raise ValueError(f"{folder / MANIFEST}: 'variants' must list {variant_name(1)}, ..., found {names}")
+    for name in names:
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder}: is incomplete, missing the file(s) {name}")
+        yield View(folder / name)
 
 
 def _bare_scene(folder: Path, image: str, problems: list[Problem]) -> Scene:

@@ -121,14 +121,10 @@ def _light_color(rng: Generator, most: float) -> NDArray[np.float64]:
     return color / color.mean()
 
 
-def draw_picture(
-    objects: Sequence[RenderMesh], camera: Camera, look: Look, rng: Generator, supersample: int = 2
-) -> Rendered:
-    """The finished picture of a scene; ids, normals and depth are exact."""
+def draw_picture(objects: Sequence[RenderMesh], camera: Camera, look: Look, supersample: int = 2) -> Rendered:
+    """A scene before a camera takes its photograph; ids, normals and depth are exact."""
     pictures = None if look.background is None else _fitting(look.background, camera)[None]
-    lit = render_lit([list(objects)], [look.backdrop], [camera], [look.lights], supersample, pictures).rendered[0]
-    shown = look.photograph(lit.color.cpu().numpy(), rng)
-    return Rendered(torch.from_numpy(shown), lit.ids, lit.normals, lit.depth)
+    return render_lit([list(objects)], [look.backdrop], [camera], [look.lights], supersample, pictures).rendered[0]
 
 
 def _fitting(path: Path, camera: Camera) -> torch.Tensor:

@@ -48,6 +48,13 @@ class PrepareSettings(Options):
         LOOKS,
     )
     backgrounds: str | None = _pictures(None, "look room: folder of photographs to stand behind the objects")
+    variants: int = _pictures(
+        1,
+        "look room: pictures of each view that other cameras would take of it (exposure, white balance, blur, noise, "
+        "JPEG), one of which training draws; each is encoded and cached once",
+        least=1,
+        most=99,
+    )
     min_visible: float = _pictures(
         0.002,
         "least share of the picture that every instance must cover; other views are drawn again",
@@ -74,6 +81,8 @@ class PrepareSettings(Options):
             raise ValueError("compose arranges whole files, so it cannot be used together with split_nodes 'always'")
         if self.backgrounds is not None and self.look != "room":
             raise ValueError(f"backgrounds is given, which only look room shows, but look is {self.look}")
+        if self.variants > 1 and self.look != "room":
+            raise ValueError(f"variants is {self.variants}, which only look room takes, but look is {self.look}")
         if not self.singles and not self.compose:
             raise ValueError("singles is off and compose is 0: loose files would be left out; set compose to 2 or more")
 
@@ -87,6 +96,8 @@ class PrepareSettings(Options):
     def facts(self) -> dict[str, Any]:
         """All settings that say something; a plain look is not told, as before there were others."""
         found = asdict(self)
+        if self.variants == 1:  # as before there were others
+            del found["variants"]
         if self.look == "plain":
             return {k: v for k, v in found.items() if k not in ("look", "backgrounds")}
         return found | ({"backgrounds": Path(self.backgrounds).name} if self.backgrounds else {})

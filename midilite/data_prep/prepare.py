@@ -10,6 +10,7 @@
             seg.png            palette, same size: index 0 = background, 1..K = instances; every one of them occurs
             surface.npy        float32 [K, N, 6]: xyz in [-0.95, 0.95] and unit normals; row i - 1 belongs to label i
             scene.json         the manifest, written last: a folder without it is not a sample
+            scene_rgb_variant01.png, ...  with `variants`: the same picture, taken otherwise; training draws one of all
 
 View 0 of a scene is called `<scene>`, further ones `<scene>_view01`, `<scene>_view02`, ... Views share no file, so a
 reader needs no rule about them. Random arrangements are called `composed_000000`, ...

@@ -20,13 +20,14 @@ import numpy as np
 from PIL import Image
 
 from ..common.seeds import name_text, numpy_generator
-from ..data.sample_folder import mask_picture, npy_bytes, png_bytes
+from ..data.sample_folder import mask_picture, npy_bytes, png_bytes, variant_name
 from ..mesh.geometry import EXTENT, sample_surface, scene_transform
 from ..model.config import MAX_LABELS
 from ..model.label_maps import label_values
 from ..model.masks import ambiguous_turn, load_mask, load_matching_mask
 from ..model.pictures import load_rgb
 from ..render.camera import Camera, orbit_camera
+from ..render.photograph import Photograph
 from ..render.render_mesh import RenderMesh, to_render_mesh
 from ..render.renderer import Rendered, render, render_batch
 from .arrange import arrange, yaw_rotation
@@ -186,11 +187,12 @@ def _rendered_sample(
         chosen = _best_view(_views(source, shapes, view, attempt, settings), settings.min_visible, shown_well)
         share, hidden = chosen.share, chosen.hidden
         if share >= settings.min_visible:
-            shown, camera, look = _picture(source, view, chosen, settings)
-            ids = shown.ids.numpy().astype(np.uint8)
+            taken, ids, camera, look = _pictures(source, view, chosen, settings)
+            ids = ids.astype(np.uint8)
             share, hidden = _least_visible(ids, chosen.shapes)
             if share > 0:
-                files = _files(shown.color.numpy(), ids, _surfaces(source, view, chosen.shapes, settings))
+                files = _files(taken[0], ids, _surfaces(source, view, chosen.shapes, settings))
+                files |= {variant_name(i): png_bytes(Image.fromarray(rgb)) for i, rgb in enumerate(taken[1:], 1)}
                 manifest = _manifest(source, view, chosen.shapes, ids, chosen.frame, settings)
                 for entry, placement in zip(manifest["instances"], chosen.placements, strict=True):
                     entry["placement"] = placement
@@ -224,18 +226,28 @@ def _why_unseen(view: _View, index: int, share: float, settings: PrepareSettings
     )
 
 
-def _picture(
+def _pictures(
     source: SceneSource, view: int, chosen: _View, settings: PrepareSettings
-) -> tuple[Rendered, Camera, dict[str, Any]]:
-    """The picture of a view, its camera, and what scene.json says of its look."""
+) -> tuple[list[np.ndarray], np.ndarray, Camera, dict[str, Any]]:
+    """The pictures of a view, ids of their pixels, its camera, and what scene.json says of its look."""
     if settings.look == "plain":
-        return *_draw(chosen.shapes, chosen.elevation, chosen.fov, settings.image_size), {}
+        shown, camera = _draw(chosen.shapes, chosen.elevation, chosen.fov, settings.image_size)
+        return [shown.color.numpy()], shown.ids.numpy(), camera, {}
     rng = numpy_generator(settings.seed, "look", source.name, view)
     camera = _camera(chosen.shapes, chosen.elevation, chosen.fov, settings.image_size)
     pictures = backgrounds_in(settings.backgrounds) if settings.backgrounds else ()
     look = draw_look(settings.look, rng, _bounds(chosen.shapes), camera, pictures)
-    shown = draw_picture([shape.in_place() for shape in chosen.shapes], camera, look, rng)
-    return shown, camera, {"look": look.facts()}
+    shown = draw_picture([shape.in_place() for shape in chosen.shapes], camera, look)
+    taken, facts = [look.photograph(shown.color.numpy(), rng)], {"look": look.facts()}
+    if settings.variants > 1:
+        others = []
+        for number in range(1, settings.variants):
+            rng = numpy_generator(settings.seed, "variant", source.name, view, number)
+            others.append(Photograph.draw(rng, settings.image_size))
+            taken.append(others[-1](shown.color.numpy(), rng))
+        facts["look"]["variants"] = [asdict(other) for other in others]
+        facts["variants"] = [variant_name(number) for number in range(1, settings.variants)]
+    return taken, shown.ids.numpy(), camera, facts
 
 
 def _best_view(views: Iterator[_View], min_visible: float, shown_well: float) -> _View:

@@ -4,10 +4,15 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import trimesh
+from cached_scenes import entries
+from cached_scenes import make as make_cache
 from golden_files import GOLDEN
 from PIL import Image
 
+from midilite.data.check import check_data
+from midilite.data.scenes import find_scenes
 from midilite.data_prep.options import PrepareSettings
 from midilite.data_prep.prepare import prepare
 
@@ -74,6 +79,30 @@ def test_a_look_is_told_and_masks_are_its_geometry(meshes):
     assert behind.std(axis=0).max() > 5, "floor and walls"
 
 
+def test_variants_are_views_of_one_scene_each_cached(meshes, tmp_path):
+    """The first picture, mask and surfaces are those of one variant; training finds all, and encodes shapes once."""
+    one, three = make(meshes, "one", look="room"), make(meshes, "three", look="room", variants=3)
+    for name in ("scene_rgb.png", "rgb.png", "seg.png", "surface.npy"):
+        assert (one / "composed_000000" / name).read_bytes() == (three / "composed_000000" / name).read_bytes()
+    assert "variants" not in (one / "composed_000000" / "scene.json").read_text()
+    pictures = [picture(three, view.image.name) for view in find_scenes(three)[0].views]
+    assert len(pictures) == 3 and len(find_scenes(one)[0].views) == 1
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        alike = np.corrcoef(pictures[i].ravel(), pictures[j].ravel())[0, 1]
+        assert not np.array_equal(pictures[i], pictures[j]) and alike > 0.8
+    cache, scenes = make_cache(tmp_path), find_scenes(three)
+    assert cache.prepare(scenes).computed == 6 and len(entries(tmp_path)) == 6
+    again = make_cache(tmp_path)
+    assert again.prepare(scenes).found == 6
+    first, second = (again.load(scenes[0], view) for view in (0, 1))
+    assert torch.equal(first.mean, second.mean) and not torch.equal(first.dinov2, second.dinov2)
+    assert torch.equal(first.dinov2, make_cache(tmp_path).load(find_scenes(one)[0]).dinov2)
+    assert not check_data(three).errors
+    (three / "composed_000000" / "scene_rgb_variant02.png").unlink()
+    with pytest.raises(ValueError, match="is incomplete, missing the file.s. scene_rgb_variant02.png"):
+        find_scenes(three)
+
+
 def test_photographs_behind(meshes, tmp_path):
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (90, 60), (20, 200, 30)).save(tmp_path / "photos" / "lawn.png")
@@ -92,5 +121,7 @@ def test_what_can_t_be_used(meshes, tmp_path):
     with pytest.raises(ValueError, match="is no folder"):
         make(meshes, "out", look="room", backgrounds=str(tmp_path / "nowhere"))
     assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="variants is 2, which only look room takes, but look is studio"):
+        PrepareSettings(look="studio", variants=2)
     with pytest.raises(ValueError, match="look"):
         PrepareSettings(look="photo")
