@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from midilite.model import dit, vae
 from midilite.training.options import TrainOptions
 
 torch.set_num_threads(1)  # tensors here are tiny: threads would only wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # and so they would in processes that tests start
 
 
 @pytest.fixture(scope="session")
