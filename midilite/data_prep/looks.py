@@ -22,6 +22,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..common.pictures import picture_size
 from ..model.pictures import load_rgb
 from ..render.camera import Camera
 from ..render.lit import Lamp, Lights, render_lit
@@ -47,10 +48,22 @@ def backgrounds_in(folder: str | Path) -> list[Path]:
     """
     if not Path(folder).is_dir():
         raise ValueError(f"{folder}: is no folder; backgrounds is a folder of photographs")
-    found = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in PICTURES)
+    found = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in PICTURES and path.is_file())
     if not found:
         raise ValueError(f"{folder}: has no picture ({', '.join(PICTURES)}); backgrounds is a folder of photographs")
     return found
+
+
+def check_backgrounds(folder: str | Path) -> None:
+    """Raise ValueError where `backgrounds_in` does, or at the first picture that is none: better before than in between.
+
+    Only the pictures' beginnings are read.
+    """
+    for path in backgrounds_in(folder):
+        try:
+            picture_size(path)
+        except ValueError as error:
+            raise ValueError(f"{error}; move it out of the folder of backgrounds") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,8 +147,10 @@ def _fitting(path: Path, camera: Camera) -> torch.Tensor:
         ValueError: unreadable.
     """
     image = load_rgb(path)
-    scale = max(camera.width / image.width, camera.height / image.height)
-    size = max(camera.width, round(image.width * scale)), max(camera.height, round(image.height * scale))
-    left, top = (size[0] - camera.width) // 2, (size[1] - camera.height) // 2
-    cut = image.resize(size, Image.Resampling.BICUBIC).crop((left, top, left + camera.width, top + camera.height))
-    return torch.from_numpy(np.array(cut))
+    scale = min(image.width / camera.width, image.height / camera.height)
+    width, height = (
+        min(own, scale * edge) for own, edge in zip(image.size, (camera.width, camera.height), strict=True)
+    )
+    left, top = (image.width - width) / 2, (image.height - height) / 2
+    box = (left, top, min(image.width, left + width), min(image.height, top + height))
+    return torch.from_numpy(np.array(image.resize((camera.width, camera.height), Image.Resampling.BICUBIC, box)))

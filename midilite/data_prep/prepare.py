@@ -46,7 +46,7 @@ from ..common.seeds import name_text, numpy_generator
 from ..common.terminal import tell
 from ..data.sample_folder import MADE_BY, ForeignFolderError, check_writable, read_manifest, write_sample
 from .finding import Found, SceneSource, find_scenes
-from .looks import backgrounds_in
+from .looks import check_backgrounds
 from .options import PrepareSettings
 from .processes import in_processes
 from .samples import build_samples, sample_name
@@ -113,7 +113,7 @@ def prepare(
     root, output = Path(input_dir), Path(output_dir)
     _check_folders(root, output)
     if settings.backgrounds is not None:
-        backgrounds_in(settings.backgrounds)
+        check_backgrounds(settings.backgrounds)
     found = find_scenes(root, settings.split_nodes, recursive)
     for entry in found.left_aside:
         log(f"left aside: {entry}")

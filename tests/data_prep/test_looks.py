@@ -113,11 +113,28 @@ def test_photographs_behind(meshes, tmp_path):
     assert (behind[:, 1] > behind[:, 0] + 30).mean() > 0.95
 
 
+@pytest.mark.parametrize("size, mode", [((1, 1), "RGB"), ((20000, 1), "RGB"), ((1, 9000), "L"), ((90, 60), "CMYK")])
+def test_photographs_of_any_shape(meshes, tmp_path, size, mode):
+    """Cut before they are enlarged: a strip of 20000 x 1 would be gigabytes."""
+    (tmp_path / "photos").mkdir()
+    name = "one.jpg" if mode == "CMYK" else "one.png"
+    Image.new("RGB", size, (20, 200, 30)).convert(mode).save(tmp_path / "photos" / name)
+    (tmp_path / "photos" / "folder.png").mkdir()
+    (tmp_path / "photos" / "notes.txt").write_text("no picture")
+    room = make(meshes, "room", look="room", backgrounds=str(tmp_path / "photos"), num_scenes=1)
+    behind = picture(room)[picture(room, "seg.png") == 0].astype(int)
+    assert mode == "L" or (behind[:, 1] > behind[:, 0] + 30).mean() > 0.95
+
+
 def test_what_can_t_be_used(meshes, tmp_path):
     with pytest.raises(ValueError, match="backgrounds is given, which only look room shows, but look is studio"):
         PrepareSettings(look="studio", backgrounds=str(tmp_path))
     with pytest.raises(ValueError, match="has no picture .*backgrounds is a folder of photographs"):
         make(meshes, "out", look="room", backgrounds=str(meshes))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "notes.jpg").write_text("no picture")
+    with pytest.raises(ValueError, match="notes.jpg: .*; move it out of the folder of backgrounds"):
+        make(meshes, "out", look="room", backgrounds=str(tmp_path / "photos"))
     with pytest.raises(ValueError, match="is no folder"):
         make(meshes, "out", look="room", backgrounds=str(tmp_path / "nowhere"))
     assert not (tmp_path / "out").exists()
