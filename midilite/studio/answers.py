@@ -69,10 +69,6 @@ class Studio:
         return inside(self.start, asked.query.get(name))
 
 
-def _json(value: Any) -> Answer:
-    return Answer(json.dumps(value).encode(), "application/json")
-
-
 def _page(studio: Studio, asked: Asked) -> Answer:
     """A file of the page, or three.js."""
     name = asked.path.removeprefix("/page/") or "index.html"
@@ -85,10 +81,10 @@ def _page(studio: Studio, asked: Asked) -> Answer:
     raise Outside("there is no such page")
 
 
-def _home(studio: Studio, asked: Asked) -> Answer:
+def _home(studio: Studio, asked: Asked) -> dict[str, Any]:
     colors = ["#{:02x}{:02x}{:02x}".format(*instance_color(i)) for i in range(pictures.MOST_OBJECTS)]
     about = {"folder": studio.start.name, "version": __version__, "colors": colors, "longest": pictures.LONGEST}
-    return _json({**contents(studio.start), **about, "results": results(studio.start)})
+    return {**contents(studio.start), **about, "results": results(studio.start)}
 
 
 def _file(studio: Studio, asked: Asked) -> Answer:
@@ -101,15 +97,11 @@ def _file(studio: Studio, asked: Asked) -> Answer:
     raise Outside("only pictures are handed out")
 
 
-def _take(studio: Studio, asked: Asked) -> Answer:
-    return _json({"picture": pictures.take(studio.start, asked.query.get("name", "picture"), asked.body)})
-
-
-def _look(studio: Studio, asked: Asked) -> Answer:
+def _look(studio: Studio, asked: Asked) -> dict[str, Any]:
     """What is known of a picture; its regions are made meanwhile, so that the first click is quick, too."""
     path = studio.path(asked)
     regions, mask = pictures.look(path), mask_path(path)
-    return _json({"size": regions.size, "mask": name_of(studio.start, mask) if mask.is_file() else None})
+    return {"size": regions.size, "mask": name_of(studio.start, mask) if mask.is_file() else None}
 
 
 def _objects(studio: Studio, asked: Asked) -> Answer:
@@ -117,33 +109,16 @@ def _objects(studio: Studio, asked: Asked) -> Answer:
     return Answer(pictures.find_objects(inside(studio.start, value.get("picture")), value.get("objects")))
 
 
-def _save_mask(studio: Studio, asked: Asked) -> Answer:
+def _save_mask(studio: Studio, asked: Asked) -> dict[str, str]:
     names = json.loads(asked.query.get("names", "[]"))
     if not isinstance(names, list):
         raise ValueError("names are a list")
-    return _json({"mask": pictures.save_mask(studio.start, studio.path(asked, "picture"), asked.body, names)})
+    return {"mask": pictures.save_mask(studio.start, studio.path(asked, "picture"), asked.body, names)}
 
 
 def _mask(studio: Studio, asked: Asked) -> Answer:
     labels, names = pictures.read_mask(studio.path(asked, "picture"), studio.path(asked))
     return Answer(labels, headers={"X-Names": quote(json.dumps(names))})
-
-
-def _job(studio: Studio, asked: Asked) -> Answer:
-    return _json({"job": studio.jobs.add(read_wish(studio.start, asked.json()))})
-
-
-def _state(studio: Studio, asked: Asked) -> Answer:
-    return _json(studio.jobs.get(int(asked.query.get("job", "")[:9])))
-
-
-def _cancel(studio: Studio, asked: Asked) -> Answer:
-    studio.jobs.cancel(asked.json().get("job"))
-    return _json({})
-
-
-def _results(studio: Studio, asked: Asked) -> Answer:
-    return _json(results(studio.start))
 
 
 def _download(studio: Studio, asked: Asked) -> Answer:
@@ -153,41 +128,49 @@ def _download(studio: Studio, asked: Asked) -> Answer:
         raise Outside("this is no result")
     whole = suffix == ".glb" and name is None
     content = (folder / SCENE).read_bytes() if whole else download(folder, name, suffix)
-    file = re.sub(r"[^\w-]", "_", name or folder.name) + suffix
+    file = re.sub(r"[^\w-]", "_", name or folder.name, flags=re.A) + suffix
     return Answer(content, headers={"Content-Disposition": f'attachment; filename="{file}"'})
 
 
-def _run(studio: Studio, asked: Asked) -> Answer:
-    return _json(runs.state_of(studio.start, studio.path(asked), int(asked.query.get("since", "0")[:9])))
-
-
-def _runs(studio: Studio, asked: Asked) -> Answer:
-    return _json(runs.overview(studio.start))
-
-
-def _wish(studio: Studio, asked: Asked) -> Answer:
+def _wish(studio: Studio, asked: Asked) -> None:
     value = asked.json()
     ask(inside(studio.start, value.get("path")), str(value.get("wish")))
-    return _json({})
 
 
-def _data(studio: Studio, asked: Asked) -> Answer:
-    return _json(samples.overview(studio.path(asked)))
-
-
-def _sample(studio: Studio, asked: Asked) -> Answer:
-    kind, folder, name = asked.query.get("what"), studio.path(asked), asked.query.get("name", "")
-    if kind == "points":
-        return _json(samples.points(folder, name))
+def _sample(studio: Studio, asked: Asked) -> Answer | list[list[float]]:
+    folder, name = studio.path(asked), asked.query.get("name", "")
+    if asked.query.get("what") == "points":
+        return samples.points(folder, name)
     return Answer(samples.picture(folder, name), "image/png")
 
 
-GET: dict[str, Callable[[Studio, Asked], Answer]] = {
-    "/": _page, "/page/": _page, "/api/home": _home, "/file": _file, "/api/look": _look, "/api/mask": _mask,
-    "/api/job": _state, "/api/results": _results, "/api/download": _download, "/api/runs": _runs, "/api/run": _run,
-    "/api/data": _data, "/api/sample": _sample,
-}  # fmt: skip
-POST: dict[str, Callable[[Studio, Asked], Answer]] = {
-    "/api/picture": _take, "/api/objects": _objects, "/api/mask": _save_mask, "/api/job": _job, "/api/cancel": _cancel,
+def _number(asked: Asked, name: str) -> int:
+    return int(asked.query.get(name, "0")[:9])
+
+
+# What is no Answer is sent as JSON.
+GET: dict[str, Callable[[Studio, Asked], Any]] = {
+    "/": _page,
+    "/page/": _page,
+    "/file": _file,
+    "/api/home": _home,
+    "/api/look": _look,
+    "/api/mask": _mask,
+    "/api/job": lambda studio, asked: studio.jobs.get(_number(asked, "job")),
+    "/api/results": lambda studio, asked: results(studio.start),
+    "/api/download": _download,
+    "/api/runs": lambda studio, asked: runs.overview(studio.start),
+    "/api/run": lambda studio, asked: runs.state_of(studio.start, studio.path(asked), _number(asked, "since")),
+    "/api/data": lambda studio, asked: samples.overview(studio.path(asked)),
+    "/api/sample": _sample,
+}
+POST: dict[str, Callable[[Studio, Asked], Any]] = {
+    "/api/picture": lambda studio, asked: {
+        "picture": pictures.take(studio.start, asked.query.get("name", ""), asked.body)
+    },
+    "/api/objects": _objects,
+    "/api/mask": _save_mask,
+    "/api/job": lambda studio, asked: {"job": studio.jobs.add(read_wish(studio.start, asked.json()))},
+    "/api/cancel": lambda studio, asked: studio.jobs.cancel(asked.json().get("job")),
     "/api/wish": _wish,
-}  # fmt: skip
+}

@@ -8,6 +8,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +21,14 @@ from ..common.terminal import say
 from ..data.sample_folder import mask_picture
 from ..mesh.scene import SUFFIXES, build_scene, instance_names, scene_bytes
 from ..render.scene_page import scene_page
-from .places import inside, mask_path, name_of, own_folder
+from .places import OWN, inside, mask_path, name_of, own_folder
 
 if TYPE_CHECKING:
     from ..inference.pipeline import Pipeline
 
 MOST_WAITING, _REMEMBERED = 8, 200
 FACTS, SCENE = "facts.json", "scene.glb"
+_FACTS = {"picture": str, "mask": str, "model": str, "adapters": list, "labels": list}  # what the page relies on
 _NUMBERS = {"steps": (int, 1, 1000), "guidance": (float, 0, 1000), "seed": (int, 0, 2**31), "depth": (int, 3, 9)}
 
 
@@ -66,7 +68,9 @@ def read_wish(start: Path, value: Any) -> dict[str, Any]:
             raise ValueError(f"{name} is {str(number)[:20]}, expected a number from {least} to {most}")
         wish[name] = number
     wish["adapters"] = []
-    for adapter in list(value.get("adapters") or ())[:8]:
+    if not isinstance(adapters := value.get("adapters") or [], list):
+        raise ValueError("adapters are a list")
+    for adapter in adapters[:8]:
         scale = adapter.get("scale", 1.0) if isinstance(adapter, dict) else None
         if type(scale) not in (int, float) or not -10 <= scale <= 10:
             raise ValueError("an adapter's strength is a number from -10 to 10")
@@ -85,35 +89,34 @@ class Jobs:
     def __init__(self, start: Path, device: str | None) -> None:
         self.start, self.device = start, device
         self.jobs: dict[int, Job] = {}
-        self.changed = threading.Condition()
-        self.ended = False
+        self._pool = ThreadPoolExecutor(1, "scenes")
+        self._end: Future | None = None  # of the last job
+        self._lock = threading.Lock()  # of every job's state
         self._loaded: tuple[str, Pipeline] | None = None
-        self.thread = threading.Thread(target=self._work, daemon=True, name="scenes")
-        self.thread.start()
 
     def add(self, wish: Mapping[str, Any]) -> int:
         """Put a scene at the end; returns its number. Raises ValueError when too many wait."""
-        with self.changed:
+        with self._lock:
             if sum(job.state == "waiting" for job in self.jobs.values()) >= MOST_WAITING:
                 raise ValueError(f"{MOST_WAITING} scenes wait already: let some be made first")
             number = max(self.jobs, default=0) + 1
             self.jobs[number] = Job(number, dict(wish))
             for old in list(self.jobs)[:-_REMEMBERED]:
                 del self.jobs[old]
-            self.changed.notify_all()
+            self._end = self._pool.submit(self._work, self.jobs[number])
             return number
 
     def get(self, number: Any) -> dict[str, Any]:
         """What is known of a job. Raises ValueError for one that there is not."""
-        with self.changed:
+        with self._lock:
             if number not in self.jobs:
                 raise ValueError("there is no such job: the studio was started anew since")
             return asdict(self.jobs[number])
 
     def cancel(self, number: Any) -> None:
         """End a job before its next step; one that waits never begins."""
-        with self.changed:
-            job = self.jobs.get(number)
+        with self._lock:
+            job = self.jobs.get(number) if isinstance(number, int) else None
             if job is not None and job.state in ("waiting", "working"):
                 job.cancelled = True
                 if job.state == "waiting":
@@ -121,32 +124,25 @@ class Jobs:
 
     def close(self, patience: float = 20.0) -> bool:
         """End the job at work and the thread; False when that takes longer than `patience` seconds."""
-        with self.changed:
-            self.ended = True
-            for job in self.jobs.values():
-                job.cancelled = True
-            self.changed.notify_all()
-        self.thread.join(patience)
-        return not self.thread.is_alive()
+        for number in list(self.jobs):
+            self.cancel(number)
+        self._pool.shutdown(wait=False)
+        return self._end is None or not wait([self._end], patience).not_done
 
-    def _work(self) -> None:
-        while True:
-            with self.changed:
-                while not (waiting := [job for job in self.jobs.values() if job.state == "waiting"]) or self.ended:
-                    if self.ended:
-                        return
-                    self.changed.wait()
-                job = waiting[0]
-                job.state, job.doing = "working", "loading the model"
-            try:
-                job.result = self._make(job)
-                job.state = "done"
-            except Cancelled:
-                job.state = "cancelled"
-            except Exception as error:  # whatever it is: the next one shall be made
-                job.state, job.doing = "failed", self._said(error)
-                if not isinstance(error, (ValueError, OSError)):
-                    say("".join(traceback.format_exception(error)))
+    def _work(self, job: Job) -> None:
+        with self._lock:
+            if job.cancelled:
+                return
+            job.state, job.doing = "working", "loading the model"
+        try:
+            job.result = self._make(job)
+            job.state = "done"
+        except Cancelled:
+            job.state = "cancelled"
+        except Exception as error:  # whatever it is: the next one shall be made
+            job.state, job.doing = "failed", self._said(error)
+            if not isinstance(error, (ValueError, OSError)):
+                say("".join(traceback.format_exception(error)))
 
     def _said(self, error: Exception) -> str:
         """What the page is told: paths from the start folder on."""
@@ -211,12 +207,13 @@ class Jobs:
 
 
 def results(start: Path) -> list[dict[str, Any]]:
-    """The facts of all results, the newest first; a folder that can't be read is left out."""
-    found = []
-    for folder in sorted(own_folder(start, "results").iterdir(), reverse=True)[:200]:
+    """The facts of all results, the newest first; a folder that has none, or others than `Jobs` writes, is left out."""
+    found, top = [], inside(start, f"{OWN}/results", must_exist=False)
+    for folder in sorted(top.iterdir(), reverse=True)[:200] if top.is_dir() else []:
         with contextlib.suppress(ValueError):
             facts = read_json(folder / FACTS, 2**20)
-            found.append({**facts, "name": name_of(start, folder)})
+            if isinstance(facts, dict) and all(isinstance(facts.get(key), kind) for key, kind in _FACTS.items()):
+                found.append({**facts, "name": name_of(start, folder)})
     return found
 
 

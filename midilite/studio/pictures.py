@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -25,8 +25,6 @@ from .superpixels import Regions, find_regions
 
 LONGEST = 1024  # pixels on a side of what is kept of a picture that is dropped: encoders see 518 at most
 MOST_OBJECTS, _MOST_POINTS = 64, 20_000
-_KEPT = 4  # pictures whose regions stay in memory
-_regions: OrderedDict[tuple[str, int], Regions] = OrderedDict()
 _looking = threading.Lock()
 
 
@@ -55,15 +53,14 @@ def take(start: Path, name: str, content: bytes) -> str:
 
 
 def look(picture: Path) -> Regions:
-    """The regions of a picture, made at the first look."""
-    key = (str(picture), picture.stat().st_mtime_ns)
-    with _looking:
-        if key not in _regions:
-            _regions[key] = find_regions(load_rgb(picture))
-            while len(_regions) > _KEPT:
-                _regions.popitem(last=False)
-        _regions.move_to_end(key)
-        return _regions[key]
+    """The regions of a picture, made at the first look; those of the last four pictures are kept."""
+    with _looking:  # two who ask at once shall not both make them
+        return _regions(picture, picture.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _regions(picture: Path, changed: int) -> Regions:
+    return find_regions(load_rgb(picture))
 
 
 def marks_of(value: Any) -> list[Marks]:
@@ -91,6 +88,8 @@ def find_objects(picture: Path, objects: Any) -> bytes:
 def save_mask(start: Path, picture: Path, labels: bytes, names: Sequence[str]) -> str:
     """Write a palette PNG beside a picture, with the objects' names in its text; returns its name.
 
+    A mask that is there and is not from here is kept beside it, as `before_NAME.png`.
+
     Args:
         labels: a byte for each pixel in rows, 0 background.
 
@@ -108,6 +107,9 @@ def save_mask(start: Path, picture: Path, labels: bytes, names: Sequence[str]) -
     text = PngInfo()
     text.add_itxt("names", json.dumps([str(name)[:80] for name in names[:MOST_OBJECTS]]))
     path = mask_path(picture)
+    kept = path.with_name(f"before_{path.name}")
+    if path.exists() and not kept.exists() and b"names" not in path.read_bytes()[:200]:
+        path.rename(kept)
     with atomic_write(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=text)
     return name_of(start, path)
@@ -124,5 +126,5 @@ def read_mask(picture: Path, mask: Path) -> tuple[bytes, list[str]]:
     if mask.suffix.lower() == ".png":
         with Image.open(mask) as file:
             names = json.loads(getattr(file, "text", {}).get("names", "[]"))
-    given = [str(name) for name in names] if isinstance(names, list) else []
+    given = [str(name)[:80] for name in names] if isinstance(names, list) else []
     return numbered.tobytes(), [given[v - 1] if v <= len(given) else f"object {v}" for v in values]

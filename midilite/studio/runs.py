@@ -11,7 +11,6 @@ from ..training.log import METRICS
 from ..training.wishes import is_alive
 from .places import contents, inside, name_of
 
-_CURVES = ("loss", "mse", "lr", "grad_norm")
 _NOT_SHOWN = ("step", "epoch", "step_seconds", "eta_seconds", "samples_per_second", "bad_steps")
 _MOST_POINTS, _MOST_LOG = 1500, 2**27
 
@@ -26,25 +25,24 @@ def overview(start: Path) -> list[dict[str, Any]]:
 
 
 def state_of(start: Path, folder: Path, since: int = 0) -> dict[str, Any]:
-    """Curves {name: [[step, value], ..]} beyond step `since`, the last line, pictures (the newest first), adapters.
+    """Curves {name: [[step, value], ..]} beyond step `since`, the last step, pictures (newest first), adapters.
 
     Raises:
         ValueError: it is no run's folder.
     """
-    lines = [line for line in _lines(folder / METRICS) if line["step"] > since]
-    every = -(-len(lines) // _MOST_POINTS) or 1
+    lines = _lines(folder / METRICS)
     curves: dict[str, list[list[float]]] = {}
-    for i, line in enumerate(lines):
+    for line in [line for line in lines if line["step"] > since]:
         for key, value in line.items():
-            number = type(value) in (int, float) and key not in _NOT_SHOWN
-            if number and (key not in _CURVES or i % every == 0 or i == len(lines) - 1):
+            if type(value) in (int, float) and abs(value) < 1e300 and key not in _NOT_SHOWN:  # NaN is no JSON
                 curves.setdefault(key, []).append([line["step"], value])
+    every = {key: -(-len(points) // _MOST_POINTS) for key, points in curves.items()}
     pictures = sorted(folder.glob("samples/*.png"), key=lambda path: -path.stat().st_mtime)[:40]
     adapters = [path for path in sorted(folder.glob("lora-*")) if (path / "adapter_config.json").is_file()]
     return {
         "alive": is_alive(folder),
-        "curves": curves,
-        "last": lines[-1] if lines else None,
+        "curves": {key: points[:: -every[key]][::-1] for key, points in curves.items()},  # the last one among them
+        "step": lines[-1]["step"] if lines else 0,
         "pictures": [name_of(start, path.resolve()) for path in pictures],
         "adapters": [{"path": name_of(start, path.resolve()), "facts": _facts(path)} for path in adapters],
         "checkpoints": sorted(path.name for path in folder.glob("checkpoint-*")),

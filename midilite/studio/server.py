@@ -136,7 +136,8 @@ class Handler(BaseHTTPRequestHandler):
             query = {key: values[-1] for key, values in parse_qs(url.query, max_num_fields=20).items()}
             asked = Asked(url.path, query, self._body() if table is POST else b"")
             self.server.open.pop(self.request, None)  # it has been read; what it asks for takes as long as it takes
-            self._send(200, function(self.server.studio, asked))
+            found = function(self.server.studio, asked)
+            self._send(200, found if isinstance(found, Answer) else _json(found))
         except Refused as error:
             self._say(error.code, str(error))
         except Outside as error:
@@ -199,7 +200,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _say(self, code: int, text: str) -> None:
         try:
-            self._send(code, Answer(json.dumps({"error": printable(text)[:2000]}).encode(), "application/json"))
+            self._send(code, _json({"error": printable(text)[:2000]}))
         except OSError:
             self.close_connection = True
 
@@ -217,6 +218,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """Requests are no news."""
+
+
+def _json(value: Any) -> Answer:
+    return Answer(json.dumps(value).encode(), "application/json")
 
 
 def _is_own(host: str) -> bool:

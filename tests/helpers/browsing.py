@@ -12,7 +12,7 @@ from PIL import Image
 from midilite.commands.infer import EXAMPLE
 
 PICTURES = os.environ.get("MIDILITE_SCREENSHOTS")  # the folder for pictures of the page
-LONG = 120_000  # milliseconds; CI has two cores for everything
+LONG = 900_000 if PICTURES else 120_000  # milliseconds; CI has two cores for everything
 
 
 def address(studio, path="/") -> str:

@@ -62,6 +62,35 @@ def test_from_a_dropped_picture_to_a_mask_beside_it(studio, tmp_path):
     assert twice["picture"] == "outputs/studio/pictures/My_photo-2.png", "no picture replaces another one"
 
 
+def test_a_mask_of_somebody_else_is_kept_and_one_from_here_is_replaced(studio):
+    before, label = (studio.start / "seg.png").read_bytes(), bytes([1]) * 448
+    for row in (1, 2):
+        answer(studio, "/api/mask?picture=rgb.png", label * row + bytes(448 * (448 - row)))
+    assert (studio.start / "before_seg.png").read_bytes() == before
+    assert np.asarray(Image.open(studio.start / "seg.png")).sum() == 2 * 448
+    assert {path.name for path in studio.start.glob("*seg*")} == {"seg.png", "before_seg.png"}
+
+
+def test_what_others_left_among_results_is_not_listed_and_looking_makes_no_folder(studio):
+    assert answer(studio, "/api/home")["results"] == [] and not (studio.start / "outputs").exists()
+    for number, text in enumerate(("[]", '{"picture": 3}', "{", '{"adapters": 5}')):
+        folder = studio.start / "outputs" / "studio" / "results" / str(number)
+        folder.mkdir(parents=True)
+        (folder / "facts.json").write_text(text)
+    assert answer(studio, "/api/home")["results"] == []
+
+
+def test_a_log_with_odd_numbers_and_of_any_length_is_shown(studio):
+    run = studio.start / "run"
+    run.mkdir()
+    lines = [f'{{"step": {step}, "loss": {step / 7}, "other": 1}}' for step in range(1, 4002)]
+    (run / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 4002, "loss": NaN, "lr": 1e999}', "{", "[]"]))
+    state = answer(studio, "/api/run?path=run")
+    assert state["step"] == 4002 and state["curves"]["loss"][-1] == [4001, 4001 / 7] and "lr" not in state["curves"]
+    assert all(len(points) <= 1500 for points in state["curves"].values())
+    assert answer(studio, "/api/run?path=run&since=4000")["curves"]["loss"] == [[4001, 4001 / 7]]
+
+
 @pytest.mark.parametrize(
     ("path", "body", "said"),
     [
@@ -77,6 +106,8 @@ def test_from_a_dropped_picture_to_a_mask_beside_it(studio, tmp_path):
         ("/api/job", {"picture": "rgb.png", "model": "."}, "no model's folder"),
         ("/api/job", {"picture": "rgb.png", "model": "hub:owner/name"}, "nothing of that name"),
         ("/api/job", {"picture": "rgb.png", "adapters": [{"path": "model", "scale": "1"}]}, "strength"),
+        ("/api/job", {"picture": "rgb.png", "adapters": 5}, "adapters are a list"),
+        ("/api/job", {"picture": "rgb.png", "guidance": float("nan")}, "guidance is nan"),
         ("/api/wish", {"path": "model", "wish": "save"}, "no training runs there"),
         ("/api/wish", {"path": "model", "wish": "rm"}, "expected one of save, stop"),
     ],
@@ -84,6 +115,10 @@ def test_from_a_dropped_picture_to_a_mask_beside_it(studio, tmp_path):
 def test_what_cannot_be_used_is_said(studio, path, body, said):
     status, content, _ = studio.ask(path, body)
     assert status in (400, 404) and said in json.loads(content)["error"]
+
+
+def test_a_job_that_is_no_number_is_none(studio):
+    assert answer(studio, "/api/cancel", {"job": [1]}) is None and answer(studio, "/api/cancel", {"job": True}) is None
 
 
 def test_another_address_needs_the_token(start):

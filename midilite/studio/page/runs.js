@@ -39,8 +39,9 @@ function listRuns(runs) {
 async function look(turn) {
   const path = state.path, now = await ask("/api/run", { path, since: state.since });
   if (turn !== state.watching || path !== state.path) return;
+  if (now.step < state.since) return void Object.assign(state, { curves: {}, since: 0 });  // the run was started anew
   for (const [name, points] of Object.entries(now.curves)) (state.curves[name] ??= []).push(...points);
-  if (now.last) state.since = now.last.step;
+  state.since = now.step;
   $("savenow").disabled = $("stopnow").disabled = !now.alive;
   $("runstate").textContent = `${path}: step ${state.since}${now.alive ? ", running" : ", ended"}${now.checkpoints.length ? `, saved: ${now.checkpoints.join(", ")}` : ""}`;
   $("charts").replaceChildren(...Object.entries(state.curves).map(([name, points]) => chart(name, points)));
