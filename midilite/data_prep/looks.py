@@ -55,7 +55,7 @@ def backgrounds_in(folder: str | Path) -> list[Path]:
 
 
 def check_backgrounds(folder: str | Path) -> None:
-    """Raise ValueError where `backgrounds_in` does, or at the first picture that is none: better before than in between.
+    """Raise ValueError where `backgrounds_in` does, or at the first picture that is none, before any is needed.
 
     Only the pictures' beginnings are read.
     """
@@ -148,9 +148,7 @@ def _fitting(path: Path, camera: Camera) -> torch.Tensor:
     """
     image = load_rgb(path)
     scale = min(image.width / camera.width, image.height / camera.height)
-    width, height = (
-        min(own, scale * edge) for own, edge in zip(image.size, (camera.width, camera.height), strict=True)
-    )
+    width, height = min(image.width, scale * camera.width), min(image.height, scale * camera.height)
     left, top = (image.width - width) / 2, (image.height - height) / 2
     box = (left, top, min(image.width, left + width), min(image.height, top + height))
     return torch.from_numpy(np.array(image.resize((camera.width, camera.height), Image.Resampling.BICUBIC, box)))

@@ -114,6 +114,13 @@ def test_pictures_of_roughness_times_factors(tmp_path):
     assert not has_finish(getattr(only.visual, "material", None)), "what most files say, and mean nothing by"
 
 
+def test_coordinates_that_are_no_numbers(tmp_path):
+    """A floor of one colour stays visible, however its normal map is to be read."""
+    for uv in (np.full((4, 2), np.nan, "<f4"), np.full((4, 2), np.inf, "<f4"), np.zeros((4, 2), "<f4"), 1e12 * UV):
+        mesh = floor(tmp_path, uv, normalTexture=TILTED, baseColorFactor=[1, 1, 1, 1])
+        assert lit(mesh, (0, 1, 0)).min() > 0.3
+
+
 def test_unasked_nothing_is_read(tmp_path):
     mesh = floor(tmp_path, normalTexture=TILTED, roughnessFactor=0.3, finish=False)
     assert all(getattr(getattr(mesh.visual, "material", None), name, None) is None for name in FINISH)

@@ -175,6 +175,8 @@ class Shapes:
             return None
         if look.transform is not None:
             uv = uv @ look.transform[:, :2].T + look.transform[:, 2]
+        if has_finish(look.material):  # whose colour may need no coordinates
+            uv = np.where(np.isfinite(uv), uv, 0.0)
         return uv
 
     def _visual(
