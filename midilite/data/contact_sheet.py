@@ -48,7 +48,8 @@ def write_contact_sheet(report: DataReport, path: str | Path) -> int:
         except ValueError:  # it was read before; somebody has changed it since
             continue
         pictures += [outlined(data), drawn_points(data, sample_camera(scene.views[0].image.parent))]
-        captions += [scene.name[-30:], f"{len(data.surfaces)} objects, {data.surfaces.shape[1]} points"]
+        count = len(data.surfaces)
+        captions += [scene.name[-30:], f"{count} object{'s' * (count > 1)}, {data.surfaces.shape[1]} points"]
     if not pictures:
         raise ValueError(f"{report.data_dir}: no sample can be read any more")
     write_png(Path(path), preview_sheet(pictures, captions, columns=2 * _PAIRS))

@@ -27,21 +27,29 @@ def start(tmp_path, quick_model):
     return folder
 
 
-@pytest.fixture(params=[{"viewport": {"width": 1280, "height": 720}}], ids=["desk"])
-def page(request):
-    """A page of 1280 x 720, or as a test asks; errors in its scripts fail the test."""
+@pytest.fixture(scope="module")
+def browser():
+    """One for all tests of a file: starting it takes seconds, a context of its own nothing."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if chromium is None:
         pytest.skip("there is no Chromium here")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=list(FLAGS))
-        page = browser.new_page(**request.param, accept_downloads=True)
-        page.set_default_timeout(LONG)
-        errors: list[str] = []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        yield page
+        yield browser
         browser.close()
+
+
+@pytest.fixture(params=[{"viewport": {"width": 1280, "height": 720}}], ids=["desk"])
+def page(browser, request):
+    """A page of 1280 x 720, or as a test asks, for itself alone; errors in its scripts fail the test."""
+    context = browser.new_context(**request.param, accept_downloads=True)
+    page = context.new_page()
+    page.set_default_timeout(LONG)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    context.close()
     assert errors == []
 
 
