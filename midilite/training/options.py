@@ -275,7 +275,7 @@ class TrainOptions(Options):
         self._check_sets()
         self._check_folders()
         exported_config(self.adapter_config())  # what is saved is checked now, not when it is saved
-        self._check_rates()
+        self._check_optimisation()
         self._check_validation()
 
     def inputs(self) -> list[tuple[str, str]]:
@@ -284,9 +284,6 @@ class TrainOptions(Options):
 
     def _check_task(self) -> None:
         """Options that the other task looks at would do nothing."""
-        low, high = self.sigma_range
-        if not low < high:
-            raise ValueError(f"sigma_range is {low:g} {high:g}, expected the lower noise level first")
         for task, names in _OF_TASK.items():
             changed = [name for name in names.split() if getattr(self, name) != getattr(type(self), name)]
             if task != self.task and changed:
@@ -356,7 +353,10 @@ class TrainOptions(Options):
             "fp16": self.mixed_precision == "fp16",
         }
 
-    def _check_rates(self) -> None:
+    def _check_optimisation(self) -> None:
+        low, high = self.sigma_range
+        if not low < high:
+            raise ValueError(f"sigma_range is {low:g} {high:g}, expected the lower noise level first")
         if self.learning_rate == AUTO:
             return
         if self.learning_rate * max(1.0, self.lora_plus_ratio) * max(1.0, self.weight_decay) > MOST_CHANGE:
