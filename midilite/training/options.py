@@ -302,6 +302,10 @@ class TrainOptions(Options):
             raise ValueError(
                 "preserve_data is given without preserve, so it would do nothing: pass a weight, such as 1"
             )
+        if self.preserve and self.preserve_data is None and self.shard_base:
+            raise ValueError(
+                "shard_base and preserve without preserve_data can't be combined: each process samples its own pictures"
+            )
         data_sets(self.data_dir)
         for part in data_sets(self.val_dir):
             if part.weight is not None:

@@ -261,6 +261,8 @@ def test_the_checkpoint_knows_the_guard_scenes(guarding, guard_data, tmp_path):
 
 def test_a_dry_run_takes_guard_scenes_along(guarding, monkeypatch):
     seen = []
+    with pytest.raises(ValueError, match="shard_base and preserve without preserve_data"):  # processes would wait
+        TrainOptions(preserve=1.0, shard_base=True)
     monkeypatch.setattr(Trainer, "_pass_all", lambda *rest, own=Trainer._pass_all: seen.append(1) or own(*rest))
     run_dry(guarding())
     assert len(seen) == 4
