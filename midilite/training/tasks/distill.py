@@ -64,7 +64,7 @@ class DistillTask(LoRATask):
         self.teacher = Teacher(
             transformer, self.networks, scheduler, teaching, options.distill_steps, multi_instance=together
         )
-        self.walks = WalkStore(self.teacher, scenes, features, options, world_size)
+        self.walks = WalkStore(self.teacher, scenes, features, options, world_size, self.sets)
         self.reads_ahead = False  # walks want the device that the step before is still busy on
         self.metadata["training"] |= {
             "task": "distill",

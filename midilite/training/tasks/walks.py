@@ -26,7 +26,7 @@ from ...data.augment import choose, choose_instances
 from ...data.cache import FeatureSource
 from ...data.features import Features
 from ...data.scenes import Scene
-from ...data.sets import data_sets, drawn_shares
+from ...data.sets import Shares
 from ...flow.schedule import RectifiedFlowScheduler
 from ...flow.walks import kept_points, stops
 from ...inference.sampling import denoised, guided_velocity
@@ -108,10 +108,17 @@ class WalkStore:
         features: where their encoded form comes from.
         options: seed, size of batches and epochs of a generation.
         world_size: processes of the run; with the options it decides which scenes are a home.
+        sets: of data, as the run's task has them.
     """
 
     def __init__(
-        self, teacher: Teacher, scenes: list[Scene], features: FeatureSource, options: TrainOptions, world_size: int = 1
+        self,
+        teacher: Teacher,
+        scenes: list[Scene],
+        features: FeatureSource,
+        options: TrainOptions,
+        world_size: int = 1,
+        sets: Shares = (),
     ) -> None:
         self.teacher, self.scenes, self.features, self.options = teacher, scenes, features, options
         self.plan = Plan(
@@ -120,7 +127,7 @@ class WalkStore:
             options.gradient_accumulation_steps,
             world_size,
             options.seed,
-            sets=drawn_shares(scenes, data_sets(options.data_dir)),
+            sets=sets,
         )
         self.kept: dict[tuple[int, int], Walk] = {}  # by generation and scene
         self._current: tuple[int, ...] = ()  # the generation of each set that was asked for last
