@@ -1,6 +1,7 @@
 """What finished training runs have in common."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,17 @@ def losses(folder) -> list[float]:
 
 def text(log, rank) -> str:
     return Path(f"{log}.{rank}").read_text()
+
+
+def kill_and_resume(forks, flags, tmp_path, more, step) -> tuple[Path, Path]:
+    """A whole run and one that was killed at a step and resumed, which must write the same bytes; both folders."""
+    whole, part, log = tmp_path / "whole", tmp_path / "part", tmp_path / "log"
+    assert forks.run("train", log, arguments=flags(whole, *more)) == 0, log.read_text()
+    assert forks.run("train_until_killed", log, arguments=flags(part, *more), step=step) == -signal.SIGKILL
+    resumed = flags(part, *more, "--resume_from_checkpoint", "latest")
+    assert forks.run("train", log, arguments=resumed) == 0, log.read_text()
+    assert (part / FINAL).read_bytes() == (whole / FINAL).read_bytes()
+    return whole, part
 
 
 def assert_same_training(first, second):

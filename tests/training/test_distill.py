@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import warnings
 from dataclasses import replace
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from golden_files import relative_error
 from PIL import Image
+from training_runs import assert_same_training, kill_and_resume
 
 import midilite
 from midilite import lora
@@ -273,12 +273,7 @@ def test_a_killed_and_resumed_run_writes_the_same_bytes(forks, flags, tmp_path, 
     """In the middle of a generation, whose walks the resumed run has to make anew."""
     more = ["--task", "distill", "--distill_steps", 2, "--teacher_steps", 4, "--walk_epochs", 3, "--batch_size", 2]
     more += ["--max_train_steps", 8, "--checkpointing_steps", 3, *levels]
-    whole, part, log = tmp_path / "whole", tmp_path / "part", tmp_path / "log"
-    assert forks.run("train", log, arguments=flags(whole, *more)) == 0
-    assert forks.run("train_until_killed", log, arguments=flags(part, *more), step=5) == -signal.SIGKILL
-    assert forks.run("train", log, arguments=flags(part, *more, "--resume_from_checkpoint", "latest")) == 0
-    first, second = ((run / "lora-final" / "adapter_model.safetensors").read_bytes() for run in (whole, part))
-    assert first == second
+    kill_and_resume(forks, flags, tmp_path, more, step=5)
 
 
 def test_pictures_and_masks_are_enough(distilling, prepared, tmp_path, capsys):

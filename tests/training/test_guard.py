@@ -4,11 +4,10 @@ import dataclasses
 import json
 import math
 import shutil
-import signal
 
 import pytest
 import torch
-from training_runs import assert_same_training, text
+from training_runs import assert_same_training, kill_and_resume, text
 
 from midilite import lora
 from midilite.commands import train
@@ -19,7 +18,7 @@ from midilite.model.folder import ModelFolder
 from midilite.training.options import TrainOptions
 from midilite.training.trainer import Trainer
 
-ADAPTER, CPU = "lora-final/adapter_model.safetensors", torch.device("cpu")
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -172,12 +171,7 @@ KINDS = {"own data": ["--gradient_accumulation_steps", 2], "samples": ["--lora_d
 def test_killed_and_resumed(forks, flags, guard_data, quick_model, tmp_path, kind):
     more = ["--max_train_steps", 12, "--checkpointing_steps", 3, "--preserve", 2, "--pretrained_model", quick_model]
     more += KINDS[kind] + (["--preserve_data", guard_data] if kind == "own data" else [])
-    whole, part, log = tmp_path / "whole", tmp_path / "part", tmp_path / "log"
-    assert forks.run("train", log, arguments=flags(whole, *more)) == 0, log.read_text()
-    assert forks.run("train_until_killed", log, arguments=flags(part, *more), step=7) == -signal.SIGKILL
-    resumed = flags(part, *more, "--resume_from_checkpoint", "latest")
-    assert forks.run("train", log, arguments=resumed) == 0, log.read_text()
-    assert (part / ADAPTER).read_bytes() == (whole / ADAPTER).read_bytes()
+    kill_and_resume(forks, flags, tmp_path, more, step=7)
 
 
 SPLITS = {

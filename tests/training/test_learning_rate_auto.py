@@ -3,20 +3,17 @@
 import dataclasses
 import json
 import math
-import signal
 
 import numpy as np
 import pytest
 import torch
 from checkpoints import forge
-from training_runs import assert_same_training, text
+from training_runs import assert_same_training, kill_and_resume, text
 
 from midilite.commands import train
 from midilite.training.memory import copies_of_adapter
 from midilite.training.options import TrainOptions
 from midilite.training.prodigy import FIRST, Prodigy
-
-ADAPTER = "lora-final/adapter_model.safetensors"
 
 
 def plain_prodigy(x, gradient, rates, decay=0.0):
@@ -126,12 +123,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_and_resumed(forks, flags, tmp_path, kind):
     more = ["--max_train_steps", 14, "--checkpointing_steps", 3, "--learning_rate", "auto", *KINDS[kind]]
-    whole, part, log = tmp_path / "whole", tmp_path / "part", tmp_path / "log"
-    assert forks.run("train", log, arguments=flags(whole, *more)) == 0, log.read_text()
-    assert forks.run("train_until_killed", log, arguments=flags(part, *more), step=7) == -signal.SIGKILL
-    resumed = flags(part, *more, "--resume_from_checkpoint", "latest")
-    assert forks.run("train", log, arguments=resumed) == 0, log.read_text()
-    assert (part / ADAPTER).read_bytes() == (whole / ADAPTER).read_bytes()
+    whole, part = kill_and_resume(forks, flags, tmp_path, more, step=7)
     rates = [[json.loads(line)["lr"] for line in open(run / "metrics.jsonl")] for run in (whole, part)]
     assert rates[0] == rates[1]
 

@@ -3,12 +3,12 @@
 import dataclasses
 import json
 import shutil
-import signal
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
-from training_runs import assert_same_training, text
+from training_runs import assert_same_training, kill_and_resume, text
 
 from midilite.commands import train
 from midilite.data.scenes import find_scenes
@@ -16,8 +16,6 @@ from midilite.data.sets import data_sets, drawn_shares, in_turns, split_weight
 from midilite.model.folder import ModelFolder
 from midilite.training.options import TrainOptions
 from midilite.training.plan import Plan
-
-ADAPTER = "lora-final/adapter_model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -205,14 +203,7 @@ def test_killed_and_resumed_in_the_middle_of_a_pass(forks, flags, pair, tmp_path
     more = ["--max_train_steps", 14, "--checkpointing_steps", 3, "--batch_size", 2, "--task", task]
     if task == "distill":
         more += ["--distill_steps", 2, "--teacher_steps", 4, "--walk_epochs", 2]
-    whole, part = tmp_path / "whole", tmp_path / "part"
-    log = tmp_path / "log"
-    assert forks.run("train", log, arguments=arguments(pair, flags, whole, *more)) == 0, log.read_text()
-    killed = forks.run("train_until_killed", log, arguments=arguments(pair, flags, part, *more), step=7)
-    assert killed == -signal.SIGKILL
-    resumed = arguments(pair, flags, part, *more, "--resume_from_checkpoint", "latest")
-    assert forks.run("train", log, arguments=resumed) == 0, log.read_text()
-    assert (part / ADAPTER).read_bytes() == (whole / ADAPTER).read_bytes()
+    kill_and_resume(forks, partial(arguments, pair, flags), tmp_path, more, step=7)
 
 
 @pytest.mark.parametrize("task", ["lora", "distill"])
