@@ -23,7 +23,7 @@ from ..training.log import say
 from ..training.objective import SceneBatch, instance_losses
 from ..training.options import TrainOptions
 from ..training.tasks.distill import window_inputs
-from ..training.tasks.walks import Teacher, Walk
+from ..training.tasks.walks import Start, Teacher, Walk
 from .validation import Means, load_plain, mean, means_over_instances, told_by_set
 
 
@@ -103,7 +103,7 @@ class WalkValidation:
     def _walk(self, number: int) -> Walk:
         if number not in self._walks:
             scene = self.scenes[number]
-            features, _ = load_plain(self.features, scene, self.options)
+            features, rows = load_plain(self.features, scene, self.options)
             noise = torch.randn(features.mean.shape, generator=torch_generator("validation", scene.name))
-            (self._walks[number],) = self.teacher.walks([features], [noise])
+            (self._walks[number],) = self.teacher.walks([Start(features, noise, rows)])
         return self._walks[number]

@@ -22,15 +22,16 @@ import torch
 from torch import Tensor
 
 from ...common.seeds import derive_seed, torch_generator
-from ...data.augment import choose, choose_instances
-from ...data.cache import FeatureSource, Prepared, Progress
-from ...data.features import Features, PixelFeatures, SceneEncoder
+from ...data.augment import choose
+from ...data.cache import FeatureSource
+from ...data.features import Features, PixelFeatures
 from ...data.scenes import Scene
 from ..objective import SceneBatch, draw_scene
 from ..options import TrainOptions
 from ..plan import endless
+from .derived import DerivedFeatures
 from .lora import objective_settings
-from .walks import Teacher
+from .walks import Teacher, draw_start
 
 MOST_SAMPLED = 32  # sampling one scene takes as long as some tens of training passes
 TRAINING_SCENES = 2  # to one guard scene
@@ -107,7 +108,7 @@ def _with_one_view(scene: Scene, seed: int) -> Scene:
     return dataclasses.replace(scene, views=scene.views[view : view + 1])
 
 
-class SampledLatents:
+class SampledLatents(DerivedFeatures):
     """Pictures with the base's own samples as latents; see `cache.FeatureSource`.
 
     Scenes are sampled with their neighbours in the list, `batch_size` at a time, whoever asks for one of them: so what
@@ -129,29 +130,14 @@ class SampledLatents:
         scenes: Sequence[Scene],
         options: TrainOptions,
     ) -> None:
-        self.source, self.stored, self.teacher, self.options = source, stored, teacher, options
-        self.mask_variants = source.mask_variants
+        super().__init__(source)
+        self.stored, self.teacher, self.options = stored, teacher, options
         size = options.batch_size
         homes = [tuple(scenes[i : i + size]) for i in range(0, len(scenes), size)]
         self._homes = {scene: home for home in homes for scene in home}
         self._made: dict[Scene, tuple[Tensor, Tensor]] = {}  # which instances, and their latents [n, T, C]
 
     is_stored = False  # the device that samples is busy with a step while another one could be read ahead
-
-    @property
-    def encoder(self) -> SceneEncoder:
-        """What encodes the pictures."""
-        return self.source.encoder
-
-    def prepare(
-        self, scenes: Sequence[Scene], rank: int = 0, world_size: int = 1, progress: Progress | None = None
-    ) -> Prepared:
-        """Fill the cache with what it lacks."""
-        return self.source.prepare(scenes, rank, world_size, progress)
-
-    def num_instances(self, scene: Scene, view: int = 0) -> int:
-        """n of a view."""
-        return self.source.num_instances(scene, view)
 
     def load(self, scene: Scene, view: int = 0, variant: int = 0) -> Features:
         """Features of one view, with a sample's latents."""
@@ -170,13 +156,9 @@ class SampledLatents:
 
     def _make(self, home: Sequence[Scene]) -> None:
         plain = self.mask_variants.index(0) if 0 in self.mask_variants else 0
-        chosen, found, noises = [], [], []
+        starts = []
         for scene in home:
             generator = torch_generator(self.options.seed, "guard sample", scene.full_name)
-            features = self.stored.load(scene, 0, plain)
-            most, least = self.options.max_num_instances, self.options.min_mask_share
-            chosen.append(choose_instances(features.mask_share, generator, most, least))
-            found.append(features.select(chosen[-1]))
-            noises.append(torch.randn(found[-1].mean.shape, generator=generator))
-        for scene, rows, walk in zip(home, chosen, self.teacher.walks(found, noises), strict=True):
-            self._made[scene] = rows, walk.points[-1]
+            starts.append(draw_start(self.stored.load(scene, 0, plain), generator, self.options))
+        for scene, start, walk in zip(home, starts, self.teacher.walks(starts), strict=True):
+            self._made[scene] = start.rows, walk.points[-1]

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from ... import lora
-from ...data.cache import FeatureSource, Prepared, Progress
-from ...data.features import Features, PixelFeatures, SceneEncoder
+from ...data.cache import FeatureSource
+from ...data.features import Features, PixelFeatures
 from ...data.scenes import Scene, read_scene_quietly
 from ...lora.files import network_group
 from ...model.dit import DiT
@@ -34,6 +34,7 @@ from ...model.encoders import CLIPVision, encode_pixels
 from ...model.folder import ModelFolder
 from ..objective import TIMESTEPS, SceneBatch, SceneInputs
 from ..options import TrainOptions
+from .derived import DerivedFeatures
 from .lora import LoRATask
 
 CLIP_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -58,36 +59,17 @@ def encode(encoders: nn.ModuleDict, pixels: Sequence[Tensor]) -> tuple[Tensor, .
     return tuple(encode_pixels(encoder, images) for encoder, images in zip(encoders.values(), pixels, strict=True))
 
 
-class UncachedConditions:
+class UncachedConditions(DerivedFeatures):
     """Latents from a cache, conditions from encoders that may have changed since; see `cache.FeatureSource`.
 
     Args:
-        stored: where the latents come from.
+        source: where the latents come from.
         encoders: of `load_image_encoders`.
     """
 
-    def __init__(self, stored: FeatureSource, encoders: nn.ModuleDict) -> None:
-        self.stored, self.encoders, self.mask_variants = stored, encoders, stored.mask_variants
-
-    @property
-    def is_stored(self) -> bool:
-        """Whether latents are read from the disk."""
-        return self.stored.is_stored
-
-    @property
-    def encoder(self) -> SceneEncoder:
-        """What cuts out the pictures."""
-        return self.stored.encoder
-
-    def prepare(
-        self, scenes: Sequence[Scene], rank: int = 0, world_size: int = 1, progress: Progress | None = None
-    ) -> Prepared:
-        """Fill the cache with what it lacks."""
-        return self.stored.prepare(scenes, rank, world_size, progress)
-
-    def num_instances(self, scene: Scene, view: int = 0) -> int:
-        """n of a view."""
-        return self.stored.num_instances(scene, view)
+    def __init__(self, source: FeatureSource, encoders: nn.ModuleDict) -> None:
+        super().__init__(source)
+        self.encoders = encoders
 
     def load(self, scene: Scene, view: int = 0, variant: int = 0) -> Features:
         """Features of one view with the encoders as they are, without gradients, on the CPU."""
@@ -98,7 +80,7 @@ class UncachedConditions:
 
     def load_pixels(self, scene: Scene, view: int = 0, variant: int = 0) -> PixelFeatures:
         """What the encoders see of one view, and its latents."""
-        known = self.stored.load(scene, view, variant)
+        known = self.source.load(scene, view, variant)
         data = read_scene_quietly(scene, view, estimate=False)  # the surfaces' normals are in the latents already
         pixels = self.encoder.pixels(data, self.mask_variants[variant])
         return PixelFeatures(pixels, known.mean, known.logvar, known.mask_share)

@@ -50,6 +50,28 @@ class Walk:
     conditions: tuple[Tensor, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where a walk of a scene begins, on the CPU.
+
+    Attributes:
+        features: of the n instances that take part.
+        noise: [n, T, C].
+        rows: which of the view's instances they are, int64 [n].
+    """
+
+    features: Features
+    noise: Tensor
+    rows: Tensor
+
+
+def draw_start(features: Features, generator: torch.Generator, options: TrainOptions) -> Start:
+    """The instances of a view that take part, drawn as in training, and their noise."""
+    rows = choose_instances(features.mask_share, generator, options.max_num_instances, options.min_mask_share)
+    chosen = features.select(rows)
+    return Start(chosen, torch.randn(chosen.mean.shape, generator=generator), rows)
+
+
 class Teacher:
     """The network without the adapter that is trained, sampled with guidance on the model's own schedule.
 
@@ -82,21 +104,17 @@ class Teacher:
         # like every pass of a run that may offload its base, nothing is projected ahead
         self.velocity_of = partial(guided_velocity, project_ahead=False, capture=False, multi_instance=multi_instance)
 
-    def walks(self, features: Sequence[Features], noises: Sequence[Tensor]) -> list[Walk]:
-        """The walks of several scenes, made together.
-
-        Args:
-            features: of each scene.
-            noises: [n, T, C] of each.
-        """
-        device, counts = self.transformer.device, [len(noise) for noise in noises]
-        conditions = [torch.cat(parts) for parts in zip(*(f.conditions() for f in features), strict=True)]
-        noise, velocity_of = torch.cat(list(noises)).to(device), partial(self.velocity_of, scenes=counts)
+    def walks(self, starts: Sequence[Start]) -> list[Walk]:
+        """The walks of several scenes, made together."""
+        device, counts = self.transformer.device, [len(start.noise) for start in starts]
+        conditions = [torch.cat(c) for c in zip(*(start.features.conditions() for start in starts), strict=True)]
+        noise = torch.cat([start.noise for start in starts]).to(device)
+        velocity_of = partial(self.velocity_of, scenes=counts)
         with undisturbed(self.networks, device), lora.without(self.networks):
             steps = denoised(self.transformer, self.scheduler, conditions, noise, self.sampling, velocity_of)
             points = kept_points(noise, steps, self.kept)
         parts = points.to("cpu", torch.float16).split(counts, dim=1)
-        return [Walk(part, scene.conditions()) for part, scene in zip(parts, features, strict=True)]
+        return [Walk(part, start.features.conditions()) for part, start in zip(parts, starts, strict=True)]
 
 
 class WalkStore:
@@ -164,12 +182,9 @@ class WalkStore:
         raise AssertionError(f"scene {scene} begins no generation {generation} at step {step}")
 
     def _make(self, home: Sequence[tuple[int, int]]) -> None:
-        features, noises = [], []
+        starts = []
         for generation, scene in ((generation, self.scenes[number]) for generation, number in home):
             generator = torch_generator(self.options.seed, "walk", generation, scene.full_name)
             view, variant = choose(len(scene.views), generator), choose(len(self.features.mask_variants), generator)
-            found = self.features.load(scene, view, variant)
-            most, least = self.options.max_num_instances, self.options.min_mask_share
-            features.append(found.select(choose_instances(found.mask_share, generator, most, least)))
-            noises.append(torch.randn(features[-1].mean.shape, generator=generator))
-        self.kept |= dict(zip(home, self.teacher.walks(features, noises), strict=True))
+            starts.append(draw_start(self.features.load(scene, view, variant), generator, self.options))
+        self.kept |= dict(zip(home, self.teacher.walks(starts), strict=True))
