@@ -7,8 +7,9 @@ that it is in at the first pass of the generation, or what of it begins a genera
 decides. That makes a walk a function of (seed, generation, scene): a resumed run, which asks for the same walks in
 another order, sees the same bits.
 
-Points are kept in 16 bits in host memory; those of generations that are over are forgotten. Several processes each make
-the walks of the homes that they need.
+Points are kept in host memory, in 16 bits; those of generations that are over are forgotten. A base in fp32 has them in
+fp32: several processes, each of which makes the walks of the homes that it needs, have other homes than one process,
+and 16 bits would make steps thousands of times as large of roundings that differ in the last bit.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ class Teacher:
 
     Attributes:
         sigmas: the student's K + 1 noise levels, which are some of the teacher's.
+        kept_as: the type of the points.
         velocity_of: what makes velocities of the network here, see `inference.sampling`.
     """
 
@@ -101,6 +103,7 @@ class Teacher:
         self.kept = stops(sampling.num_inference_steps, student_steps)
         levels = scheduler.schedule(sampling.num_inference_steps, shift=sampling.shift).sigmas.tolist()
         self.sigmas = [levels[level] for level in self.kept]
+        self.kept_as = torch.float32 if transformer.dtype == torch.float32 else torch.float16
         # like every pass of a run that may offload its base, nothing is projected ahead
         self.velocity_of = partial(guided_velocity, project_ahead=False, capture=False, multi_instance=multi_instance)
 
@@ -113,7 +116,7 @@ class Teacher:
         with undisturbed(self.networks, device), lora.without(self.networks):
             steps = denoised(self.transformer, self.scheduler, conditions, noise, self.sampling, velocity_of)
             points = kept_points(noise, steps, self.kept)
-        parts = points.to("cpu", torch.float16).split(counts, dim=1)
+        parts = points.to("cpu", self.kept_as).split(counts, dim=1)
         return [Walk(part, start.features.conditions()) for part, start in zip(parts, starts, strict=True)]
 
 
