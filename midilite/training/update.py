@@ -148,9 +148,10 @@ class Update:
             progress.bad_steps += not (finite_loss and self.scaler.is_enabled())
         self.scaler.update(None if finite_loss else self.scaler.get_scale())
         if progress.skipped_in_a_row > MOST_SKIPPED:
+            rate = f"{self.found_rate:.2g}, as it was found" if self.finds_rate else self.options.learning_rate
             raise BadStepsError(
                 f"{progress.skipped_in_a_row} steps in a row had a loss or gradient that is not finite; the "
                 "weights are those before them. Usual causes: a learning rate that is too high (it is "
-                f"{self.options.learning_rate}), fp16 (try mixed_precision bf16), or a damaged sample "
+                f"{rate}), fp16 (try mixed_precision bf16), or a damaged sample "
                 "(prepare_data.py --check)"
             )

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import forge
+from toy import Toy
 from training_runs import assert_same_training, kill_and_resume, text
 
 from midilite.commands import train
+from midilite.training.interfaces import BadStepsError
 from midilite.training.memory import copies_of_adapter
 from midilite.training.options import TrainOptions
 from midilite.training.prodigy import FIRST, Prodigy
+from midilite.training.update import MOST_SKIPPED, Progress, Update
 
 
 def plain_prodigy(x, gradient, rates, decay=0.0):
@@ -179,6 +182,12 @@ def test_damaged_states_are_refused(auto, tmp_path, change, problem):
     forge(tmp_path / "run" / "checkpoint-12", optimizer=change)
     with pytest.raises(ValueError, match=problem):
         train.train_lora(dataclasses.replace(auto, max_train_steps=13, resume_from_checkpoint="checkpoint-12"))
+
+
+def test_steps_that_fail_name_the_rate_that_was_found(auto):
+    update = Update(Toy(), auto, 10, torch.device("cpu"))
+    with pytest.raises(BadStepsError, match="it is 1e-05, as it was found"):
+        update.conclude(False, math.nan, Progress(skipped_in_a_row=MOST_SKIPPED))
 
 
 def test_words_that_are_no_rate(capsys):
