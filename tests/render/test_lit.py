@@ -7,6 +7,7 @@ import pytest
 import torch
 from trimesh import creation
 
+from midilite.render import shadows
 from midilite.render.camera import Camera
 from midilite.render.lit import Lamp, Lights, render_lit
 from midilite.render.render_mesh import to_render_mesh
@@ -55,6 +56,32 @@ def test_brightness_of_an_open_floor_is_the_formula():
     picture, _ = shadow(light=far)
     expected = (torch.tensor([0.5, 0.6, 0.7]) ** (1 / 2.2) * 255).round()
     assert (at(picture.color, 2.5, 2.5).float() - expected).abs().max() <= 1
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.6])
+def test_what_is_copied_from_neighbours_is_what_would_be_found(monkeypatch, radius):
+    """Lamps are asked for where the answer changes; asking everywhere gives the same but for single pixels."""
+    bars = [box(0.04, (0.2 * i, 0.5 + 0.02 * i, 0.1 * i)) for i in range(-4, 5)] + [box(0.5, (0.8, 0.25, 0.6))]
+    low = replace(ABOVE, eye=(0.5, 4.0, 5.0), up=(0.0, 1.0, 0.0), fov_deg=25.0)
+    quick, asked = shadow(low, lights(radius=radius), bars)[1], []
+
+    def everywhere(seen, facing, ask):
+        asked.append(int(facing.sum()))
+        share = torch.zeros_like(seen.local[0])
+        share[facing] = ask(facing.nonzero().squeeze(1))
+        return share
+
+    monkeypatch.setattr(shadows, "_where_it_changes", everywhere)
+    whole = shadow(low, lights(radius=radius), bars)[1]
+    assert asked and (whole < 0.6).float().mean() > 0.01
+    assert ((quick - whole).abs() > 0.01).float().mean() < 0.001
+
+
+def test_openness_does_not_cross_outlines():
+    """A box before a far floor: its rim is as open as its middle, and the floor beside it as the rest."""
+    high = replace(ABOVE, eye=(0.0, 12.0, 0.01))
+    picture, share = shadow(high, lights(color=DARK, sky=0.8), [box(1.0, (0.0, 6.0, 0.0))])
+    assert share[picture.ids == 1].min() > 0.99 and share[picture.ids == 0].min() > 0.99
 
 
 def test_a_larger_lamp_makes_a_softer_edge():
