@@ -135,6 +135,7 @@ def main() -> None:
         with sync_playwright() as driver:
             browser = driver.chromium.launch(executable_path=browser_path, args=list(FLAGS))
             page = browser.new_page(viewport={"width": 1280, "height": 720})
+            page.set_default_timeout(LONG)
             page.goto(f"http://127.0.0.1:{server.server_address[1]}/")
             journey = travel(page, options.rgb_image, clicks, options.model)
             browser.close()
