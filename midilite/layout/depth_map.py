@@ -2,7 +2,8 @@
 
 Depth from a network is mostly right up to two numbers, and so is a metric map beside a scene that has no unit. So at
 every step the map's numbers are first brought to the scene's, z = a d + b, by least squares over the pixels that show
-an object both in the picture and as drawn, each object with the same weight.
+an object both in the picture and as drawn, each object with the same weight. A map that says nothing (its
+correlation with the scene is about 0), or in which nearer is further, as in one of disparities, is left out then.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .state import State, moving
 
 _PIXELS = 64  # of each object that are looked at
 _DOUBTFUL = 0.2  # difference from which on it is another part of the object that is seen, the frame's units
+_CORRELATED = 0.1  # with the scene's depths; a map that is less so says nothing of it
 _SAMPLES = 12.0  # as how many independent measurements they count
 
 
@@ -58,18 +60,17 @@ def depth_terms(objects: Objects, state: State, drawn: Drawn, own: Tensor, depth
     number = torch.bincount(at[0], minlength=objects.count).clamp_min(1)
     weight = 1.0 / number[at[0]].double()
     told = depth[at[1], at[2]]
-    fitted = _matched(told, points.depth, weight)
+    agrees, fitted = _matched(told, points.depth, weight)
     residual = (points.depth - fitted) / prior.depth
     doubt = robust(residual, _DOUBTFUL / prior.depth)
-    return Equations(residual, points.depth_by / prior.depth, _SAMPLES * weight * doubt)
+    return Equations(residual, points.depth_by / prior.depth, _SAMPLES * weight * doubt * agrees)
 
 
-def _matched(told: Tensor, depth: Tensor, weight: Tensor) -> Tensor:
-    """told [P] brought to depth [P] by a scale and a shift; the scale stays above 0, as further is further."""
-    if not len(told):
-        return told
-    total = weight.sum()
+def _matched(told: Tensor, depth: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether they are correlated, and told [P] brought to depth [P] by a scale and a shift."""
+    total = weight.sum().clamp_min(1e-12)
     middle, goal = (weight * told).sum() / total, (weight * depth).sum() / total
-    spread = (weight * (told - middle).square()).sum()
-    scale = ((weight * (told - middle) * (depth - goal)).sum() / spread.clamp_min(1e-12)).clamp_min(0)
-    return goal + scale * (told - middle)
+    told, depth = told - middle, depth - goal
+    spread, other, both = ((weight * a * b).sum() for a, b in ((told, told), (depth, depth), (told, depth)))
+    agrees = both > _CORRELATED * (spread * other).sqrt().clamp_min(1e-12)  # else rounding of a flat map is told
+    return agrees, goal + both / spread.clamp_min(1e-12) * told

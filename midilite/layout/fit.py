@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,8 +73,11 @@ class LayoutOptions:
     depth: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        if self.fov is not None and not 1.0 <= self.fov <= 170.0:
-            raise ValueError(f"fov is {self.fov}, expected degrees from 1 to 170")
+        fov, depth = self.fov, self.depth
+        if fov is not None and (not isinstance(fov, Real) or isinstance(fov, bool) or not 1.0 <= fov <= 170.0):
+            raise ValueError(f"fov is {fov!r}, expected degrees from 1 to 170")
+        if depth is not None and not (isinstance(depth, np.ndarray) and depth.ndim == 2 and depth.dtype.kind in "fiu"):
+            raise ValueError("depth is no array [H, W] of real numbers")
 
 
 @dataclass(frozen=True)
@@ -122,9 +126,12 @@ def fit_layout(
         prior: how far to trust the model.
 
     Raises:
-        ValueError: no object has a surface and a mask, or the depth map has another size.
+        ValueError: no object has a surface and a mask, there is not one label for each, or the depth map has another
+            size.
     """
-    there = [i for i, mesh in enumerate(meshes) if mesh is not None and bool((labels == values[i]).any())]
+    if len(values) != len(meshes):
+        raise ValueError(f"there are {len(meshes)} meshes and {len(values)} labels, expected one for each")
+    there = [i for i, mesh in enumerate(meshes) if _has_surface(mesh) and bool((labels == values[i]).any())]
     if not there:
         raise ValueError("no object has both a surface and a mask: there is nothing to fit")
     pairs = [(torch.as_tensor(np.array(meshes[i].vertices)), torch.as_tensor(np.array(meshes[i].faces))) for i in there]
@@ -144,6 +151,11 @@ def fit_layout(
     )
     note = f"layout: {said}"
     return Layout(camera, matrices, ious, changed, note)
+
+
+def _has_surface(mesh: trimesh.Trimesh | None) -> bool:
+    """Whether there is something to fit: objects that have no triangle or no finite place are left where they are."""
+    return mesh is not None and len(mesh.faces) > 0 and bool(np.isfinite(mesh.vertices).all())
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class KnownLength:
             metres = float("nan")
         fits = (what in _AXES and len(names) == 1) or (what == "distance" and len(names) == 2 and len(set(names)) == 2)
         if not fits or not (0 < metres < 1e6):
-            raise ValueError(f"scale is {text!r}, expected {_FORMS}, in metres")
+            raise ValueError(f"scale is {text[:100]!r}, expected {_FORMS}, in metres")
         return cls(tuple(names), what, metres)
 
     def factor(self, objects: Mapping[str, trimesh.Trimesh]) -> float:

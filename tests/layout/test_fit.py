@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import trimesh
 from laid_scenes import Laid, laid, mean_iou, misplaced, moved_by, solid, usual
 
 from midilite.layout.fit import LayoutOptions, Problem, fit_layout, scaled
@@ -169,6 +170,31 @@ def test_objects_without_a_mesh_hide_and_are_left_alone():
         fit_layout(wrong[:1], scene.labels, [77])
 
 
+def test_what_is_no_surface_is_left_where_it_is():
+    scene = usual()
+    wrong = misplaced(scene, 0.04)
+    nowhere, nothing = wrong[0].copy(), trimesh.Trimesh()
+    nowhere.vertices = np.where(np.arange(len(nowhere.vertices))[:, None] == 3, np.nan, nowhere.vertices)
+    layout = fit_layout([nowhere, nothing, *wrong[2:]], scene.labels, scene.values())
+    assert layout.changed and np.array_equal(layout.matrices[:2], np.tile(np.eye(4), (2, 1, 1)))
+    assert np.isfinite([*layout.camera.eye, layout.camera.fov_deg]).all()
+    for bad in (nowhere, nothing):
+        with pytest.raises(ValueError, match="both a surface and a mask"):
+            fit_layout([bad], scene.labels, [1])
+    with pytest.raises(ValueError, match="4 meshes and 2 labels"):
+        fit_layout(wrong, scene.labels, [1, 2])
+
+
+NONSENSE = [*({"fov": fov} for fov in ("40", True, float("nan"), 180.0)),
+            *({"depth": depth} for depth in ([[1.0]], np.ones(3), np.array([["a"]])))]  # fmt: skip
+
+
+@pytest.mark.parametrize("known", NONSENSE)
+def test_what_is_not_known_but_nonsense_is_refused(known):
+    with pytest.raises(ValueError, match=f"{next(iter(known))} is "):
+        LayoutOptions(**known)
+
+
 def test_a_known_angle_of_view_is_kept():
     scene = laid(usual().meshes, fov=55.0)
     layout, _ = fitted(scene, misplaced(scene, 0.03), fov=55.0)
@@ -210,6 +236,18 @@ def test_a_depth_map_up_to_scale_and_shift_brings_objects_to_their_depth(scale, 
             places = [np.array([mesh.bounds.mean(0)[2] for mesh in m]) for m in (meshes, scene.meshes)]
             errors[given].append(np.abs(places[0] - places[1]).mean())
     assert np.mean(errors[True]) < 0.8 * np.mean(errors[False])
+
+
+@pytest.mark.parametrize(
+    "told", [lambda depth: np.full_like(depth, 3.0), lambda depth: 1 / depth], ids=["flat", "disparity"]
+)
+def test_a_depth_map_that_says_nothing_pulls_at_nothing(told):
+    scene = usual()
+    wrong = misplaced(scene, 0.04)
+    plain, _ = fitted(scene, wrong)
+    layout, meshes = fitted(scene, wrong, depth=told(depth_of(scene)))
+    assert layout.mask_iou[1] > plain.mask_iou[1] - 0.02
+    assert mean_iou(meshes, scene.meshes) > mean_iou(wrong, scene.meshes)
 
 
 def test_a_depth_map_of_another_size_is_an_error():
