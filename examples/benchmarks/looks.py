@@ -92,7 +92,7 @@ def save_sheet(output: Path, args: argparse.Namespace) -> None:
     names = sorted(path.name for path in (output / "plain").iterdir())[:6]
     pictures = [Image.open(output / look / name / "scene_rgb.png") for look in LOOKS for name in names]
     cells = [picture.resize((args.cell, args.cell), Image.Resampling.LANCZOS) for picture in pictures]
-    preview_sheet(cells, columns=len(names), gap=2).save(args.sheet, optimize=True)
+    preview_sheet(cells, columns=len(names), gap=2).quantize(256).save(args.sheet, optimize=True)
     print(f"wrote {args.sheet}")
 
 
