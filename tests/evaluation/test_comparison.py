@@ -10,8 +10,12 @@ from PIL import Image
 from midilite import lora
 from midilite.commands import train
 from midilite.data.sample_folder import sample_camera
+from midilite.evaluation import scenes
 from midilite.evaluation.comparison import SIZE, Outcome, Subject, comparison_sheet
 from midilite.evaluation.scenes import Evaluation
+from midilite.inference.sampling import sample
+from midilite.model.config import Sampling
+from midilite.model.folder import ModelFolder
 from midilite.render.camera import Camera, orbit_camera
 from midilite.render.renderer import render
 
@@ -87,3 +91,22 @@ def test_the_base_is_generated_once_and_without_the_adapter(options, quick_model
     monkeypatch.setattr(Evaluation, "generate", watched)
     train.train_lora(options)
     assert acting == [True, False, True]
+
+
+def test_scenes_of_a_training_are_sampled_as_the_model_says(options, quick_model, monkeypatch, tmp_path):
+    """Previews and evaluations take steps, guidance and depth of the model folder, as inference does."""
+    seen = []
+
+    def spied(*arguments, **more):
+        seen.append(next(one for one in arguments if isinstance(one, Sampling)))
+        return sample(*arguments, **more)
+
+    monkeypatch.setattr(scenes, "sample", spied)
+    options = dataclasses.replace(
+        options, pretrained_model=quick_model, output_dir=str(tmp_path / "run"), max_train_steps=1, val_fraction=0.3,
+        validate_every=0, eval_every=1, eval_scenes=1, preview_every=1,
+    )  # fmt: skip
+    train.train_lora(options)
+    own = ModelFolder(quick_model).sampling
+    assert (own.num_inference_steps, own.guidance_scale, own.grid_depth) == (2, 2.0, 3)
+    assert len(seen) >= 2 and all(one == own for one in seen)
