@@ -27,9 +27,9 @@ from ..render.scene_page import scene_page
 if TYPE_CHECKING:
     import trimesh
 
-SIZE = 256
+SIZE = (256, 192)  # of a cell, in pixels: scenes are mostly wider than high
 _TURN, _LIFT = 50.0, 20.0  # degrees: the second view, from the side that the input hides
-_MARGIN, _LARGEST = 1.12, 1024  # of the objects' square; pixels that are drawn at most before they are cut
+_MARGIN, _LARGEST = 1.1, 1024  # of the objects' window; pixels that are drawn at most before they are cut
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class Outcome:
 
 def comparison_sheet(subject: Subject, outcomes: Mapping[str, Outcome]) -> Image.Image:
     """Two lines of pictures: the input and its mask, then each outcome from both sides, its F-score in the caption."""
-    front, turned = _views(subject)
+    front, turned = views(subject)
     # without its camera nobody knows where the objects are in the picture, so all of it is shown
     shown = front.picture if subject.camera else _whole
     upper, lower = [shown(subject.image)], [shown(mask_picture(subject.image, subject.labels))]
@@ -102,55 +102,65 @@ def write_page(
 
 
 @dataclass(frozen=True)
-class _View:
-    """A camera, and the square [left, top, side] of its picture that is shown, in pixels."""
+class View:
+    """A camera, and the window of its picture that is shown.
+
+    Attributes:
+        camera: from where scenes are seen.
+        window: left, top, width and height, in the camera's pixels.
+        size: width and height in pixels of what is drawn, of the window's proportions.
+    """
 
     camera: Camera
-    square: tuple[float, float, float]
+    window: tuple[float, float, float, float]
+    size: tuple[int, int] = SIZE
 
     def picture(self, image: Image.Image) -> Image.Image:
         """A picture that this camera took, cut and brought to the cell's size."""
         scale = image.width / self.camera.width
-        return _cut(image.convert("RGB"), [scale * number for number in self.square]).resize((SIZE, SIZE))
+        return _cut(image.convert("RGB"), [scale * number for number in self.window]).resize(self.size)
 
     def drawn(self, scene: trimesh.Scene) -> Image.Image:
         """A scene as this camera sees it, drawn finely enough for the cell."""
         if not scene.geometry:
-            return Image.new("RGB", (SIZE, SIZE), (255, 255, 255))
+            return Image.new("RGB", self.size, (255, 255, 255))
         camera = self.camera
-        scale = min(SIZE / self.square[2], _LARGEST / max(camera.width, camera.height))
+        scale = min(self.size[0] / self.window[2], _LARGEST / max(camera.width, camera.height))
         fine = replace(camera, width=round(scale * camera.width), height=round(scale * camera.height))
-        square = [fine.width / camera.width * number for number in self.square]
-        return _cut(render(scene, fine).image, square).resize((SIZE, SIZE))
+        window = [fine.width / camera.width * number for number in self.window]
+        return _cut(render(scene, fine).image, window).resize(self.size)
 
 
-def _views(subject: Subject) -> tuple[_View, _View]:
-    """As the picture was taken, and turned; without a known camera the whole picture, and scenes from the front."""
+def views(subject: Subject, size: tuple[int, int] = SIZE) -> tuple[View, View]:
+    """As the picture was taken, and turned, both cut to what the true objects cover; `size` is of what is drawn.
+
+    Without a known camera scenes are seen from the front.
+    """
     aspect = subject.image.size
     camera = subject.camera or orbit_camera(0.0, _LIFT, subject.points, size=max(aspect))
     back = np.subtract(camera.eye, camera.target)
     azimuth = np.degrees(np.arctan2(back[0], back[2])) + _TURN
     side = orbit_camera(float(azimuth), _LIFT, subject.points, fov_deg=camera.fov_deg, size=max(aspect))
-    front = _View(camera, _square(camera, subject.points))
-    return front, _View(side, _square(side, subject.points))
+    front = View(camera, _window(camera, subject.points, size), size)
+    return front, View(side, _window(side, subject.points, size), size)
 
 
 def _whole(image: Image.Image) -> Image.Image:
-    return ImageOps.pad(image.convert("RGB"), (SIZE, SIZE), color=(255, 255, 255))
+    return ImageOps.pad(image.convert("RGB"), SIZE, color=(255, 255, 255))
 
 
-def _square(camera: Camera, points: np.ndarray) -> tuple[float, float, float]:
-    """Left, top and side of the square around what a camera sees of points."""
+def _window(camera: Camera, points: np.ndarray, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Left, top, width and height of the least window of a cell's proportions around what a camera sees of points."""
     seen = camera.project(points)[:, :2]
     low, high = seen.min(axis=0), seen.max(axis=0)
-    side = float((high - low).max()) * _MARGIN
-    left, top = (low + high) / 2 - side / 2
-    return float(left), float(top), side
+    width, height = np.array(size) * float(((high - low) / size).max()) * _MARGIN
+    left, top = (low + high - (width, height)) / 2
+    return float(left), float(top), float(width), float(height)
 
 
-def _cut(image: Image.Image, square: Sequence[float]) -> Image.Image:
-    """A square piece of a picture, white where it reaches over the border."""
-    left, top, side = (round(number) for number in square)
-    canvas = Image.new("RGB", (max(side, 1), max(side, 1)), (255, 255, 255))
+def _cut(image: Image.Image, window: Sequence[float]) -> Image.Image:
+    """A piece of a picture, white where it reaches over the border."""
+    left, top, width, height = (round(number) for number in window)
+    canvas = Image.new("RGB", (max(width, 1), max(height, 1)), (255, 255, 255))
     canvas.paste(image, (-left, -top))
     return canvas

@@ -191,7 +191,7 @@ class Evaluation:
 
     def _gathered(self, sheets: dict[int, Tensor], world: World, device: torch.device) -> Tensor:
         """The sheets of all ranks; each is drawn by one of them and zero on the others."""
-        blank = preview_sheet([Image.new("RGB", (SIZE, SIZE))] * 8, [""] * 8, columns=4)
+        blank = preview_sheet([Image.new("RGB", SIZE)] * 8, [""] * 8, columns=4)
         every = torch.zeros(len(self.scenes), blank.height, blank.width, 3, dtype=torch.uint8)
         for number, sheet in sheets.items():
             every[number] = sheet

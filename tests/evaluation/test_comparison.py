@@ -25,7 +25,8 @@ ADAPTER = "adapter_model.safetensors"
 def cell(sheet: Image.Image, row: int, column: int) -> np.ndarray:
     """Which pixels of a cell show something; the sheet has four columns and two lines with captions."""
     width, height = sheet.width // 4, sheet.height // 2
-    picture = sheet.crop((column * width + 6, row * height + 22, column * width + 6 + SIZE, row * height + 22 + SIZE))
+    left, top = column * width + 6, row * height + 22
+    picture = sheet.crop((left, top, left + SIZE[0], top + SIZE[1]))
     return (np.asarray(picture.convert("RGB")) < 240).any(axis=-1)
 
 
@@ -47,11 +48,12 @@ def test_outcomes_are_seen_by_the_camera_of_the_picture_and_fill_the_cell(known)
     sheet = comparison_sheet(subject, {"wrong": wrong, "none": none, "true": true})
     given, bad, empty, right = (cell(sheet, 0, column) for column in range(4))
     assert not empty.any() and right.mean() > 0.15 and overlap(right, cell(sheet, 1, 3)) < 0.8
-    rows, columns = np.nonzero(right)
-    assert 0.8 * SIZE < max(np.ptp(rows), np.ptp(columns)) < SIZE, "they fill the cell"
+    for shown in (right, cell(sheet, 1, 3)):
+        high, wide = (np.ptp(at) for at in np.nonzero(shown))
+        assert 0.85 < max(wide / SIZE[0], high / SIZE[1]) < 1, "they fill the cell"
     if known:
         assert overlap(given, right) > 0.93 and overlap(given, bad) < 0.7
-        assert overlap(cell(sheet, 1, 0), right) > 0.9, "the mask"
+        assert overlap(cell(sheet, 1, 0), right) > 0.85, "the mask, whose pixels are coarse"
 
 
 def test_the_camera_of_a_prepared_sample_is_read_and_of_others_none(prepared, tmp_path):
@@ -74,7 +76,7 @@ def test_previews_show_input_base_adapted_and_truth_and_change_nothing(options, 
     pictures = sorted(path.name for path in (tmp_path / "with" / "samples").glob("*.png"))
     assert pictures == ["step-000002.png", "step-000003.png"], "and after the last step"
     sheet = Image.open(tmp_path / "with" / "samples" / pictures[-1])
-    assert sheet.width == 4 * (SIZE + 6) + 6 + 12 and sheet.height > 2 * SIZE, "two lines for a scene"
+    assert sheet.width == 4 * (SIZE[0] + 6) + 6 + 12 and sheet.height > 2 * SIZE[1], "two lines for a scene"
 
 
 def test_the_base_is_generated_once_and_without_the_adapter(options, quick_model, monkeypatch, tmp_path):
