@@ -9,7 +9,17 @@ from pathlib import Path
 from midilite.common.distributed import start, stop
 from midilite.model.folder import ASSETS
 
-from . import decoder_stages, finish, flow_stages, sampling_stage, speed_stage, stages, tuning_page, tuning_stage
+from . import (
+    decoder_stages,
+    finish,
+    flow_stages,
+    gallery,
+    sampling_stage,
+    speed_stage,
+    stages,
+    tuning_page,
+    tuning_stage,
+)
 
 TINY = ASSETS / "tiny"
 STAGES = (
@@ -25,6 +35,7 @@ STAGES = (
     "tuning",
     "tuning_page",
     "limit",
+    "gallery",
     "finish",
 )
 
@@ -92,6 +103,8 @@ def main() -> None:
                 speed_stage.run_together(stage, model, tuple(args.seeds))
         elif args.stage == "tuning":
             tuning_stage.run_tuning(stage, args.model or TINY, args.share, 60 * args.minutes)
+        elif args.stage == "gallery":
+            gallery.run_gallery(stage, args.model or TINY)
         elif args.stage == "limit":
             flow_stages.run_limit(stage)
     finally:

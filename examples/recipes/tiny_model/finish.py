@@ -1,6 +1,6 @@
-"""From the work folder to what ships: model folder, demo scenes, example picture, results, plot and model card.
+"""From the work folder to what ships: model folder, demo scenes, example picture, pictures of the study and model card.
 
-Every number of the card comes from the json files that the stages wrote; nothing is typed in by hand.
+Every number of the card comes from the json files in `results/`; nothing is typed in by hand.
 """
 
 from __future__ import annotations
@@ -11,49 +11,49 @@ from pathlib import Path
 
 import torch
 
-from midilite.common.files import read_json, write_json, write_png
+from midilite.common.files import write_png
 from midilite.common.pictures import read_picture
 from midilite.data_prep.prepare import PrepareSettings, prepare
-from midilite.model.folder import ASSETS, config_dict
+from midilite.model.folder import ASSETS, ModelFolder, config_dict
 from midilite.model.weights import DIFFUSERS_STEM, save_weights
 
-from .card import model_card
-from .flow_task import PER_BUNDLE
+from .card import RESULTS, model_card, read_results
 from .networks import Networks
 from .pictures import worst_sheet
-from .plot import bar_chart
-from .shapes import ShapeSet, held_out
+from .plot import study_chart
+from .shapes import ShapeSet
 from .stages import DOMAIN, Plan
+from .tuning_stage import choices
 
-RESULTS = Path(__file__).parent / "results"
 SHARD_BYTES = 12_000_000  # of the transformer's files: no file of the package is larger than 16 MiB
 DEMO = PrepareSettings(num_samples=2048, image_size=224, compose=3, num_scenes=20, singles=False, seed=5)
 EXAMPLE = PrepareSettings(num_samples=16, image_size=448, compose=4, num_scenes=12, singles=False, seed=3)
 
 
-def run_finish(folder: Path, meshes: Path | None, plan: Plan, assets: Path = ASSETS, example: int = 4) -> None:
-    """Write everything; without `meshes` the demo scenes and the example picture stay as they are.
+def run_finish(
+    folder: Path, meshes: Path | None, plan: Plan, assets: Path = ASSETS, output: Path = RESULTS, example: int = 4
+) -> None:
+    """Write what the work folder has the parts for, and always the study's picture and the card.
+
+    A model there becomes the one that ships; without `meshes` the demo scenes and the example picture stay as they are.
 
     Args:
+        output: folder of the pictures.
         example: which of the scenes drawn for it is the example picture.
     """
-    vae, flow, study = (read_json(folder / f"{name}.json") for name in ("vae", "flow", "lora"))
-    networks = Networks.load(folder / "model", plan.sizes, "cpu")
-    write_model(networks, assets / "tiny", flow["facts"]["shift"])
+    if (folder / "model").exists():
+        shift = ModelFolder(folder / "model").load_scheduler().shift
+        write_model(Networks.load(folder / "model", plan.sizes, "cpu"), assets / "tiny", shift)
+    networks, results = Networks.load(assets / "tiny", plan.sizes, "cpu"), read_results()
+    if (folder / "shapes.safetensors").exists():
+        shapes, worst = ShapeSet.load(folder / "shapes.safetensors"), results["tiny_model"]["vae"]["unseen"]["worst"]
+        write_png(output / "tiny_model_worst.png", worst_sheet(networks.vae, shapes, worst, plan.sizes.width))
+        if meshes is not None:
+            write_example(meshes, shapes, assets / "example", example)
     if meshes is not None:
         write_demo(meshes, assets / "demo")
-        write_example(meshes, ShapeSet.load(folder / "shapes.safetensors"), assets / "example", example)
-    RESULTS.mkdir(exist_ok=True)
-    names = ShapeSet.load(folder / "shapes.safetensors").names
-    results = summary(vae, flow, study, networks, names, plan)
-    for extra in ("cpu", "limit"):  # measured by hand-started checks on the CPU, when they were run
-        if (folder / f"{extra}.json").exists():
-            results[extra] = read_json(folder / f"{extra}.json")
-    write_json(RESULTS / "tiny_model.json", results)
-    write_png(RESULTS / "tiny_model_lora.png", bar_chart(study_rows(results)))
-    shapes, worst = ShapeSet.load(folder / "shapes.safetensors"), results["vae"]["unseen"]["worst"]
-    write_png(RESULTS / "tiny_model_worst.png", worst_sheet(networks.vae, shapes, worst, plan.sizes.width))
-    (assets / "tiny" / "README.md").write_text(model_card(results), encoding="utf-8")
+    write_png(output / "tuning.png", study_chart(choices(results["tuning"])))
+    (assets / "tiny" / "README.md").write_text(model_card(results, networks.count()), encoding="utf-8")
 
 
 def write_model(networks: Networks, folder: Path, shift: float) -> None:
@@ -90,62 +90,3 @@ def write_example(meshes: Path, shapes: ShapeSet, output: Path, number: int) -> 
         sample = found[number % len(found)]
         for name, source in (("rgb.png", "scene_rgb.png"), ("seg.png", "seg.png")):
             read_picture(sample / source).save(output / name)
-
-
-def median(values: list[float]) -> float:
-    """The middle value, or the mean of the two in the middle."""
-    ordered = sorted(values)
-    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
-
-
-def mean(rows: list[dict], key: str) -> float:
-    """Mean of one number over rows."""
-    return round(sum(float(row[key]) for row in rows) / len(rows), 4)
-
-
-def summary(vae: dict, flow: dict, study: dict, networks: Networks, names: list[str], plan: Plan) -> dict:
-    """The small json that the card, the table and the plot are made of."""
-    result = {
-        "hardware": "2 NVIDIA H200, bf16 autocast",
-        "seeds": {"training": 7, "vae": 1, "flow": 2, "sampling": 0, "study": study["settings"]["seed"]},
-        "parameters": networks.count(),
-        "models": len(names),
-        "batch": {
-            "vae_objects": plan.vae_batch * plan.processes,
-            "flow_instances": plan.flow_batch * PER_BUNDLE * plan.processes,
-        },
-        "held_out_models": sorted(held_out(names)),
-        "vae": {"facts": vae["facts"]},
-        "flow": {"facts": flow["facts"], "guidance_and_shift": flow["trials"]},
-        "lora": study,
-    }
-    for name in ("seen", "unseen"):
-        rows = vae[name]
-        worst = sorted(rows, key=lambda row: row["f_score"])[:5]
-        result["vae"][name] = {
-            "models": len(rows),
-            "median_f_score": round(median([row["f_score"] for row in rows]), 4),
-            "mean_f_score": mean(rows, "f_score"),
-            "closed": sum(row["closed"] for row in rows),
-            "worst": [{"name": row["name"], "f_score": round(row["f_score"], 4)} for row in worst],
-        }
-    for name in ("seen", "unseen", "seen_without_multi_instance"):
-        keys = ("scene_f_score", "box_iou", "object_f_score", "missing", "closed")
-        result["flow"][name] = {"scenes": len(flow[name]), **{key: mean(flow[name], key) for key in keys}}
-    return result
-
-
-ORDER = (
-    "base",
-    "rank 4",
-    "rank 16",
-    "rank 64",
-    "all weights",
-    "rank 16, sign reversed",
-    "rank 16, conditions never dropped",
-)
-
-
-def study_rows(results: dict) -> list[dict]:
-    """The study's variants in a sensible order."""
-    return sorted(results["lora"]["variants"], key=lambda row: ORDER.index(row["name"]))

@@ -1,11 +1,11 @@
-"""What the VAE's worst reconstructions look like."""
+"""Sheets of pictures: the VAE's worst reconstructions, and columns with a caption below."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from midilite.common.seeds import torch_generator
 from midilite.mesh.isosurface import extract_surface
@@ -18,6 +18,7 @@ from .pools import query_points
 from .shapes import ShapeSet
 
 SIZE = 200
+GAP, CAPTION = 8, 26  # pixels between cells, and of a line of text
 
 
 def flat_mesh(corners: torch.Tensor) -> RenderMesh:
@@ -46,3 +47,18 @@ def worst_sheet(vae: VAE, shapes: ShapeSet, worst: Sequence[dict], tokens: int, 
             images.append(render([flat_mesh(corners)], orbit_camera(30, 20, size=SIZE)).image)
         captions += [row["name"].partition("/")[2], f"F {row['f_score']:.2f}"]
     return preview_sheet(images, captions, columns=4)
+
+
+def captioned_columns(columns: Sequence[Sequence[Image.Image]], captions: Sequence[str]) -> Image.Image:
+    """Pictures of one size in columns from left to right, each column with its caption below."""
+    width, height = columns[0][0].size
+    most = max(len(column) for column in columns)
+    sheet = Image.new("RGB", (len(columns) * (width + GAP) + GAP, most * (height + GAP) + GAP + CAPTION), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    for i, (column, caption) in enumerate(zip(columns, captions, strict=True)):
+        left = GAP + i * (width + GAP)
+        for j, image in enumerate(column):
+            sheet.paste(image.convert("RGB"), (left, GAP + j * (height + GAP)))
+        middle, bottom = left + width / 2, most * (height + GAP) + GAP
+        pen.text((middle, bottom), caption, fill=(40, 40, 40), font=font, anchor="mt")
+    return sheet

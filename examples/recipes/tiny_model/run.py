@@ -7,6 +7,7 @@
     torchrun --nproc_per_node 2 examples/recipes/tiny_model/run.py flow --minutes 8 --total_minutes 12
     torchrun --nproc_per_node 2 examples/recipes/tiny_model/run.py flow --minutes 4 --total_minutes 12   # goes on
     python examples/recipes/tiny_model/run.py tuning --share 0/8                   # the study of adapters on vehicles
+    python examples/recipes/tiny_model/run.py gallery --device cpu                 # the README's picture, the worst
     python examples/recipes/tiny_model/run.py finish --meshes .../meshes/kenney     # assets, card, tables, pictures
 
 `--toy` runs every stage at a size that a laptop does in a minute, which tests the path and learns nothing.
