@@ -8,12 +8,20 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any
 
+_UNGUARDED = (
+    "no process could be started. Each of them runs the calling script anew: put what it does, this call too, under "
+    'if __name__ == "__main__":, or ask for one process (num_workers 1)'
+)
+
 
 def in_processes(work: Callable, items: list, workers: int) -> Iterator[Any]:
     """Results of `work(item)`, as they come; for an item that ended its process, `work(item, dead=True)`.
 
     Fresh processes (spawn): forking after torch has started is unsafe. When one of them dies, most likely for lack of
     memory, all that were unfinished are tried again, each in a process that has the machine to itself.
+
+    Raises:
+        RuntimeError: no process could be started, as from a script that guards nothing by its name.
     """
     workers = min(workers, len(items))
     if workers <= 1:
@@ -29,13 +37,20 @@ def in_processes(work: Callable, items: list, workers: int) -> Iterator[Any]:
 
 
 def _in_pool(work: Callable, items: list, workers: int) -> Iterator[tuple[Any, Any]]:
-    """(item, result) of those that finish before a process dies."""
+    """(item, result) of those that finish before a process dies.
+
+    Raises:
+        RuntimeError: no process even began.
+    """
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        begun = pool.submit(int)  # is asked first, so whoever dies of an item has answered this
         futures = {pool.submit(work, item): item for item in items}
         try:
             for future in as_completed(futures):
                 if not isinstance(future.exception(), BrokenProcessPool):
                     yield futures[future], future.result()
+            if isinstance(begun.exception(), BrokenProcessPool):
+                raise RuntimeError(_UNGUARDED)
         finally:
             pool.shutdown(cancel_futures=True)
 

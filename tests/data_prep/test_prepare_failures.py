@@ -1,6 +1,8 @@
 """Any failure of one mesh is that mesh's failure: the others are made, and the report names it with its reason."""
 
 import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -71,3 +73,14 @@ def work(item: int, dead: bool = False):
 def test_a_process_that_dies_takes_only_its_own_item_along():
     found = dict(processes.in_processes(work, list(range(6)), workers=2))
     assert found == {0: 0, 1: 1, 2: 4, 3: "dead", 4: 16, 5: 25}
+
+
+def test_a_script_without_a_guard_is_told_so(tmp_path):
+    """Past bug: every mesh was skipped, "the process that worked on it died, most likely for lack of memory"."""
+    script = tmp_path / "script.py"
+    wanted = "from midilite.data_prep.processes import in_processes"
+    script.write_text(f"{wanted}
+print(list(in_processes(int, [1, 2], 2)))
+")
+    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert ended.returncode == 1 and 'under if __name__ == "__main__":' in ended.stderr.splitlines()[-1]
