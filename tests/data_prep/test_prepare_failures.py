@@ -79,8 +79,6 @@ def test_a_script_without_a_guard_is_told_so(tmp_path):
     """Past bug: every mesh was skipped, "the process that worked on it died, most likely for lack of memory"."""
     script = tmp_path / "script.py"
     wanted = "from midilite.data_prep.processes import in_processes"
-    script.write_text(f"{wanted}
-print(list(in_processes(int, [1, 2], 2)))
-")
+    script.write_text(wanted + "; print(list(in_processes(int, [1, 2], 2)))")
     ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert ended.returncode == 1 and 'under if __name__ == "__main__":' in ended.stderr.splitlines()[-1]
