@@ -6,12 +6,12 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_model import finish
+from tiny_model import finish, gallery
 from tiny_model.card import RESULTS, SHIPS, model_card, read_results
 from tiny_model.networks import Networks, Sizes
 from tiny_model.pictures import captioned_columns
 from tiny_model.plot import PANELS, curves, study_chart
-from tiny_model.sampling_stage import ways
+from tiny_model.sampling_stage import quartiles, ways
 from tiny_model.stages import toy_plan
 from tiny_model.tuning_cells import SCENES
 from tiny_model.tuning_stage import choices
@@ -124,6 +124,17 @@ def test_the_studys_picture_follows_its_numbers(results):
     before = study_chart(found)
     found["256 scenes, rank 4, rate 0.001"]["furniture"]["scene_f_score"] -= 0.03
     assert study_chart(found).tobytes() != before.tobytes()
+
+
+def test_the_gallery_shows_the_scenes_of_the_rule(results):
+    scores = results["speed"]["runs"]["fast"]["by_scene"]["scene_f_score"]
+    shown = json.loads((RESULTS / "gallery.json").read_text())
+    expected = {"gallery": dict(zip(gallery.RANKS, quartiles(scores), strict=True)), "worst": gallery.lowest(scores)}
+    for title, ranks in expected.items():
+        assert {rank: row["number"] for rank, row in shown[title].items()} == ranks and len(scores) == 100
+        assert all(row["mean_of_seeds"] == scores[row["number"]] for row in shown[title].values())
+    means = [shown["worst"][rank]["mean_of_seeds"] for rank in gallery.WORST]
+    assert means == sorted(scores)[: len(gallery.WORST)]
 
 
 def test_columns_have_their_captions_below():
