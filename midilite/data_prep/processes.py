@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -44,8 +45,11 @@ def _in_pool(work: Callable, items: list, workers: int) -> Iterator[tuple[Any, A
     """
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
         begun = pool.submit(int)  # is asked first, so whoever dies of an item has answered this
-        futures = {pool.submit(work, item): item for item in items}
+        futures = {}
         try:
+            with contextlib.suppress(BrokenProcessPool):  # what can't be asked any more is as unfinished as the others
+                for item in items:
+                    futures[pool.submit(work, item)] = item
             for future in as_completed(futures):
                 if not isinstance(future.exception(), BrokenProcessPool):
                     yield futures[future], future.result()

@@ -81,4 +81,4 @@ def test_a_script_without_a_guard_is_told_so(tmp_path):
     wanted = "from midilite.data_prep.processes import in_processes"
     script.write_text(wanted + "; print(list(in_processes(int, [1, 2], 2)))")
     ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
-    assert ended.returncode == 1 and 'under if __name__ == "__main__":' in ended.stderr.splitlines()[-1]
+    assert ended.returncode == 1 and 'under if __name__ == "__main__":' in ended.stderr, ended.stderr
