@@ -20,7 +20,7 @@ class Row:
     Attributes:
         name: which case it is.
         median_ms, low_ms, high_ms, runs: its time.
-        tflop: operations of the matrix products that it needs, in 10^12 (see midilite/flops.py).
+        tflop: operations of the matrix products that it needs, in 10^12 (see midilite/training/flops.py).
         tflops, share_of_roof: how many of them per second, and as a share of a large product's in the same run.
         peak_allocated_gib, peak_reserved_gib: GPU memory while it ran.
         notes: all else that was found, by name.
