@@ -13,7 +13,7 @@ Training, by one optimizer step on scenes of mixed sizes; each case trains the s
     small gpus        the same with little memory per GPU (--memory_limit_gib), and whether it fits without
     same losses       fp32: losses of `one` and `total`, step by step (fewer tokens, and scenes of at most 4)
 
-Inference (parallel_inference.py):
+Inference (parallel_scenes.py):
 
     denoising         seconds per guided step on one GPU and in both ways of sharing, and how far the latents are apart
     whole scenes      picture to GLB in all steps, on one GPU and on all (needs trimesh)

@@ -37,7 +37,7 @@ class LoRAConfig:
         use_rslora: scale by alpha / sqrt(r) instead (Kalajdzievski 2023).
         rank_pattern: other ranks for modules whose path matches a name.
         alpha_pattern: other alphas, likewise.
-        use_dora: train a magnitude per output beside the direction; see `lora_layers`.
+        use_dora: train a magnitude per output beside the direction; see `layers.py`.
         init: how A and B start: "kaiming" (A random, B zero) or "pissa" (principal components of the weight).
     """
 

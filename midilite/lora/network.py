@@ -2,7 +2,7 @@
 
 An adapter changes what a linear computes without touching its weight. It lives in the `adapter` slot of
 `layers.Linear`; the base's keys, code and bits stay as they are, and an emptied slot is the base. A fresh adapter
-changes nothing. What adapters compute is in `lora_layers`, what their settings mean in `lora_config`.
+changes nothing. What adapters compute is in `layers.py`, what their settings mean in `config.py`.
 
 Adapters are addressed by the *reference's* module names. Where midilite multiplies q, k and v as one weight, `to_q`,
 `to_k` and `to_v` still have adapters of their own; their down-projections share one product.

@@ -7,7 +7,7 @@ so it is refused by name rather than ignored.
 
 Ranks always come from the tensors' shapes; the json must agree. Per-module patterns are regular expressions in PEFT and
 names in `LoRAConfig`: they are kept word for word where both mean the same for this file's modules, and are otherwise
-written out module by module, so reading never changes a scale. Patterns and block ranges of `lora_config` mean nothing
+written out module by module, so reading never changes a scale. Patterns and block ranges of `config.py` mean nothing
 to other programs: files get the modules that they stand for.
 """
 

@@ -3,7 +3,8 @@
 The estimate adds up what is known exactly (base weights, adapter, its gradients and moments) and what autograd keeps
 per instance, which is counted by running one block of the model's own sizes and adding up the tensors that it saves.
 What it leaves out is the CUDA context (about half a GiB). For fragments and for passes recorded as CUDA graphs three
-tenths are added: on an H100 the presets reserved 1 to 20% less than that says (tests/test_benchmark_results.py).
+tenths are added: on an H100 the presets reserved 1 to 20% less than that says
+(tests/examples/test_benchmark_results.py).
 """
 
 from __future__ import annotations

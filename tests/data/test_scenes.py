@@ -27,7 +27,7 @@ def errors_of(folder: Path) -> str:
 @pytest.mark.parametrize("columns", [3, 4, 6])
 @pytest.mark.parametrize("rows", [None, 1, 3])
 def test_documented_surfaces(tmp_path, columns, rows):
-    """All shapes of reference.md section 7; row i belongs to the i-th label in ascending order, whatever its value."""
+    """All documented shapes; row i belongs to the i-th label in ascending order, whatever its value."""
     surfaces = scene_surfaces(rows or 1)
     stored = np.concatenate([surfaces[..., :3], np.full_like(surfaces[..., :1], 9.0)], -1) if columns == 4 else surfaces
     values = {1: [255], 3: [200, 7, 30]}[rows or 1]

@@ -302,7 +302,7 @@ def test_the_surface_is_followed_where_the_slope_misleads():
 
 
 def test_the_box_is_spent_on_the_shape():
-    """A small shape gets the nodes of the whole grid: reference.md section 6."""
+    """A small shape gets the nodes of the whole grid, as in the reference."""
     small = box((0.5, 0.5, 0.5), (0.1, 0.1, 0.1))
     surface = extract_surface(small, depth=6)
     whole = extract_surface(small, depth=6, refine_box=False)

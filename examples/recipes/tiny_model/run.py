@@ -1,14 +1,20 @@
 """Make the tiny model that ships with midilite, stage by stage.
 
-    python tiny_model/run.py pack --meshes .../meshes/kenney        # triangles and solids of the 3D models
-    python examples/recipes/tiny_model/run.py draw                                   # decide the scenes (all CPU cores)
-    torchrun --nproc_per_node 2 tiny_model/run.py vae --minutes 6   # the shape VAE, on one GPU or several
-    python examples/recipes/tiny_model/run.py decoder --minutes 10                 # deeper, on the same latents
-    torchrun --nproc_per_node 2 examples/recipes/tiny_model/run.py flow --minutes 8 --total_minutes 12
-    torchrun --nproc_per_node 2 examples/recipes/tiny_model/run.py flow --minutes 4 --total_minutes 12   # goes on
-    python examples/recipes/tiny_model/run.py tuning --share 0/8                   # the study of adapters on vehicles
-    python examples/recipes/tiny_model/run.py gallery --device cpu                 # the README's picture, the worst
-    python examples/recipes/tiny_model/run.py finish --meshes .../meshes/kenney     # assets, card, tables, pictures
+    RUN=examples/recipes/tiny_model/run.py
+    python $RUN pack --meshes .../meshes/kenney                           # triangles and solids of the 3D models
+    python $RUN draw                                                      # decide the scenes (all CPU cores)
+    torchrun --nproc_per_node 2 $RUN vae --minutes 6                      # the shape VAE, on one GPU or several
+    python $RUN decoder --minutes 10                                      # deeper, on the same latents
+    python $RUN surfaces                                                  # how good its surfaces are
+    torchrun --nproc_per_node 2 $RUN flow --minutes 8 --total_minutes 12  # transformer and image encoders
+    torchrun --nproc_per_node 2 $RUN flow --minutes 4 --total_minutes 12  # goes on
+    python $RUN measure                                                   # its scenes, for each seed of the noise
+    python $RUN sampling                                                  # solvers and numbers of steps
+    python $RUN speed --meshes .../meshes/kenney --runs fast              # speed adapters
+    python $RUN tuning --share 0/8                                        # the study of adapters on vehicles
+    python $RUN tuning_page                                               # its tables in How to fine-tune
+    python $RUN gallery --device cpu                                      # the README's picture, the worst
+    python $RUN finish --meshes .../meshes/kenney                         # assets, card, pictures
 
 `--toy` runs every stage at a size that a laptop does in a minute, which tests the path and learns nothing.
 """
