@@ -18,7 +18,7 @@ from ..render.scene_page import PAGE as VIEWER
 from ..render.scene_page import three_js
 from ..training.wishes import ask
 from . import pictures, runs, samples
-from .jobs import SCENE, Jobs, download, read_wish, results
+from .jobs import FACTS, SCENE, Jobs, download, read_wish, results
 from .places import Outside, contents, inside, mask_path, name_of
 
 PAGE = Path(__file__).parent / "page"
@@ -90,6 +90,8 @@ def _home(studio: Studio, asked: Asked) -> dict[str, Any]:
 def _file(studio: Studio, asked: Asked) -> Answer:
     """A picture of the start folder; what browsers don't know as one is handed out as PNG."""
     path = studio.path(asked)
+    if not path.is_file():  # of a pipe nothing may ever come
+        raise Outside("this is no file")
     if path.suffix.lower() in _PICTURES:
         return Answer(path.read_bytes(), _PICTURES[path.suffix.lower()])
     if path.suffix.lower() in (".bmp", ".heic"):
@@ -124,8 +126,9 @@ def _mask(studio: Studio, asked: Asked) -> Answer:
 def _download(studio: Studio, asked: Asked) -> Answer:
     """A result, or one of its objects, as a file."""
     folder, suffix, name = studio.path(asked), asked.query.get("format", ".glb"), asked.query.get("object")
-    if not (folder / SCENE).is_file():
-        raise Outside("this is no result")
+    for part in (SCENE, FACTS):  # the folder is inside, but a file in it may be a link to elsewhere
+        if not inside(studio.start, f"{name_of(studio.start, folder)}/{part}").is_file():
+            raise Outside("this is no result")
     whole = suffix == ".glb" and name is None
     content = (folder / SCENE).read_bytes() if whole else download(folder, name, suffix)
     file = re.sub(r"[^\w-]", "_", name or folder.name, flags=re.A) + suffix

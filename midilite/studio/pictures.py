@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -107,12 +108,17 @@ def save_mask(start: Path, picture: Path, labels: bytes, names: Sequence[str]) -
     text = PngInfo()
     text.add_itxt("names", json.dumps([str(name)[:80] for name in names[:MOST_OBJECTS]]))
     path = mask_path(picture)
-    kept = path.with_name(f"before_{path.name}")
-    if path.exists() and not kept.exists() and b"names" not in path.read_bytes()[:200]:
-        path.rename(kept)
+    if path.exists() and b"names" not in path.read_bytes()[:200]:
+        path.rename(next(kept for kept in _kept_names(path) if not kept.exists()))
     with atomic_write(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=text)
     return name_of(start, path)
+
+
+def _kept_names(path: Path) -> Iterator[Path]:
+    """before_NAME.png, before_2_NAME.png, ..."""
+    yield path.with_name(f"before_{path.name}")
+    yield from (path.with_name(f"before_{number}_{path.name}") for number in count(2))
 
 
 def read_mask(picture: Path, mask: Path) -> tuple[bytes, list[str]]:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import socket
 import struct
 import threading
@@ -69,6 +70,21 @@ def test_a_mask_of_somebody_else_is_kept_and_one_from_here_is_replaced(studio):
     assert (studio.start / "before_seg.png").read_bytes() == before
     assert np.asarray(Image.open(studio.start / "seg.png")).sum() == 2 * 448
     assert {path.name for path in studio.start.glob("*seg*")} == {"seg.png", "before_seg.png"}
+    (studio.start / "seg.png").write_bytes(before)
+    answer(studio, "/api/mask?picture=rgb.png", label + bytes(448 * 447))
+    assert (studio.start / "before_2_seg.png").read_bytes() == before, "the second one is kept, too"
+
+
+def test_links_in_a_result_and_pipes_are_no_files(studio, tmp_path):
+    """Past bugs: a linked scene.glb was handed out from anywhere, and a pipe was waited for without end."""
+    (tmp_path / "secret.glb").write_bytes(b"secret")
+    (studio.start / "result").mkdir()
+    (studio.start / "result" / "facts.json").write_text("{}")
+    (studio.start / "result" / "scene.glb").symlink_to(tmp_path / "secret.glb")
+    os.mkfifo(studio.start / "pipe.png")
+    for path in ("/api/download?path=result", "/file?path=pipe.png"):
+        status, said, _ = studio.ask(path)
+        assert 400 <= status < 500 and b"secret" not in said
 
 
 def test_what_others_left_among_results_is_not_listed_and_looking_makes_no_folder(studio):
