@@ -18,7 +18,7 @@ def text(log, rank) -> str:
     return Path(f"{log}.{rank}").read_text()
 
 
-def kill_and_resume(forks, flags, tmp_path, more, step) -> tuple[Path, Path]:
+def assert_killed_and_resumed_alike(forks, flags, tmp_path, more, step) -> tuple[Path, Path]:
     """A whole run and one that was killed at a step and resumed, which must write the same bytes; both folders."""
     whole, part, log = tmp_path / "whole", tmp_path / "part", tmp_path / "log"
     assert forks.run("train", log, arguments=flags(whole, *more)) == 0, log.read_text()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from golden_files import relative_error
 from PIL import Image
-from training_runs import assert_same_training, kill_and_resume
+from training_runs import assert_killed_and_resumed_alike, assert_same_training
 
 import midilite
 from midilite import lora
@@ -278,7 +278,7 @@ def test_a_killed_and_resumed_run_writes_the_same_bytes(forks, flags, tmp_path, 
     """In the middle of a generation, whose walks the resumed run has to make anew."""
     more = ["--task", "distill", "--distill_steps", 2, "--teacher_steps", 4, "--walk_epochs", 3, "--batch_size", 2]
     more += ["--max_train_steps", 8, "--checkpointing_steps", 3, *levels]
-    kill_and_resume(forks, flags, tmp_path, more, step=5)
+    assert_killed_and_resumed_alike(forks, flags, tmp_path, more, step=5)
 
 
 def test_pictures_and_masks_are_enough(distilling, prepared, tmp_path, capsys):

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from training_runs import assert_same_training, kill_and_resume, text
+from training_runs import assert_killed_and_resumed_alike, assert_same_training, text
 
 from midilite import lora
 from midilite.commands import train
@@ -171,7 +171,7 @@ KINDS = {"own data": ["--gradient_accumulation_steps", 2], "samples": ["--lora_d
 def test_killed_and_resumed(forks, flags, guard_data, quick_model, tmp_path, kind):
     more = ["--max_train_steps", 12, "--checkpointing_steps", 3, "--preserve", 2, "--pretrained_model", quick_model]
     more += KINDS[kind] + (["--preserve_data", guard_data] if kind == "own data" else [])
-    kill_and_resume(forks, flags, tmp_path, more, step=7)
+    assert_killed_and_resumed_alike(forks, flags, tmp_path, more, step=7)
 
 
 SPLITS = {

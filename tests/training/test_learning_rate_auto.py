@@ -9,7 +9,7 @@ import pytest
 import torch
 from checkpoints import forge
 from toy import Toy
-from training_runs import assert_same_training, kill_and_resume, text
+from training_runs import assert_killed_and_resumed_alike, assert_same_training, text
 
 from midilite.commands import train
 from midilite.training.interfaces import BadStepsError
@@ -126,7 +126,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_and_resumed(forks, flags, tmp_path, kind):
     more = ["--max_train_steps", 14, "--checkpointing_steps", 3, "--learning_rate", "auto", *KINDS[kind]]
-    whole, part = kill_and_resume(forks, flags, tmp_path, more, step=7)
+    whole, part = assert_killed_and_resumed_alike(forks, flags, tmp_path, more, step=7)
     rates = [[json.loads(line)["lr"] for line in open(run / "metrics.jsonl")] for run in (whole, part)]
     assert rates[0] == rates[1]
 

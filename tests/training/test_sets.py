@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from training_runs import assert_same_training, kill_and_resume, text
+from training_runs import assert_killed_and_resumed_alike, assert_same_training, text
 
 from midilite.commands import train
 from midilite.data.scenes import find_scenes
@@ -203,7 +203,7 @@ def test_killed_and_resumed_in_the_middle_of_a_pass(forks, flags, pair, tmp_path
     more = ["--max_train_steps", 14, "--checkpointing_steps", 3, "--batch_size", 2, "--task", task]
     if task == "distill":
         more += ["--distill_steps", 2, "--teacher_steps", 4, "--walk_epochs", 2]
-    kill_and_resume(forks, partial(arguments, pair, flags), tmp_path, more, step=7)
+    assert_killed_and_resumed_alike(forks, partial(arguments, pair, flags), tmp_path, more, step=7)
 
 
 @pytest.mark.parametrize("task", ["lora", "distill"])
