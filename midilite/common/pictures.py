@@ -11,6 +11,7 @@ with the bytes of each number exchanged, which gives the low ones. HEIC is read 
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
 import sys
@@ -262,3 +263,10 @@ def _open_few(source: Any, mode: str = "r", formats: Any = None) -> Image.Image:
     image = _open(source, mode, (*FORMATS, "TGA"))  # textures of meshes are sometimes Targa
     check_size(*image.size, "a texture")
     return image
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    """A picture as a PNG file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from ..common.pictures import png_bytes
 from ..model.label_maps import label_values
 from ..model.mask_sources import MaskSource
 from ..model.masks import load_pair
 from ..model.pictures import ImageSource
-from .sample_folder import MANIFEST, mask_picture, npy_bytes, png_bytes, write_sample
+from .sample_folder import MANIFEST, mask_picture, npy_bytes, write_sample
 from .sample_layout import IMAGE, MASK, SURFACE
 from .scenes import resampled
 

@@ -156,13 +156,6 @@ def mask_picture(ids: np.ndarray) -> Image.Image:
     return picture
 
 
-def png_bytes(picture: Image.Image) -> bytes:
-    """A picture as a PNG file."""
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
 def npy_bytes(array: np.ndarray) -> bytes:
     """Numbers as an `.npy` file."""
     buffer = io.BytesIO()

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..common.pictures import png_bytes
 from ..common.seeds import name_text, numpy_generator
-from ..data.sample_folder import mask_picture, npy_bytes, png_bytes, variant_name
+from ..data.sample_folder import mask_picture, npy_bytes, variant_name
 from ..mesh.geometry import EXTENT, sample_surface, scene_transform
 from ..model.config import MAX_LABELS
 from ..model.label_maps import label_values

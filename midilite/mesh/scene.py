@@ -32,6 +32,11 @@ def instance_color(index: int) -> tuple[int, int, int]:
     return tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, 0.55, 0.95))
 
 
+def web_color(index: int) -> str:
+    """`instance_color` as web pages write it, `#rrggbb`."""
+    return "#{:02x}{:02x}{:02x}".format(*instance_color(index))
+
+
 def instance_names(labels: Sequence[int]) -> list[str]:
     """`instance_<label>`; numbers from 1 where a label is a colour of 24 bits, as masks in colour have them."""
     colours = any(label >= _COLOURS for label in labels)

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from ..mesh.scene import instance_color, instance_names, scene_bytes
+from ..common.pictures import png_bytes
+from ..mesh.scene import instance_names, scene_bytes, web_color
 
 if TYPE_CHECKING:
     import trimesh
@@ -80,13 +81,11 @@ def scene_page(shown: Mapping[str, trimesh.Scene | Sequence[np.ndarray] | Image.
 def _held(shown: trimesh.Scene | Sequence[np.ndarray] | Image.Image) -> tuple[str, str]:
     """What is shown as (type, text)."""
     if isinstance(shown, Image.Image):
-        file = io.BytesIO()
-        shown.convert("RGB").save(file, format="PNG")
-        return "image/png", base64.b64encode(file.getvalue()).decode()
+        return "image/png", base64.b64encode(png_bytes(shown.convert("RGB"))).decode()
     if isinstance(shown, Sequence):
         names = instance_names(range(1, len(shown) + 1))
         clouds = [
-            {"name": name, "color": "#{:02x}{:02x}{:02x}".format(*instance_color(i)), "points": points.tolist()}
+            {"name": name, "color": web_color(i), "points": points.tolist()}
             for i, (name, points) in enumerate(zip(names, (p.round(4).flatten() for p in shown), strict=True))
         ]
         return "application/json", json.dumps(clouds)

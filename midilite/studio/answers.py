@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from ..common.pictures import png_bytes
 from ..common.version import __version__
-from ..data.sample_folder import png_bytes
-from ..mesh.scene import instance_color
+from ..mesh.scene import web_color
 from ..model.pictures import load_rgb
 from ..render.scene_page import PAGE as VIEWER
 from ..render.scene_page import three_js
@@ -82,7 +82,7 @@ def _page(studio: Studio, asked: Asked) -> Answer:
 
 
 def _home(studio: Studio, asked: Asked) -> dict[str, Any]:
-    colors = ["#{:02x}{:02x}{:02x}".format(*instance_color(i)) for i in range(pictures.MOST_OBJECTS)]
+    colors = [web_color(i) for i in range(pictures.MOST_OBJECTS)]
     about = {"folder": studio.start.name, "version": __version__, "colors": colors, "longest": pictures.LONGEST}
     return {**contents(studio.start), **about, "results": results(studio.start)}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..common.pictures import png_bytes
 from ..data.check import check_data
 from ..data.contact_sheet import outlined
-from ..data.sample_folder import png_bytes
 from ..data.sample_layout import Scene
 from ..data.scenes import SceneData, read_scene_quietly
 

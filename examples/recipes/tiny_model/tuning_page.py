@@ -10,7 +10,7 @@ from typing import Any
 from midilite.common.files import read_json, write_json
 
 from .tuning_cells import EVERYTHING, FEED_FORWARD, RANKS, RATES, SCENES, Cell
-from .tuning_stage import CURVE, choices
+from .tuning_stage import CURVE, choices, shown
 
 RESULTS = Path(__file__).parent / "results" / "tuning.json"
 PAGE = Path(__file__).resolve().parents[2] / "fine_tune.md"
@@ -93,8 +93,8 @@ def _others(found: Choices) -> list[str]:
     lines += ["| | loss | new arrangements: scene F, object F | new vehicles | furniture |", "|---|---|---|---|---|"]
     for title, cell in OTHERS.items():
         row = found[cell.name]
-        first = ", ".join(_shown(row[CURVE], key) for key in ("scene_f_score", "object_f_score"))
-        rest = " | ".join(_shown(row[test], "scene_f_score") for test in ("unseen_vehicles", "furniture"))
+        first = ", ".join(shown(row[CURVE], key) for key in ("scene_f_score", "object_f_score"))
+        rest = " | ".join(shown(row[test], "scene_f_score") for test in ("unseen_vehicles", "furniture"))
         lines.append(f"| {title} | {row[CURVE]['loss']:.3f} | {first} | {rest} |")
     return lines
 
@@ -105,13 +105,8 @@ def _f(row: Mapping[str, Any], test: str = CURVE) -> float:
 
 def _three(row: Mapping[str, Any]) -> str:
     """Scene F on the three sets."""
-    return " | ".join(_shown(row[test], "scene_f_score") for test in (CURVE, "unseen_vehicles", "furniture"))
+    return " | ".join(shown(row[test], "scene_f_score") for test in (CURVE, "unseen_vehicles", "furniture"))
 
 
 def _pair(row: Mapping[str, Any]) -> str:
     return f"{_f(row):.3f} / {_f(row, 'furniture'):.3f}"
-
-
-def _shown(values: Mapping[str, float], key: str) -> str:
-    error = f" ± {values[f'{key}_error']:.3f}" if f"{key}_error" in values else ""
-    return f"{values[key]:.3f}{error}"

@@ -183,13 +183,14 @@ def markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
     for name in order:
         if name in found:
             row, arrangements = found[name], found[name][CURVE]
-            cell = [_shown(arrangements, key) for key in ("loss", "scene_f_score", "object_f_score")]
-            others = [_shown(row[test], "scene_f_score") for test in ("unseen_vehicles", "furniture")]
+            cell = [shown(arrangements, key) for key in ("loss", "scene_f_score", "object_f_score")]
+            others = [shown(row[test], "scene_f_score") for test in ("unseen_vehicles", "furniture")]
             lines.append(f"| {name} | {row['seeds']} | {', '.join(cell)} | {others[0]} | {others[1]} |")
     return "\n".join(lines)
 
 
-def _shown(row: Mapping[str, float], key: str) -> str:
+def shown(row: Mapping[str, float], key: str) -> str:
+    """A mean with its error, where several seeds tell one; `-` where it was not measured."""
     if key not in row:
         return "-"
     error = f" ± {row[f'{key}_error']:.3f}" if f"{key}_error" in row else ""

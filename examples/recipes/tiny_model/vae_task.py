@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from midilite.common.seeds import torch_generator
+from midilite.mesh.geometry import EXTENT
 from midilite.model.folder import config_dict
 from midilite.model.vae import VAE, sample_latents
 from midilite.model.weights import DIFFUSERS_STEM, save_weights
@@ -32,7 +33,6 @@ from midilite.training.interfaces import Task
 from .pools import THICKNESS, Pools
 
 TETRAHEDRON = ((1.0, 1.0, 1.0), (1.0, -1.0, -1.0), (-1.0, 1.0, -1.0), (-1.0, -1.0, 1.0))
-EXTENT = 0.95
 
 
 @dataclass(frozen=True)
