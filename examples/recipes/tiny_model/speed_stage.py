@@ -93,6 +93,8 @@ RUNS = {
     "fast-shift-3": SpeedRun(distil(4)),
     "two": SpeedRun(distil(2, distill_shift=1.0)),
     "two-shift-3": SpeedRun(distil(2)),
+    "two-shift-0_7": SpeedRun(distil(2, distill_shift=0.7)),
+    "two-long": SpeedRun(distil(2, 2500, distill_shift=1.0, lora_rank=64, lora_alpha=64)),
     "one": SpeedRun(distil(1)),
     "scenes-16": SpeedRun(distil(4, 1500, 16, distill_shift=1.5), 16),
     "scenes-64": SpeedRun(distil(4, distill_shift=1.5), 64),
