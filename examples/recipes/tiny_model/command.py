@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from midilite.common.distributed import start, stop
@@ -17,9 +18,12 @@ from . import (
     sampling_stage,
     speed_stage,
     stages,
+    tries_page,
+    tries_stage,
     tuning_page,
     tuning_stage,
 )
+from .flow_recipe import FlowRecipe, changes
 
 TINY = ASSETS / "tiny"
 STAGES = (
@@ -29,6 +33,8 @@ STAGES = (
     "decoder",
     "surfaces",
     "flow",
+    "tries",
+    "tries_page",
     "measure",
     "sampling",
     "speed",
@@ -38,6 +44,16 @@ STAGES = (
     "gallery",
     "finish",
 )
+
+
+def flow_recipe(args: argparse.Namespace, plan: stages.Plan) -> FlowRecipe:
+    """The plan's recipe with what the command line says: rate, fall, noise levels, and tries."""
+    given = {key: getattr(args, key) for key in ("rate", "fall") if getattr(args, key) is not None}
+    recipe = replace(plan.flow, **given, logit_means=((1.0, args.logit_mean),))
+    known = changes(plan.flow)
+    for name in args.tried:
+        recipe = replace(recipe, **known[name])
+    return recipe
 
 
 def main() -> None:
@@ -56,7 +72,8 @@ def main() -> None:
     parser.add_argument("--test_set", default="eval-seen", help="sampling: eval-seen, eval-unseen or eval-vehicles")
     parser.add_argument("--tests_only", action="store_true", help="draw: only the scenes of the tests")
     parser.add_argument("--runs", nargs="*", default=[], help="speed: which; none only prepares their data")
-    parser.add_argument("--share", default="0/1", help="tuning: which of how many parts this process does, as 0/8")
+    parser.add_argument("--share", default="0/1", help="tuning, tries: the part that this process does, as 0/8")
+    parser.add_argument("--tried", nargs="+", default=[], help="flow: to train with these tries; tries: only these")
     parser.add_argument("--together", action="store_true", help="speed: measure adapters together, on vehicles")
     parser.add_argument("--logit_mean", type=float, default=0.0, help="flow: above 0, noise levels lean to noise")
     parser.add_argument("--rate", type=float, help="flow, decoder: highest learning rate")
@@ -65,6 +82,9 @@ def main() -> None:
     parser.add_argument("--device", help="cpu, cuda or cuda:N")
     parser.add_argument("--toy", action="store_true", help="everything small, to test the path")
     args = parser.parse_args()
+    known = [*changes(FlowRecipe()), *[tries_stage.BASELINE] * (args.stage == "tries")]
+    if unknown := set(args.tried) - set(known):
+        parser.error(f"--tried: there is no {' '.join(sorted(unknown))}, expected some of {' '.join(known)}")
     plan = stages.toy_plan() if args.toy else stages.Plan()
     if args.stage == "pack":
         return stages.run_pack(args.folder, args.meshes)
@@ -72,6 +92,8 @@ def main() -> None:
         return stages.run_draw(args.folder, plan, args.tests_only)
     if args.stage == "finish":
         return finish.run_finish(args.folder, args.meshes, plan)
+    if args.stage == "tries_page":
+        return tries_page.run_tries_page(args.folder)
     if args.stage == "tuning_page":
         return tuning_page.run_tuning_page(args.folder)
     world, device = start(args.device)
@@ -87,9 +109,10 @@ def main() -> None:
         elif args.stage == "surfaces":
             decoder_stages.run_surfaces(stage, args.model or args.folder / "model")
         elif args.stage == "flow":
-            fall = 0.5 if args.fall is None else args.fall
-            run = flow_stages.FlowRun(args.minutes, total, args.part, args.start, args.logit_mean, args.rate, fall)
+            run = flow_stages.FlowRun(args.minutes, total, args.part, args.start, flow_recipe(args, plan))
             flow_stages.run_flow(stage, run, not args.skip_tests)
+        elif args.stage == "tries":
+            tries_stage.run_tries(stage, args.share, args.minutes, args.tried)
         elif args.stage == "measure":
             flow_stages.measure_seeds(stage, args.model or args.folder / "model", tuple(args.seeds))
         elif args.stage == "sampling":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,14 @@ from midilite.common.files import write_json
 from midilite.common.seeds import torch_generator
 from midilite.model.folder import ModelFolder
 from midilite.training.interfaces import RunView
+from midilite.training.options import TrainOptions
+from midilite.training.trainer import Trainer
 
 from . import quality
+from .auxiliary import Known
+from .flow_recipe import FlowRecipe
 from .flow_task import BUNDLE, FlowTask, SceneData, encode_scenes
+from .muon import Muon, block_matrices
 from .networks import Networks
 from .pools import THICKNESS, Pools, build_surfaces, load_solids, query_points
 from .scenes import Scenes, draw, place, render_scenes
@@ -37,18 +43,14 @@ class FlowRun:
         minutes: of training; total_minutes: of all runs that share a learning rate's rise and fall.
         part: which half of the drawn scenes to train on.
         start: a model folder to go on from with a fresh optimizer; None: fresh weights.
-        logit_mean: of the noise levels' density; above 0 towards noise.
-        rate: learning rate at its highest; None: the plan's.
-        fall: share of the total time after which the rate falls.
+        recipe: how to train.
     """
 
     minutes: float
     total_minutes: float
     part: int = 0
     start: Path | None = None
-    logit_mean: float = 0.0
-    rate: float | None = None
-    fall: float = 0.5
+    recipe: FlowRecipe = FlowRecipe()
 
 
 SNAPSHOT_SECONDS = 200  # between two folders of the averaged weights: a lent machine can be taken back
@@ -59,13 +61,9 @@ def run_flow(stage: Stage, run: FlowRun, tests: bool) -> None:
     plan, world, device = stage.plan, stage.world, stage.device
     shapes = stage.shapes()
     pools = flow_pools(stage, shapes)
-    networks = start_networks(stage, run.start)
-    minutes, total_minutes, part = run.minutes, run.total_minutes, run.part
-    data = training_scenes(stage, networks, shapes, pools, part)
-    step_scenes = plan.flow_batch * world.size
-    num_scenes = max(1, len(data.by_count[BUNDLE[0]]) // step_scenes) * step_scenes
-    settings = dataclasses.replace(plan.flow, logit_mean=run.logit_mean)
-    task = FlowTask(networks, data, num_scenes, settings, world.rank, compiled=device.type == "cuda")
+    networks, recipe = start_networks(stage, run.start), run.recipe
+    data = training_scenes(stage, networks, shapes, pools, run.part, recipe.auxiliary is not None)
+    task = flow_task(stage, networks, data, recipe)
     written = time.monotonic()
 
     def report(view: RunView, metrics: dict[str, float]) -> None:
@@ -78,9 +76,8 @@ def run_flow(stage: Stage, run: FlowRun, tests: bool) -> None:
             written = time.monotonic()
 
     clock = stage.folder / "flow-clock.json"
-    box = TimeBox(clock, 60 * total_minutes, 60 * minutes, world, device, plan.warmup, run.fall)
-    options = trainer_options(stage, "flow", plan.flow_batch, run.rate or plan.flow_rate)
-    trainer = train_in_box(task, options, box, report)
+    box = TimeBox(clock, 60 * run.total_minutes, 60 * run.minutes, world, device, plan.warmup, recipe.fall)
+    trainer = train_flow(task, trainer_options(stage, "flow", recipe.bundles, recipe.rate), box, report)
     stage.say(f"trained {trainer.progress.step} steps")
     with trainer.update.ema.applied():
         if world.is_main:
@@ -93,6 +90,25 @@ def run_flow(stage: Stage, run: FlowRun, tests: bool) -> None:
         measure_flow(stage, plain, shapes, pools, {"steps": trainer.progress.step, "minutes": box.elapsed / 60})
 
 
+def flow_task(stage: Stage, networks: Networks, data: SceneData, recipe: FlowRecipe) -> FlowTask:
+    """The task of these scenes, compiled on a GPU."""
+    step = recipe.bundles * stage.world.size
+    num_scenes = max(1, len(data.by_count[BUNDLE[0]]) // step) * step
+    return FlowTask(networks, data, num_scenes, recipe, stage.world.rank, compiled=stage.device.type == "cuda")
+
+
+def train_flow(
+    task: FlowTask, options: TrainOptions, box: TimeBox, report: Callable[[RunView, dict[str, float]], None]
+) -> Trainer:
+    """Train until the clock ends it, with the phases and the optimizer of the task's recipe. Returns the trainer."""
+    task.passed, optimizer = lambda: box.passed, None
+    if task.recipe.muon:
+        fused = box.device.type == "cuda"
+        decay = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
+        optimizer = Muon(task.parameters, block_matrices(task.parts), **decay, fused=fused)
+    return train_in_box(task, options, box, report, optimizer)
+
+
 def flow_pools(stage: Stage, shapes: ShapeSet) -> Pools:
     """Surfaces of all models; with distances when the VAE's training has left them in the work folder."""
     if (stage.folder / "solids.safetensors").exists():
@@ -100,12 +116,12 @@ def flow_pools(stage: Stage, shapes: ShapeSet) -> Pools:
     return build_surfaces(shapes, stage.plan.pools, SEED)
 
 
-def start_networks(stage: Stage, start: Path | None) -> Networks:
+def start_networks(stage: Stage, start: Path | None, seed: int = SEED) -> Networks:
     """What the flow's training starts from: a model folder, or fresh weights with this folder's or the shipped VAE."""
     plan, device = stage.plan, stage.device
     if start is not None:
         return Networks.load(start, plan.sizes, device)
-    networks = Networks.fresh(plan.sizes, device, SEED)
+    networks = Networks.fresh(plan.sizes, device, seed)
     trained = stage.folder / "vae.safetensors"
     if trained.exists():
         networks.vae.load_state_dict(load_file(trained))
@@ -114,17 +130,32 @@ def start_networks(stage: Stage, start: Path | None) -> Networks:
     return networks
 
 
-def training_scenes(stage: Stage, networks: Networks, shapes: ShapeSet, pools: Pools, part: int) -> SceneData:
+def training_scenes(
+    stage: Stage, networks: Networks, shapes: ShapeSet, pools: Pools, part: int, auxiliary: bool
+) -> SceneData:
     """Render and encode this process's scenes. A continued training takes the next part of them."""
     scenes = Scenes.load(stage.folder / f"scenes-{stage.world.rank % stage.plan.processes}.safetensors")
     half = len(scenes) // len(BUNDLE) // 2 * len(BUNDLE)
     scenes = scenes.select(torch.arange(len(scenes))[half:] if part % 2 else torch.arange(half))
-    color, ids = render_scenes(shapes, scenes, stage.plan.sizes.image)
-    scenes, color, ids = visible(color, ids, scenes)
+    return scene_data(stage, networks, shapes, pools, scenes, f"train-{stage.world.rank}-{part}", auxiliary)
+
+
+def scene_data(
+    stage: Stage, networks: Networks, shapes: ShapeSet, pools: Pools, scenes: Scenes, key: str, auxiliary: bool
+) -> SceneData:
+    """Render and encode scenes; those in which an object is hidden are left out.
+
+    Args:
+        key: see `encode_scenes`.
+        auxiliary: whether to keep what auxiliary heads learn.
+    """
+    sizes = stage.plan.sizes
+    scenes, color, ids = visible(*render_scenes(shapes, scenes, sizes.image), scenes)
     stage.say(f"rendered {len(scenes)} scenes")
-    mean, logvar = encode_scenes(networks.vae, pools, scenes, f"train-{stage.world.rank}-{part}")
+    mean, logvar = encode_scenes(networks.vae, pools, scenes, key)
     stage.say(f"encoded {len(mean)} instances; latent std {float(mean.float().std()):.3f}")
-    return SceneData.make(scenes, color, ids, mean, logvar)
+    known = Known.make(shapes, scenes, sizes.image, sizes.dinov2.patch_size) if auxiliary else None
+    return SceneData.make(scenes, color, ids, mean, logvar, known)
 
 
 def test_scenes(stage: Stage, shapes: ShapeSet, name: str, most: int) -> tuple[Scenes, torch.Tensor, torch.Tensor]:

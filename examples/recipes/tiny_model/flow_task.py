@@ -10,6 +10,7 @@ noise, noise levels and dropped conditions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +24,15 @@ from midilite.model.vae import VAE, sample_latents
 from midilite.training.interfaces import Task
 from midilite.training.objective import weighted_loss
 
+from .auxiliary import AuxiliaryHeads, Known
+from .flow_recipe import FlowRecipe, value_at
 from .networks import Networks, preprocessors
 from .pools import Pools
 from .scenes import Scenes, place
 
 BUNDLE = (4, 3, 2, 1, 1, 1, 1)  # objects per scene of a bundle
 PER_BUNDLE = sum(BUNDLE)
+COMPILED = 32  # programs of one function at most, by number of tokens: blocks are of four kinds, batches of two sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +44,7 @@ class SceneData:
         color, ids: uint8 [S, H, W, 3] and [S, H, W].
         mean, logvar: half [I, T, C], the VAE's Gaussian of each instance.
         by_count: {objects: scenes that have that many}.
+        known: what auxiliary heads learn; None where there are none.
     """
 
     scenes: Scenes
@@ -48,12 +53,15 @@ class SceneData:
     mean: Tensor
     logvar: Tensor
     by_count: dict[int, Tensor]
+    known: Known | None = None
 
     @classmethod
-    def make(cls, scenes: Scenes, color: Tensor, ids: Tensor, mean: Tensor, logvar: Tensor) -> SceneData:
+    def make(
+        cls, scenes: Scenes, color: Tensor, ids: Tensor, mean: Tensor, logvar: Tensor, known: Known | None = None
+    ) -> SceneData:
         """Sort the scenes by their number of objects."""
         counts = {int(n): (scenes.count == n).nonzero()[:, 0] for n in scenes.count.unique()}
-        return cls(scenes, color, ids, mean, logvar, counts)
+        return cls(scenes, color, ids, mean, logvar, counts, known)
 
 
 @torch.no_grad()
@@ -118,6 +126,7 @@ class FlowBatch:
     target: Tensor
     sigmas: Tensor
     groups: tuple[int, ...]
+    known: Known | None = None  # rows of both are those of the instances
 
     @property
     def num_instances(self) -> int:
@@ -125,34 +134,39 @@ class FlowBatch:
         return len(self.noised)
 
 
-@dataclass(frozen=True)
-class FlowSettings:
-    """How conditions and noise are drawn."""
-
-    seed: int = 2
-    condition_dropout: float = 0.1
-    tint: float = 0.3  # colours of an instance are multiplied by up to 1 -+ this, each channel by another factor
-    logit_mean: float = 0.0
-    logit_std: float = 1.0
-
-
 class FlowTask(Task):
-    """See `midilite.training.interfaces.Task`; a "scene" is a bundle. `num_scenes` of them are an epoch."""
+    """See `midilite.training.interfaces.Task`; a "scene" is a bundle. `num_scenes` of them are an epoch.
+
+    Attributes:
+        parts: the networks that are trained, by name.
+        passed: says what share of the planned time has passed.
+        heads: on the DINOv2 encoder while it trains, when the recipe asks for them; no part of what is saved.
+    """
 
     def __init__(
         self,
         networks: Networks,
         data: SceneData,
         num_scenes: int,
-        settings: FlowSettings,
+        recipe: FlowRecipe,
         rank: int = 0,
         compiled: bool = False,
     ) -> None:
-        self.networks, self.data, self.settings, self.rank = networks, data, settings, rank
+        self.networks, self.data, self.recipe, self.rank = networks, data, recipe, rank
+        self.passed: Callable[[], float] = lambda: 0.0
         networks.use_patch_products()
-        parts = {"transformer": networks.dit, "dinov2": networks.dinov2, "clip": networks.clip}
+        self.parts: dict[str, nn.Module] = {
+            "transformer": networks.dit,
+            "dinov2": networks.dinov2,
+            "clip": networks.clip,
+        }
+        self.heads: Callable[..., Tensor] | None = None
+        if recipe.auxiliary is not None:
+            config = networks.dinov2.config
+            self.heads = AuxiliaryHeads(config.hidden_size, config.patch_size).to(data.color.device)
+            self.parts["auxiliary"] = self.heads
         self.parameters: dict[str, nn.Parameter] = {}
-        for name, network in parts.items():
+        for name, network in self.parts.items():
             network.train().requires_grad_(True)
             self.parameters.update({f"{name}.{key}": p for key, p in network.named_parameters()})
         networks.vae.eval().requires_grad_(False)
@@ -163,13 +177,17 @@ class FlowTask(Task):
             self.pixels, self.dinov2, self.clip = (
                 torch.compile(f, dynamic=False) for f in (self._pixels, networks.dinov2, networks.clip)
             )
+            if self.heads is not None:
+                self.heads = torch.compile(self.heads, dynamic=False)
+            programs = COMPILED * len(recipe.tokens)
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, programs)
             for block in networks.dit.blocks:
                 block.compile(dynamic=False)
 
     def draw(self, scenes: list[int], step: int) -> FlowBatch:
         """The inputs of these bundles; random by (seed, step, rank)."""
-        data, settings, device = self.data, self.settings, self.data.color.device
-        generator = torch_generator(settings.seed, "flow", step, self.rank, device=device)
+        data, recipe, device = self.data, self.recipe, self.data.color.device
+        generator = torch_generator(recipe.seed, "flow", step, self.rank, device=device)
         bundles = torch.tensor(scenes)
         at = []
         for slot, count in enumerate(BUNDLE):
@@ -181,16 +199,30 @@ class FlowTask(Task):
         owner = torch.repeat_interleave(torch.arange(len(at)), groups).to(device)
         number = (torch.arange(len(rows)) - torch.repeat_interleave(groups.cumsum(0) - groups, groups) + 1).to(device)
         at, count = at.to(device), len(at)
-        sigmas = sample_sigmas("logit_normal", count, generator, settings.logit_mean, settings.logit_std)
-        keep = (torch.rand(count, generator=generator, device=device) >= settings.condition_dropout).float()
-        tints = 1 + settings.tint * (2 * torch.rand(count, 8, 3, generator=generator, device=device) - 1)
+        passed = self.passed()
+        logit_mean = value_at(recipe.logit_means, passed)
+        sigmas = sample_sigmas("logit_normal", count, generator, logit_mean, recipe.logit_std)
+        keep = (torch.rand(count, generator=generator, device=device) >= recipe.condition_dropout).float()
+        tints = 1 + recipe.tint * (2 * torch.rand(count, 8, 3, generator=generator, device=device) - 1)
         tints[:, 0] = 1  # the background
         clip, dinov2 = self.pixels(data.color[at], data.ids[at], tints, owner, number)
-        x0 = sample_latents(data.mean[rows].float(), data.logvar[rows].float(), generator)
+        tokens = round(value_at(recipe.tokens, passed) * data.mean.shape[1])
+        x0 = sample_latents(data.mean[rows, :tokens].float(), data.logvar[rows, :tokens].float(), generator)
         eps = torch.randn(x0.shape, generator=generator, device=device)
         sigmas = sigmas[owner]
-        noised = add_noise(x0, eps, sigmas)
-        return FlowBatch(clip, dinov2, keep[owner, None, None], noised, target(x0, eps), sigmas, tuple(groups.tolist()))
+        known = None
+        if self.heads is not None:
+            known = Known(data.known.patches[at[owner]], data.known.poses[rows])
+        return FlowBatch(
+            clip,
+            dinov2,
+            keep[owner, None, None],
+            add_noise(x0, eps, sigmas),
+            target(x0, eps),
+            sigmas,
+            tuple(groups.tolist()),
+            known,
+        )
 
     def _pixels(
         self, color: Tensor, ids: Tensor, tints: Tensor, owner: Tensor, number: Tensor
@@ -206,10 +238,16 @@ class FlowTask(Task):
         device = batch.noised.device.type
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             clip = self.clip(batch.clip_pixels)[:, None] * batch.keep
-            dinov2 = self.dinov2(batch.dinov2_pixels) * batch.keep
+            tokens = self.dinov2(batch.dinov2_pixels)
+            dinov2 = tokens * batch.keep
             velocity = self.networks.dit(batch.noised, batch.sigmas * 1000, clip, dinov2, groups=batch.groups)
         losses = (velocity.float() - batch.target).square().mean((1, 2))
-        return weighted_loss(losses, batch.sigmas, "none", total_instances), losses
+        loss = weighted_loss(losses, batch.sigmas, "none", total_instances)
+        if self.heads is not None:
+            mask, share = batch.dinov2_pixels[:, -1], batch.num_instances / total_instances
+            extra = self.heads(tokens, mask, batch.known.patches, batch.known.poses)
+            loss = loss + self.recipe.auxiliary_weight(self.passed()) * share * extra
+        return loss, losses
 
     def save_weights(self, folder: Path) -> None:
         """Write the whole model folder in fp32."""

@@ -66,9 +66,14 @@ def make_domain(
 ) -> Domain:
     """Draw, render and encode scenes of these models."""
     scenes = draw(shapes, models, counts, "lora", key)
-    scenes, color, ids = visible(*render_scenes(shapes, scenes, networks.sizes.image), scenes)
+    drawn = visible(*render_scenes(shapes, scenes, networks.sizes.image), scenes)
+    return encode_domain(networks, pools, *drawn, f"lora-{key}")
+
+
+def encode_domain(networks: Networks, pools: Pools, scenes: Scenes, color: Tensor, ids: Tensor, key: str) -> Domain:
+    """Drawn scenes as these networks see them; `key` decides which of a model's surfaces is taken."""
     conditions = quality.encode_pictures(networks, scenes, color, ids)
-    mean, logvar = (t.float().cpu() for t in encode_scenes(networks.vae, pools, scenes, f"lora-{key}"))
+    mean, logvar = (t.float().cpu() for t in encode_scenes(networks.vae, pools, scenes, key))
     clip, dinov2 = (c.float().cpu() for c in conditions)
     features = []
     for first, count in zip(scenes.first.tolist(), scenes.count.tolist(), strict=True):

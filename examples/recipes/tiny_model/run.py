@@ -8,6 +8,8 @@
     python $RUN surfaces                                                  # how good its surfaces are
     torchrun --nproc_per_node 2 $RUN flow --minutes 8 --total_minutes 12  # transformer and image encoders
     torchrun --nproc_per_node 2 $RUN flow --minutes 4 --total_minutes 12  # goes on
+    python $RUN tries --share 0/4 --minutes 3                             # other ways to train them, each alone
+    python $RUN tries_page                                                # their table in this folder's README
     python $RUN measure                                                   # its scenes, for each seed of the noise
     python $RUN sampling                                                  # solvers and numbers of steps
     python $RUN speed --meshes .../meshes/kenney --runs fast              # speed adapters

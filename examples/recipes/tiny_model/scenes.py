@@ -159,17 +159,21 @@ def render_scenes(shapes: ShapeSet, scenes: Scenes, size: int, batch: int = 128)
     colors, ids = [], []
     for part in torch.arange(len(scenes)).split(batch):
         chosen = scenes.select(part)
-        cameras = [
-            Camera(tuple(eye), tuple(target), fov_deg=SETTINGS.fov, width=size, height=size)
-            for eye, target in zip(chosen.eye.tolist(), chosen.target.tolist(), strict=True)
-        ]
-        drawn = render_batch(_scene_meshes(shapes, chosen), cameras)
+        drawn = render_batch(scene_meshes(shapes, chosen), cameras(chosen, size))
         colors.append(drawn.color)
         ids.append(drawn.ids.to(torch.uint8))
     return torch.cat(colors), torch.cat(ids)
 
 
-def _scene_meshes(shapes: ShapeSet, scenes: Scenes) -> list[RenderMesh]:
+def cameras(scenes: Scenes, size: int) -> list[Camera]:
+    """From where each scene is seen, for square pictures."""
+    return [
+        Camera(tuple(eye), tuple(target), fov_deg=SETTINGS.fov, width=size, height=size)
+        for eye, target in zip(scenes.eye.tolist(), scenes.target.tolist(), strict=True)
+    ]
+
+
+def scene_meshes(shapes: ShapeSet, scenes: Scenes) -> list[RenderMesh]:
     """One RenderMesh per scene; all triangles are moved at once, the meshes are slices of the result."""
     device = shapes.corners.device
     models = scenes.model.tolist()

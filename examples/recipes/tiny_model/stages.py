@@ -31,7 +31,8 @@ from midilite.training.options import TrainOptions
 
 from . import quality
 from .decoder_task import DecoderPlan, DecoderSettings
-from .flow_task import BUNDLE, FlowSettings
+from .flow_recipe import FlowRecipe
+from .flow_task import BUNDLE
 from .networks import Networks, Sizes, toy_sizes
 from .pools import Pools, PoolSizes, build, load_solids, pack_solids
 from .scenes import SETTINGS, Scenes, draw, visible_share
@@ -53,17 +54,17 @@ class Plan:
     bundles: int = 16000  # per process
     vae_batch: int = 256  # per process
     vae_rate: float = 1e-3
-    flow_batch: int = 60  # bundles per process
-    flow_rate: float = 8e-4
     warmup: int = 300
     eval_scenes: int = 100
     study_scenes: int = 256  # training scenes of the study of fine-tuning
     study_tests: int = 32  # scenes of each set that it measures
+    try_bundles: int = 4000  # that each try of another recipe trains on
+    try_tests: int = 48  # scenes that it is measured on
     depth: int = 6  # grid on which decoded surfaces are measured
     sizes: Sizes = Sizes()
     pools: PoolSizes = PoolSizes()
     vae: VAESettings = VAESettings()
-    flow: FlowSettings = FlowSettings()
+    flow: FlowRecipe = FlowRecipe()
     decoder: DecoderPlan = DecoderPlan()
 
 
@@ -73,15 +74,17 @@ def toy_plan() -> Plan:
         processes=2,
         bundles=8,
         vae_batch=4,
-        flow_batch=2,
         warmup=5,
         eval_scenes=4,
         study_scenes=12,
         study_tests=3,
+        try_bundles=6,
+        try_tests=3,
         depth=3,
         sizes=toy_sizes(),
         pools=PoolSizes(surfaces=2, points=256, tokens=32, near=256, box=128),
         vae=VAESettings(near=64, box=32, far=16, normals=8),
+        flow=FlowRecipe(bundles=2),
         decoder=DecoderPlan(
             layers=4,
             batch=4,
@@ -137,14 +140,15 @@ def run_draw(folder: Path, plan: Plan, tests_only: bool = False) -> None:
         for i in range(0, len(counts), 2100)
     ]
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as executor:
-        drawn = list(executor.map(_draw_chunk, chunks))
+        drawn = list(executor.map(draw_chunk, chunks))
     for name, _, _ in jobs:
         join([scenes for scenes, chunk in zip(drawn, chunks, strict=True) if chunk[3][1] == name]).save(
             folder / f"{name}.safetensors"
         )
 
 
-def _draw_chunk(job: tuple[Path, list[int], list[int], tuple]) -> Scenes:
+def draw_chunk(job: tuple[Path, list[int], list[int], tuple]) -> Scenes:
+    """Scenes of a job: the packed models' file, which of them, objects of each scene, keys of the seed."""
     path, models, counts, keys = job
     torch.set_num_threads(1)
     varied = not keys[1].startswith("eval")  # tests are of the models as they are

@@ -35,7 +35,7 @@ class TimeBox:
         total_seconds: planned over all runs.
         seconds: of this run; it ends earlier when the total is reached.
         warmup: steps of rising learning rate.
-        fall: share of the total after which the rate falls.
+        fall: share of the total after which the rate falls; 1: never.
     """
 
     def __init__(
@@ -53,8 +53,13 @@ class TimeBox:
         """Factor on the learning rate; also reads the clock, together with all processes."""
         own = self.before + time.monotonic() - self.started if self.world.is_main else 0.0
         self.elapsed = float(sum_over_ranks(torch.tensor([own], device=self.device), self.world))
-        left = max(0.0, 1 - self.elapsed / self.total)
-        return min(1.0, (step + 1) / self.warmup, left / (1 - self.fall) + 0.01)
+        falling = (1 - self.passed) / (1 - self.fall) + 0.01 if self.fall < 1 else 1.0
+        return min(1.0, (step + 1) / self.warmup, falling)
+
+    @property
+    def passed(self) -> float:
+        """The share of the total that had passed when the clock was last read."""
+        return min(1.0, self.elapsed / self.total)
 
     @property
     def finished(self) -> bool:
@@ -72,8 +77,13 @@ def train_in_box(
     options: TrainOptions,
     box: TimeBox,
     on_step: Callable[[RunView, dict[str, float]], None] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> Trainer:
-    """Continue a training until its time box ends; leaves a checkpoint. Returns the trainer."""
+    """Continue a training until its time box ends; leaves a checkpoint. Returns the trainer.
+
+    Args:
+        optimizer: of all the task's parameters; None: the library's AdamW.
+    """
 
     class Clock:
         """Ends the run when the box is used up."""
@@ -88,6 +98,7 @@ def train_in_box(
 
     trainer = Trainer(task, options, box.world, box.device, [Clock()])
     trainer.update.factor = box.factor
+    trainer.update.optimizer = optimizer or trainer.update.optimizer
     for group in trainer.update.optimizer.param_groups:
         group["betas"] = (0.9, 0.99)  # the second moment follows within a short run
     try:
