@@ -11,7 +11,7 @@ from tiny_model.auxiliary import AuxiliaryHeads, Known, patch_surfaces, poses
 from tiny_model.flow_recipe import FlowRecipe
 from tiny_model.flow_task import BUNDLE, FlowTask, SceneData
 from tiny_model.networks import Networks, toy_sizes
-from tiny_model.scenes import SETTINGS, Scenes
+from tiny_model.scenes import SETTINGS, Scenes, render_scenes
 from tiny_model.shapes import ShapeSet
 
 from midilite.data_prep.arrange import yaw_rotation
@@ -66,6 +66,15 @@ def test_depth_grows_with_distance_and_normals_turn_with_the_box(shapes):
     assert torch.allclose(right[2:], torch.tensor([0.5**0.5, 0.0, 0.5**0.5]), atol=2e-3)
     back = patch_surfaces(shapes, scene(matrix(shift=(0.0, 0.0, -0.5))), SIZE, PATCH).float().view(4, 4, 5)
     assert torch.allclose(back[1:3, 1:3, 1], torch.tensor(-0.25), atol=2e-3)
+
+
+def test_a_mirror_image_is_lit_from_outside(shapes):
+    """A box is its own mirror image: pictures and normals are the same."""
+    plain, mirrored = scene(matrix(yaw=0.4)), scene(matrix((-1.0, 1.0, 1.0), 0.4))
+    first, second = (render_scenes(shapes, s, SIZE)[0].float() for s in (plain, mirrored))
+    assert (first - second).abs().mean() < 1 and first.min() < 200
+    first, second = (patch_surfaces(shapes, s, SIZE, PATCH).float() for s in (plain, mirrored))
+    assert torch.allclose(first, second, atol=0.02) and second[..., 4].max() > 0.5
 
 
 def test_boxes_and_yaws(shapes):

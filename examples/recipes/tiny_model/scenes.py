@@ -185,13 +185,15 @@ def scene_meshes(shapes: ShapeSet, scenes: Scenes) -> list[RenderMesh]:
     matrix = scenes.matrix.to(device)[owner]
     corners = torch.einsum("fab,fkb->fka", matrix[..., :3], shapes.corners[at]) + matrix[:, None, :, 3]
     turned = torch.einsum("fab,fkb->fka", normal_matrix(matrix[..., :3]), shapes.normals[at])
-    normals = torch.nn.functional.normalize(turned, dim=-1)
+    normals, colors = torch.nn.functional.normalize(turned, dim=-1), shapes.colors[at]
+    mirrored = (torch.linalg.det(matrix[..., :3]) < 0)[:, None, None]  # or their outsides would be lit as insides
+    corners, normals, colors = (torch.where(mirrored, t.flip(1), t) for t in (corners, normals, colors))
     number = torch.arange(len(models)) - torch.repeat_interleave(scenes.first, scenes.count) + 1
     ids = number.to(device, torch.int32)[owner]
     totals = torch.stack([part.sum() for part in faces.split(scenes.count.tolist())]).tolist()
     numbers = torch.arange(3 * max(totals), device=device).view(-1, 3)
     no_uv, no_texture = corners.new_zeros(max(totals), 3, 2), numbers.new_zeros(max(totals), 3)
-    pieces = zip(*(t.split(totals) for t in (corners, normals, shapes.colors[at], ids)), strict=True)
+    pieces = zip(*(t.split(totals) for t in (corners, normals, colors, ids)), strict=True)
     return [
         RenderMesh(c.reshape(-1, 3), numbers[: len(c)], n, color, no_uv[: len(c)], no_texture[: len(c)],
                    numbers.new_zeros(0, 3, dtype=torch.uint8), i)
