@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+
 import numpy as np
 import pytest
 import trimesh
@@ -12,6 +14,7 @@ from tiny_model.flow_task import PER_BUNDLE
 from tiny_model.networks import Networks, toy_sizes
 from tiny_model.shapes import ShapeSet, pack
 from tiny_model.stages import Plan, draw_chunk, toy_plan
+from tiny_model.tries_data import one_at_a_time
 from tiny_model.tries_page import BEGIN, END, PAGE, RESULTS, run_tries_page, table
 from tiny_model.tries_stage import BASELINE, tries
 
@@ -67,13 +70,14 @@ def test_the_whole_path_in_toy_size(work, monkeypatch, capsys):
         command.main()
 
     names = ["--tried", BASELINE, "aux", "muon", "tokens"]
-    run("--share", "0/2", *names)
+    run("--share", "0/4", *names)
+    assert {path.stem for path in (work / "tries").glob("*.json")} == {"baseline-0", "baseline-1"}
+    drawn = (work / "tries" / "scenes.safetensors").stat().st_mtime_ns
+    for share in ("1/8", "2/8", "3/8"):
+        run("--share", share, *names)
     made = {path.stem: read_json(path) for path in (work / "tries").glob("*.json")}
-    assert set(made) == {"baseline-0", "muon-0", "baseline-1", "muon-1"}
-    run("--share", "1/4", *names)
-    run("--share", "3/4", *names)
-    made |= {path.stem: read_json(path) for path in (work / "tries").glob("*.json")}
-    assert set(made) >= {"aux-0", "tokens-0"}
+    assert set(made) == {"baseline-0", "baseline-1", "aux-0", "muon-0", "tokens-0"}
+    assert (work / "tries" / "scenes.safetensors").stat().st_mtime_ns == drawn, "decided once"
     for row in made.values():
         assert row["steps"] >= 1 and 0 < row["loss"] < 10 and row["seconds"]["train"] >= 0.3
         assert row["scenes"] == len(row["by_scene"]["scene_f_score"]) == 3
@@ -81,9 +85,17 @@ def test_the_whole_path_in_toy_size(work, monkeypatch, capsys):
     assert made["aux-0"]["recipe"]["auxiliary"] == [0.2, 0.05] and made["muon-0"]["recipe"]["muon"]
     before = {path: path.stat().st_mtime_ns for path in (work / "tries").glob("*.json")}
     capsys.readouterr()
-    run("--share", "0/2", *names)
+    run("--share", "0/4", *names)
     assert "all tries of this share are done" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in (work / "tries").glob("*.json")}
+
+
+def test_who_comes_second_waits_for_what_is_made_once(tmp_path):
+    with one_at_a_time(tmp_path / "a" / "file.lock"), open(tmp_path / "a" / "file.lock") as other:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with open(tmp_path / "a" / "file.lock") as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @pytest.mark.parametrize("stage", ["flow", "tries"])
