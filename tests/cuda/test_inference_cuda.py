@@ -51,7 +51,7 @@ def recorded_inputs():
 @pytest.mark.parametrize("dtype, limit", [(torch.float32, 5e-3), (torch.bfloat16, 0.2)], ids=["fp32", "bf16"])
 def test_a_scene_is_the_cpus(dtype, limit):
     """The shipped example in twelve steps, recorded on the GPU: finite, closed, and as far off as rounding explains."""
-    settings = {"num_inference_steps": 12, "seed": 1, "depth": 6}
+    settings = {"num_inference_steps": 12, "seed": 1, "grid_depth": 6}
     pictures = EXAMPLE / "rgb.png", EXAMPLE / "seg.png"
     on_cpu = midilite.load_pipeline("tiny", device="cpu")(*pictures, **settings)
     on_gpu = midilite.load_pipeline("tiny", device="cuda", dtype=dtype)(*pictures, **settings)
