@@ -7,12 +7,13 @@ figures in README.md). All rows have to be of one machine and one version of the
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from recipes.pages import fill, table
 
 from midilite import lora
 from midilite.model.dit import DiT
@@ -71,17 +72,6 @@ def write_page(page: Path, readme: Path, rows: Sequence[Mapping[str, Any]]) -> N
     made = parts(rows)
     fill(page, {name: part for name, part in made.items() if name != "figures"})
     fill(readme, {"figures": made["figures"]})
-
-
-def fill(path: Path, made: Mapping[str, str]) -> None:
-    """Replace what is between a page's markers, `<!-- NAME: begin -->` and `<!-- NAME: end -->`."""
-    text = path.read_text(encoding="utf-8")
-    for name, part in made.items():
-        marks = re.compile(rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)", re.S)
-        if len(marks.findall(text)) != 1:
-            raise ValueError(f"{path}: there should be one part between the marks '{name}: begin' and '{name}: end'")
-        text = marks.sub(lambda found, part=part: f"{found[1]}{part}\n{found[2]}", text)
-    path.write_text(text, encoding="utf-8")
 
 
 def parts(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -172,11 +162,6 @@ def figure(row: Mapping[str, Any], memory: bool) -> str:
     theirs = row.get("reference", "")
     theirs = theirs if memory else re.split(r", (?=[\d.]+ GiB)", theirs)[0]
     return f"{ours} ({theirs})" if theirs else ours
-
-
-def table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """In Markdown."""
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *lines))
 
 
 def duration(milliseconds: float) -> str:

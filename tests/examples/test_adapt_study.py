@@ -5,6 +5,7 @@ import json
 import pytest
 from adapt_study import run as study
 from adapt_study import work
+from adapt_study.page import PAGE, write_page
 from trimesh import creation
 
 
@@ -66,3 +67,13 @@ def test_missing_meshes(arguments, tmp_path, capsys):
     (tmp_path / "none" / "vehicles").mkdir(parents=True)
     assert study.main(["auto", *arguments, "--meshes", str(tmp_path / "none")]) == 1
     assert "vehicles: holds no mesh" in capsys.readouterr().err
+
+
+def test_the_page_shows_the_results_that_are_kept(tmp_path):
+    """Written anew from the files in results/ it is the same page."""
+    page = tmp_path / "README.md"
+    page.write_bytes(PAGE.read_bytes())
+    write_page(page)
+    assert page.read_text() == PAGE.read_text() and "| base | 0." in page.read_text()
+    with pytest.raises(SystemExit):
+        study.main(["looks"])  # without meshes

@@ -9,6 +9,7 @@ import trimesh
 from laid_scenes import solid, usual
 from layout_study.generation import devices_of, generate_missing, load_scenes, sampling_of, save_scenes
 from layout_study.measures import means, measured
+from layout_study.page import PAGE, write_page
 from layout_study.run import build_parser, main
 from layout_study.scenes import SETS, draw_set, noisy
 from layout_study.study import joined
@@ -111,3 +112,14 @@ def test_parts_are_made_apart_and_joined_without_a_loss(meshes, tmp_path, capsys
     for name in SETS:
         assert [row["seed"] for row in document["model"][name]["scenes"]] == [0, 1, 2]
         assert sorted(document["model"][name]["by_seed"]) == ["0", "1", "2"]
+
+
+def test_the_page_shows_the_results_that_are_kept(tmp_path):
+    """Written anew from results/study.json it is the same page; a page without marks is refused."""
+    page = tmp_path / "README.md"
+    page.write_bytes(PAGE.read_bytes())
+    write_page(page)
+    assert page.read_text() == PAGE.read_text() and "| 0.05 |" in page.read_text()
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="between the marks 'model: begin'"):
+        write_page(page)

@@ -3,6 +3,7 @@
     python examples/recipes/adapt_study/run.py auto --meshes MESHES         # learning_rate auto against a grid of rates
     python examples/recipes/adapt_study/run.py preserve --meshes MESHES     # furniture after vehicles, held and not
     python examples/recipes/adapt_study/run.py looks --meshes MESHES        # trained on plain or room, tested on both
+    python examples/recipes/adapt_study/run.py page                         # the tables of README.md, from results/
 
 MESHES has a folder of mesh files for each category (furniture, vehicles, blasters, space). Data, trainings and
 measurements are made when they are needed and kept: the command goes on where it stopped. Every number is a mean over
@@ -19,6 +20,7 @@ from typing import Any
 
 sys.path[:0] = map(str, Path(__file__).resolve().parents[1:4:2])  # run from a checkout without installing
 
+from adapt_study.page import write_page  # noqa: E402
 from adapt_study.work import METRICS, Bench, mean_and_error, shown  # noqa: E402
 
 from midilite.common.files import write_json  # noqa: E402
@@ -31,8 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("--meshes", type=Path, required=True, help="a folder of mesh files for each category")
+    parser.add_argument("stage", choices=[*STAGES, "page"])
+    parser.add_argument("--meshes", type=Path, help="a folder of mesh files for each category")
     parser.add_argument("--output", type=Path, default=Path("outputs/adapt_study"))
     parser.add_argument("--pretrained_model", default="tiny")
     parser.add_argument("--device")
@@ -148,7 +150,13 @@ STAGES: dict[str, Callable[[argparse.Namespace, Bench], list[dict[str, Any]]]] =
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a stage; returns the exit code: 0 done, 1 meshes, data or model can't be used."""
-    args = build_parser().parse_args(arguments)
+    parser = build_parser()
+    args = parser.parse_args(arguments)
+    if args.stage == "page":
+        write_page()
+        return 0
+    if args.meshes is None:
+        parser.error(f"{args.stage} needs --meshes, a folder of mesh files for each category")
     try:
         rows = STAGES[args.stage](args, bench_of(args))
     except (ValueError, OSError) as error:

@@ -6,7 +6,7 @@ import dataclasses
 import shutil
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,9 +116,9 @@ def mean_and_error(values: Sequence[float | None]) -> dict[str, float | None]:
     return {"mean": statistics.fmean(known) if known else None, "error": error}
 
 
-def shown(value: dict[str, float | None]) -> str:
-    """`0.8120 +- 0.0041`."""
+def shown(value: Mapping[str, float | None], digits: int = 4) -> str:
+    """`0.8120 ± 0.0041`."""
     if value["mean"] is None:
         return "-"
-    error = "" if value["error"] is None else f" +- {value['error']:.4f}"
-    return f"{value['mean']:.4f}{error}"
+    error = "" if value["error"] is None else f" ± {value['error']:.{digits}f}"
+    return f"{value['mean']:.{digits}f}{error}"

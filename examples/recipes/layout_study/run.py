@@ -12,6 +12,7 @@ generate  the shipped model's objects of every scene, for every seed; they are k
 fit       what the model made before and after the fit; pictures of the scenes that lost most
 speed     seconds of a fit of four objects where layouts are fitted
 photos    the overlays of pictures with masks of one's own (--photos)
+page      the tables of README.md, from results/study.json
 
 Every part keeps its rows in files of its own, one for each seed, so that seeds can be run on several machines into
 folders that are laid together. `OUTPUT/study.json` is made anew of all files that are there after every run.

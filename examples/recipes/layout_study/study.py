@@ -19,10 +19,11 @@ from midilite.common.files import read_json, write_json, write_png
 
 from .generation import devices_of, generate_missing, load_scenes
 from .measures import means, measured
+from .page import write_page
 from .pictures import photographs, worst
 from .scenes import SETS, TestSet, draw_set, noisy
 
-PARTS = ("noise", "generate", "fit", "speed", "photos", "join")
+PARTS = ("noise", "generate", "fit", "speed", "photos", "join", "page")
 TIMED = 20  # scenes of four objects whose fits are timed
 
 
@@ -40,7 +41,7 @@ class Study:
     def run(self) -> None:
         """The parts that are asked for; then all that is there is joined."""
         args, parts = self.args, set(self.args.parts)
-        if parts - {"photos", "join"}:
+        if parts - {"photos", "join", "page"}:
             sets = {name: draw_set(args.output, args.meshes, name, args.scenes) for name in SETS}
             self.say(f"{[len(tests.scenes) for tests in sets.values()]} scenes")
         if "generate" in parts:
@@ -58,6 +59,8 @@ class Study:
             self.time(sets)
         if "photos" in parts:
             write_json(args.output / "photos.json", photographs(args.photos, args.pretrained_model, args.output))
+        if "page" in parts:
+            return write_page()
         write_json(args.output / "study.json", joined(args.output))
         self.say(f"{args.output / 'study.json'} has all that is in {args.output}")
 
