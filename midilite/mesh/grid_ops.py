@@ -91,6 +91,17 @@ def neighbours(nodes: Tensor) -> Tensor:
     return nodes
 
 
+def highest_near(values: Tensor) -> Tensor:
+    """The highest value at each node and its 26 neighbours. [n, n, n] -> [n, n, n]."""
+    n = values.shape[0]
+    for axis in range(3):
+        grown = values.clone()
+        for to, others in ((grown.narrow(axis, 1, n - 1), 0), (grown.narrow(axis, 0, n - 1), 1)):
+            torch.maximum(to, values.narrow(axis, others, n - 1), out=to)
+        values = grown
+    return values
+
+
 def upsample(values: Tensor) -> Tensor:
     """Trilinear, one node between any two; old nodes keep their values exactly. [n, n, n] -> [2n-1, 2n-1, 2n-1]."""
     for axis in (2, 1, 0):  # the largest step last, where whole planes are copied

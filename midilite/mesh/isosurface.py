@@ -6,7 +6,7 @@ cells that can hold surface are refined, level by level; `marching.py` turns the
 **Why this gives the dense grid's mesh.** Three rules decide what is evaluated.
 
 - *Reach.* A cell is divided while |sdf| at its corners is small enough for the surface to pass through it, given the
-  steepest slope of the function seen so far. For a true signed distance that misses nothing, however thin.
+  slopes of the function seen around it. For a true signed distance that misses nothing, however thin.
 - *Signs.* On the finest grid the mesh depends on signs at nodes and on values next to a change of sign. So only nodes
   whose sign does not follow from a value one level up are evaluated there.
 - *Following.* Wherever the surface is seen to leave the evaluated region it is followed until it closes. So every
@@ -34,6 +34,7 @@ from .grid_ops import (
     cells_in_doubt,
     cells_with,
     corners_of,
+    highest_near,
     marked,
     neighbours,
     nodes_in_doubt,
@@ -74,7 +75,7 @@ def extract_surface(
     depth: int = 8,
     *,
     device: torch.device | str = "cpu",
-    coarse_depth: int = 5,
+    coarse_depth: int = 4,
     refine_box: bool = True,
     padding: float = 0.05,
     smoothing: str = "none",
@@ -276,7 +277,8 @@ class _Search:
     def _bound(self, values: Tensor, known: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
         """What values rule out, as `grid_ops` wants it. [n, n, n], [n, n, n], [3] -> [n, n, n], [3].
 
-        At a node counts the usual slope near the surface, or the steepest one in the cells around it if that is more.
+        At a node counts the usual slope near the surface, or if that is more the steepest one in cells no more than one
+        cell away from it: across a thin part the values hardly change, beside it they do.
         The bound is infinite at nodes not known: if the cells around one could hold surface as far as coarser levels
         tell, all their corners would be known.
         """
@@ -286,14 +288,15 @@ class _Search:
         steep = (slopes > self.slope).nonzero()[:, 0]
         corners = nodes_of_cells(cells[steep], values.shape[0])
         slope.view(-1).scatter_reduce_(0, corners.view(-1), slopes[steep].repeat(8), "amax")
-        bound = (values / slope.clamp_(min=1e-30)).square_().masked_fill_(~known, torch.inf)
+        slope = highest_near(slope).clamp_(min=1e-30)
+        bound = (values / slope).square_().masked_fill_(~known, torch.inf)
         return bound, (self.margin * cell) ** 2
 
     def _slopes(self, values: Tensor, cells: Tensor, cell: Tensor) -> Tensor:
         """The steepest of the 28 slopes between corners of cells, [M] -> [M]. Updates the usual slope.
 
-        The usual slope is what all but a hundredth of the cells near the surface stay below. For a distance that is 1,
-        as the steepest is; a network has places, most of them far out, where it is several times that.
+        The usual slope is what nine tenths of the cells near the surface stay below. For a distance that is 1, as the
+        steepest is; a network has places where it is several times that, and they count where they are.
         """
         distance = (self.apart * cell).norm(dim=1)[:, None]
         slopes, near = values.new_empty(len(cells)), torch.empty(len(cells), dtype=torch.bool, device=self.device)
@@ -308,7 +311,7 @@ class _Search:
         if len(cells):
             step = 1 + len(cells) // _SAMPLE
             some, near = slopes[::step], near[::step]
-            place = (len(some) - 1 - near.sum() // 100).view(1)
+            place = (len(some) - 1 - near.sum() // 10).view(1)
             usual = some.where(near, -1.0).sort()[0].index_select(0, place)[0]
             self.slope = self.slope.maximum(torch.where(near.any(), usual, some.max()))
         return slopes

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from midilite.mesh.grid_ops import _SLAB as SLAB
-from midilite.mesh.grid_ops import cells_in_doubt, marked, nodes_in_doubt, nodes_of_cells, upsample
+from midilite.mesh.grid_ops import cells_in_doubt, highest_near, marked, nodes_in_doubt, nodes_of_cells, upsample
 
 
 def random_values(n: int) -> torch.Tensor:
@@ -39,6 +39,12 @@ def test_cells_in_doubt_by_definition():
         corners = torch.tensor(list(itertools.product(*[(i // 2, i // 2 + 1) for i in eighth])))
         farthest = ((corners[:, None] - ends).abs() * cell).norm(dim=2).amax(1)
         assert found[eighth] == (values[tuple(corners.T)] <= farthest).all()
+
+
+def test_highest_near_by_definition():
+    values = random_values(5)
+    expected = torch.nn.functional.max_pool3d(values[None, None], 3, 1, 1)[0, 0]
+    assert torch.equal(highest_near(values), expected)
 
 
 @pytest.mark.parametrize("kind", [torch.bool, torch.uint8])

@@ -350,6 +350,20 @@ def test_a_few_steep_places_do_not_cost_points():
     assert torch.equal(found.faces, expected.faces) and steep.points < 1.1 * plain.points
 
 
+def test_steep_places_near_the_surface_cost_points_only_there():
+    """Past cost: a small part of the surface three times as steep brought more than twice the points."""
+
+    def steep_at_one_end(p: torch.Tensor) -> torch.Tensor:
+        values = torus(p)
+        return values + 2 * values.clamp(-0.03, 0.03) * ((p[:, 0] - 0.65) / 0.1).clamp(0, 1)
+
+    plain, steep = Counted(torus), Counted(steep_at_one_end)
+    extract_surface(plain, depth=7)
+    found, expected = (extract_surface(steep_at_one_end, depth=7, dense=dense) for dense in (False, True))
+    extract_surface(steep, depth=7)
+    assert torch.equal(found.faces, expected.faces) and steep.points < 1.3 * plain.points
+
+
 def test_same_bytes_twice():
     first, second = (extract_surface(chair, depth=6) for _ in range(2))
     assert torch.equal(first.vertices, second.vertices) and torch.equal(first.faces, second.faces)
