@@ -20,6 +20,9 @@ from torch import Tensor
 
 _SLAB = {"cpu": 1 << 19, "cuda": 1 << 24}  # nodes whose doubt is found at a time: a CPU's cache, a GPU's memory
 
+_LARGE = 1e30  # stands for an infinite bound where infinity is taken off
+_ROUNDING = 1e-6  # of a cell
+
 
 def smooth_box3(values: Tensor) -> Tensor:
     """Mean over the 3x3x3 neighbours of each node (those that exist). [X, Y, Z] -> [X, Y, Z]."""
@@ -163,6 +166,37 @@ def _nodes_in_doubt(bound: Tensor, reach: Tensor) -> Tensor:
     even[:-1] &= whole[1:]
     even[1:] &= whole[:-1]
     return fine
+
+
+def left_in_doubt(bound: Tensor, reach: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Boxes of another grid that no node next to their middle rules out. [n, n, n], [3] -> bool [m, m, m].
+
+    low and high [3, m] are where boxes begin and end along each axis, in cells of the grid that `bound` is of, on the
+    CPU; no box is longer than a cell, and equal ends make it a point. A node may rule out what lies within a cell of it
+    (for one that is not known this is what its infinite bound means), if it rules out the farthest point of the box.
+    """
+    first = ((low + high) / 2).floor().clamp(0, bound.shape[0] - 2)
+    nodes = torch.stack([first, first + 1])  # [2, 3, m]
+    far = torch.maximum((low - nodes).abs(), (high - nodes).abs())
+    far = far.square().masked_fill(far > 1 + _ROUNDING, torch.inf).float().to(bound.device) * reach[:, None]
+    nodes = nodes.long().to(bound.device)
+    bound = bound.clamp(max=_LARGE)
+    for axis in (2, 1, 0):
+        shape = [-1 if i == axis else 1 for i in range(3)]
+        sides = [bound.index_select(axis, nodes[side, axis]) - far[side, axis].view(shape) for side in (0, 1)]
+        bound = torch.maximum(*sides)
+    return bound <= 0
+
+
+def interpolated(values: Tensor, places: Tensor) -> Tensor:
+    """Trilinear at the nodes of another grid, whose places [3, m] (on the CPU) are in cells of this. -> [m, m, m]."""
+    first = places.floor().clamp(0, values.shape[0] - 2)
+    weight, first = (places - first).float().to(values.device), first.long().to(values.device)
+    for axis in (2, 1, 0):
+        shape = [-1 if i == axis else 1 for i in range(3)]
+        low, high = (values.index_select(axis, first[axis] + side) for side in (0, 1))
+        values = torch.lerp(low, high, weight[axis].view(shape).expand_as(low))
+    return values
 
 
 def _cell_pass(bound: Tensor, axis: int, far: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ cells that can hold surface are refined, level by level; `marching.py` turns the
 What can be lost is a whole separate component, smaller than a coarse cell, of a function that is far from a distance.
 
 As in the reference a first pass looks for the shape's bounding box and a second one spends all nodes on that box. The
-box is that of the nodes inside, and of thin parts that no node is in (see `_Search.bounding_box`).
+box is that of the nodes inside, and of thin parts that no node is in (see `_Search.bounding_box`). What the values of
+the first pass rule out is ruled out in the second, which so starts where the first has stopped.
 Unlike there the spacing is the box divided by the number of cells, not of nodes, so the scale is right.
 
 Legend: N points; M cells; n = 2^level + 1 nodes per axis. Level l of a grid of depth d takes every 2^(d-l)-th node.
@@ -26,15 +27,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .grid_boxes import ROUNDING, Box, profile, span, widened
 from .grid_ops import (
     cells_in_doubt,
     cells_with,
     corners_of,
     highest_near,
+    interpolated,
+    left_in_doubt,
     marked,
     neighbours,
     nodes_in_doubt,
@@ -54,7 +59,6 @@ _BLOCK = {"cpu": 1 << 14, "cuda": 1 << 22}  # cells tested at a time: what fits 
 _SAMPLE = 1 << 16  # cells that tell the usual slope
 _NODES = 1 << 25  # nodes listed at a time, likewise
 _CLOSER = 1 << 9  # eighths of cells that are looked at closer at a time
-_ROUNDING = 1e-9  # of coordinates
 
 SDF = Callable[[Tensor], Tensor]
 
@@ -118,13 +122,16 @@ def extract_surface(
         raise ValueError(f"bounds must be (low, high) with low < high, found {bounds}")
     search = _Search(sdf_fn, torch.device(device), coarse_depth, margin, chunk)
     with torch.no_grad():
-        box = search.bounding_box(limits, min(depth, _BOX_DEPTH), padding) if refine_box else limits
+        box, seen = limits, None
+        if refine_box:
+            box, seen = search.bounding_box(limits, min(depth, _BOX_DEPTH), padding)
         while True:
             grid = _Grid(box, depth, search.device)
-            values, _ = search.fill(grid, depth if dense else coarse_depth, smoothing, signs_only=smoothing == "none")
+            start = depth if dense else coarse_depth
+            values, _ = search.fill(grid, start, smoothing, smoothing == "none", None if dense else seen)
             sides = [values.select(axis, -side).amin() for axis in range(3) for side in (0, 1)]
             *lowest, smallest = torch.stack([*sides, values.amin()]).tolist()  # one wait for the device
-            wider = _widen(lowest, box, limits)
+            wider = widened(lowest, box, limits)
             if smallest > 0 and not torch.equal(box, limits):
                 wider = limits  # parts thinner than a cell lie between nodes here, and may not where the box was found
             if wider is None:
@@ -155,6 +162,12 @@ class _Grid:
         """The same, float32 on the device, without waiting for it."""
         return self.finest * 2 ** (self.depth - level)
 
+    def places(self, level: int, other: _Grid) -> Tensor:
+        """Where the nodes of a level lie in cells of another grid's finest level. -> float64 [3, n], on the CPU."""
+        steps = torch.arange(2**level + 1, dtype=torch.float64) / 2**level
+        nodes = self.box[0, :, None] * (1 - steps) + self.box[1, :, None] * steps
+        return (nodes - other.box[0, :, None]) / other.spacing(other.depth)[:, None]
+
     def points(self, level: int, nodes: Tensor) -> Tensor:
         """Linear node indices [N] of a level -> coordinates float32 [N, 3]."""
         n, step = 2**level + 1, 2 ** (self.depth - level)
@@ -163,6 +176,21 @@ class _Grid:
         y = rest // n
         index = (x, y, rest - y * n)
         return torch.stack([axis.index_select(0, i * step) for axis, i in zip(self.axes, index, strict=True)], 1)
+
+
+class _Seen(NamedTuple):
+    """What was found out on another grid, at its finest level: what the next grid starts from.
+
+    Attributes:
+        grid: that grid; the next one lies within it.
+        values, bound: of its nodes, as `_Search.fill` and `_Search._bound` return them, float32 [n, n, n].
+        reach: likewise, [3].
+    """
+
+    grid: _Grid
+    values: Tensor
+    bound: Tensor
+    reach: Tensor
 
 
 class _Search:
@@ -178,25 +206,36 @@ class _Search:
         self.apart = (corners[pairs[0]] != corners[pairs[1]]).float().to(device)  # [28, 3] along which axes they differ
 
     def fill(
-        self, grid: _Grid, coarse_depth: int, smoothing: str = "none", signs_only: bool = False
+        self,
+        grid: _Grid,
+        coarse_depth: int,
+        smoothing: str = "none",
+        signs_only: bool = False,
+        seen: _Seen | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Values of all nodes of a grid, and which of them were evaluated; the others are interpolated.
 
         signs_only: on the finest level evaluate only nodes whose sign is in doubt and what following adds, which takes
             a quarter fewer points. Averages may be inside at a node that is not, so it does not go with smoothing.
+        seen: what is known from another grid; without it every node of level `coarse_depth` is evaluated first.
 
         Returns float32 [n, n, n] and bool [n, n, n].
         """
-        level = min(coarse_depth, grid.depth)
-        n = 2**level + 1
-        values = torch.empty(n, n, n, device=self.device)
-        known = torch.ones(n, n, n, dtype=torch.bool, device=self.device)
-        finite = self._evaluate(grid, level, values, known)
-        field = smooth_box3(values) if smoothing == "box3" and level == grid.depth else values
-        while level < grid.depth:
+        if seen is None:
+            level = min(coarse_depth, grid.depth)
+            values = torch.empty((2**level + 1,) * 3, device=self.device)
+            wanted = torch.ones_like(values, dtype=torch.bool)
+        else:
+            level, values, wanted = self._start_from(seen, grid, signs_only)
+        known, finite = wanted, torch.ones((), dtype=torch.bool, device=self.device)
+        while True:
+            finite &= self._evaluate(grid, level, values, wanted)
+            field, rest = self._follow(grid, level, values, known, smoothing if level == grid.depth else "none")
+            finite &= rest
+            if level == grid.depth:
+                break
             bound, reach = self._bound(values, known, grid.cell(level))
             level += 1
-            smooth = smoothing if level == grid.depth else "none"
             if signs_only and level == grid.depth:
                 wanted = nodes_in_doubt(bound, reach)
             else:
@@ -204,24 +243,36 @@ class _Search:
             wanted[::2, ::2, ::2] &= ~known
             values, known = upsample(values), spread_out(known)
             known |= wanted
-            finite &= self._evaluate(grid, level, values, wanted)
-            field, rest = self._follow(grid, level, values, known, smooth)
-            finite &= rest
         if not finite:
             raise ValueError("sdf_fn returned NaN or infinity; check the weights and the number type of the decoder")
         return field, known
 
-    def bounding_box(self, limits: Tensor, depth: int, padding: float) -> Tensor:
-        """Box around all that is inside, padded, and around all that may hold surface. [2, 3] -> [2, 3].
+    def _start_from(self, seen: _Seen, grid: _Grid, signs_only: bool) -> tuple[int, Tensor, Tensor]:
+        """The first level on which no cell is larger than those of the grid seen, its values as far as they are known
+        from there, and the nodes to evaluate. -> level, [n, n, n], [n, n, n].
+        """
+        largest = seen.grid.spacing(seen.grid.depth) * (1 + ROUNDING)
+        level = next(i for i in range(grid.depth + 1) if (grid.spacing(i) <= largest).all())
+        places = grid.places(level, seen.grid)
+        if signs_only and level == grid.depth:
+            wanted = left_in_doubt(seen.bound, seen.reach, places, places)
+        else:
+            wanted = corners_of(left_in_doubt(seen.bound, seen.reach, places[:, :-1], places[:, 1:]))
+        return level, interpolated(seen.values, places), wanted
+
+    def bounding_box(self, limits: Tensor, depth: int, padding: float) -> tuple[Tensor, _Seen]:
+        """Box around all that is inside, padded, and around all that may hold surface; and what was found out on the
+        way. [2, 3] -> [2, 3].
 
         What is in doubt outside of the box is looked at closer, the farthest first. For thin parts the doubt is right;
         for most it only comes from the size of the cells, and would spend the nodes of the next grid on empty space.
         """
         grid = _Grid(limits, depth, self.device)
         values, known = self.fill(grid, self.coarse_depth)
-        spacing, box = grid.spacing(depth), _Box(limits, padding)
-        box.add(limits[0] + _span(_profile(values <= 0).cpu()) * spacing, padded=True)
-        in_doubt = cells_in_doubt(*self._bound(values, known, grid.cell(depth)))  # in eighths
+        spacing, box = grid.spacing(depth), Box(limits, padding)
+        box.add(limits[0] + span(profile(values <= 0).cpu()) * spacing, padded=True)
+        bound, reach = self._bound(values, known, grid.cell(depth))
+        in_doubt = cells_in_doubt(bound, reach)  # in eighths
         size, corners = spacing / 2, limits[0] + in_doubt.nonzero().cpu() * spacing / 2
         while len(corners := box.sticking_out(corners, size)):
             some, corners = corners[:_CLOSER], corners[_CLOSER:]
@@ -229,7 +280,7 @@ class _Search:
                 box.add(torch.cat([some[found], some[found] + size]), padded)
         if box.is_empty:
             raise NoSurfaceError(f"there is no surface: the smallest signed distance found is {values.min():.4g}")
-        return box.bounds
+        return box.bounds, _Seen(grid, values, bound, reach)
 
     def _closer(self, corners: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         """Which of some boxes hold a point inside, and which may hold one still; bool [M] each, on the CPU.
@@ -344,57 +395,3 @@ class _Search:
 def _state(field: Tensor, unknown: Tensor) -> Tensor:
     """1 at nodes outside, 2 inside, and 4 more where they are not known. -> uint8 [n, n, n]."""
     return torch.add((field <= 0).view(torch.uint8) + 1, unknown.view(torch.uint8), alpha=4)
-
-
-def _profile(mask: Tensor) -> Tensor:
-    """Which indices along each axis have a marked entry. bool [m, m, m] -> [3, m]."""
-    plane = mask.any(0)
-    return torch.stack([mask.any(2).any(1), plane.any(1), plane.any(0)])
-
-
-def _span(profile: Tensor) -> Tensor:
-    """First and last marked index per axis. bool [3, m] -> float64 [2, 3], or [0, 3] if none is."""
-    if not profile.any():
-        return torch.zeros(0, 3, dtype=torch.float64)
-    return torch.stack([profile.int().argmax(1), profile.shape[1] - 1 - profile.flip(1).int().argmax(1)]).double()
-
-
-class _Box:
-    """A box that grows by what is added to it, within limits [2, 3]; float64 on the CPU."""
-
-    def __init__(self, limits: Tensor, padding: float) -> None:
-        self.limits, self.padding = limits, padding
-        self.bounds = torch.tensor([[torch.inf] * 3, [-torch.inf] * 3], dtype=torch.float64)
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing was added yet."""
-        return bool(self.bounds[0].isinf().any())
-
-    def add(self, points: Tensor, padded: bool) -> None:
-        """Grow so that these points [N, 3] are inside, if any, with padding around them or without."""
-        if len(points):
-            padding = self.padding if padded else 0.0
-            low = (points.amin(0) - padding).maximum(self.limits[0]).minimum(self.bounds[0])
-            high = (points.amax(0) + padding).minimum(self.limits[1]).maximum(self.bounds[1])
-            self.bounds = torch.stack([low, high])
-
-    def sticking_out(self, corners: Tensor, size: Tensor) -> Tensor:
-        """Those boxes, by their lowest corners [M, 3], that are not wholly inside; the farthest out come first."""
-        beyond = torch.maximum(self.bounds[0] - corners, corners + size - self.bounds[1]).amax(1)
-        order = beyond.argsort(descending=True, stable=True)
-        return corners[order[beyond[order] > _ROUNDING]]
-
-
-def _widen(lowest: list[float], box: Tensor, limits: Tensor) -> Tensor | None:
-    """The box grown by a quarter on every side that cuts the shape, short of the limits; None if no side does.
-
-    lowest: the smallest values at the low and the high side of x, of y and of z; box and limits [2, 3] (low and high).
-    """
-    wider = box.clone()
-    for i, value in enumerate(lowest):
-        axis, side = i // 2, i % 2
-        if value <= 0:
-            wider[side, axis] += (box[1, axis] - box[0, axis]) * (side - 0.5) / 2
-    wider = torch.stack([wider[0].maximum(limits[0]), wider[1].minimum(limits[1])])
-    return None if torch.equal(wider, box) else wider

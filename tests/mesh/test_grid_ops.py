@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from midilite.mesh.grid_ops import _SLAB as SLAB
-from midilite.mesh.grid_ops import cells_in_doubt, highest_near, marked, nodes_in_doubt, nodes_of_cells, upsample
+from midilite.mesh.grid_ops import (
+    cells_in_doubt,
+    highest_near,
+    interpolated,
+    left_in_doubt,
+    marked,
+    nodes_in_doubt,
+    nodes_of_cells,
+    upsample,
+)
 
 
 def random_values(n: int) -> torch.Tensor:
@@ -39,6 +48,36 @@ def test_cells_in_doubt_by_definition():
         corners = torch.tensor(list(itertools.product(*[(i // 2, i // 2 + 1) for i in eighth])))
         farthest = ((corners[:, None] - ends).abs() * cell).norm(dim=2).amax(1)
         assert found[eighth] == (values[tuple(corners.T)] <= farthest).all()
+
+
+@pytest.mark.parametrize("length", [0.0, 0.7, 1.0])
+def test_what_is_left_in_doubt_on_another_grid_by_definition(length):
+    """A box is ruled out by one of the 8 nodes about its middle that rules out its farthest point, within a cell."""
+    n, m, cell = 5, 6, torch.tensor([0.5, 1.0, 1.5])
+    values = (0.4 + 1.6 * length) * random_values(n)
+    values[torch.rand(n, n, n, generator=torch.Generator().manual_seed(0)) < 0.05] = torch.inf
+    starts = torch.linspace(0, 4 - length, m, dtype=torch.float64)
+    low = torch.stack([starts, starts.flip(0), starts]) + torch.tensor([[0.0], [0.0], [1e-9]])  # as rounding leaves it
+    found = left_in_doubt(values**2, cell**2, low, low + length)
+    for box in itertools.product(range(m), repeat=3):
+        begin = torch.stack([low[axis, i] for axis, i in enumerate(box)])
+        middle = (begin + length / 2).floor().clamp(max=n - 2).long()
+        nodes = torch.tensor(list(itertools.product(*[(i, i + 1) for i in middle.tolist()])))
+        far = torch.maximum((begin - nodes).abs(), (begin + length - nodes).abs())
+        ruled_out = (values[tuple(nodes.T)] > (far * cell).norm(dim=1)) & (far <= 1 + 1e-6).all(1)
+        assert found[box] == (not ruled_out.any())
+    assert 0.05 < found.float().mean() < 0.95
+
+
+def test_interpolated_at_the_nodes_of_another_grid():
+    n = 5
+    values = random_values(n)
+    places = torch.tensor([[0.0, 1.5, 4.0], [4.0, 0.25, 0.0], [3.0, 2.9, -1e-17]], dtype=torch.float64)
+    at = torch.stack(torch.meshgrid(*places.float(), indexing="ij"), -1)
+    expected = torch.nn.functional.grid_sample(
+        values[None, None], (at.flip(-1) / (n - 1) * 2 - 1)[None], align_corners=True
+    )
+    torch.testing.assert_close(interpolated(values, places), expected[0, 0])
 
 
 def test_highest_near_by_definition():

@@ -405,9 +405,9 @@ def test_box_filter_is_the_mean_of_existing_neighbours():
 
 
 def found_box(field, depth: int = 6) -> torch.Tensor:
-    search = isosurface._Search(field, torch.device("cpu"), 5, 1.1, 1 << 16)
+    search = isosurface._Search(field, torch.device("cpu"), 4, 1.1, 1 << 16)
     limits = torch.tensor([[-1.005] * 3, [1.005] * 3], dtype=torch.float64)
-    return search.bounding_box(limits, depth, 0.05)
+    return search.bounding_box(limits, depth, 0.05)[0]
 
 
 @pytest.mark.parametrize("steep", [False, True])
@@ -428,6 +428,24 @@ def test_the_box_is_no_wider_than_the_references(name, steep):
     box = found_box(steep_outside if steep else shape)
     cell, beyond = 2.01 / 64, torch.stack([true[0] - box[0], box[1] - true[1]])
     assert (beyond > 0.05 - cell).all() and (beyond < 0.05 + 0.8 * cell).all()  # it was up to 2 cells more
+
+
+@pytest.mark.parametrize("smoothing", ["none", "box3"])
+@pytest.mark.parametrize("depth", [5, 7])
+def test_the_second_pass_starts_where_the_first_has_stopped(depth, smoothing):
+    """The same mesh as from a grid of which nothing is known, for fewer points: no coarse grid is evaluated again."""
+    limits = torch.tensor([[-1.005] * 3, [1.005] * 3], dtype=torch.float64)
+    field = Counted(torus)
+    search = isosurface._Search(field, torch.device("cpu"), 4, 1.1, 1 << 16)
+    box, seen = search.bounding_box(limits, min(depth, 6), 0.05)
+    grid, meshes, points = isosurface._Grid(box, depth, search.device), [], []
+    for known in (seen, None):
+        before = field.points
+        values, _ = search.fill(grid, 4, smoothing, smoothing == "none", known)
+        points.append(field.points - before)
+        meshes.append(marching(values, box[0], grid.spacing(depth)))
+    assert len(meshes[0].faces) > 100 and torch.equal(meshes[0].faces, meshes[1].faces)
+    assert points[0] < 0.97 * points[1]
 
 
 def test_thin_parts_that_no_node_is_in_are_in_the_box():
