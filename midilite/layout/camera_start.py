@@ -47,24 +47,24 @@ def mask_sides(evidence: Evidence) -> tuple[Tensor, Tensor]:
 
     A side is not the object's own where the picture ends, or where it mostly lies against something nearer.
     """
-    own, hidden = evidence.own, evidence.hidden
-    count, height, width = own.shape
-    sides = torch.zeros(count, 4, dtype=torch.float64, device=own.device)
-    known = torch.ones(count, 4, dtype=torch.bool, device=own.device)
-    for i in range(count):
-        rows, columns = own[i].any(1).nonzero()[:, 0], own[i].any(0).nonzero()[:, 0]
-        if not len(rows):
-            known[i] = False
-            continue
-        top, bottom, left, right = (int(v) for v in (rows[0], rows[-1], columns[0], columns[-1]))
-        sides[i] = torch.tensor([left, right + 1, top, bottom + 1])
-        lines = [(own[i, :, left], hidden[i, :, left - 1]) if left else None,
-                 (own[i, :, right], hidden[i, :, right + 1]) if right + 1 < width else None,
-                 (own[i, top], hidden[i, top - 1]) if top else None,
-                 (own[i, bottom], hidden[i, bottom + 1]) if bottom + 1 < height else None]  # fmt: skip
-        for side, line in enumerate(lines):
-            known[i, side] = line is not None and int((line[0] & line[1]).sum()) <= 0.3 * int(line[0].sum())
-    return sides, known
+    parts = [
+        _sides(own, hidden) for own, hidden in ((evidence.own.mT, evidence.hidden.mT), (evidence.own, evidence.hidden))
+    ]
+    sides, known = (torch.cat(pair, 1) for pair in zip(*parts, strict=True))
+    return sides.double(), known & evidence.own.any(2).any(1)[:, None]
+
+
+def _sides(own: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of the first and the last row of masks, [n, 2] each."""
+    height = own.shape[1]
+    there = own.any(2).to(torch.uint8)
+    rows = torch.stack([there.argmax(1), height - 1 - there.flip(1).argmax(1)], 1)
+    step = torch.tensor([-1, 1], device=rows.device)
+    number = torch.arange(len(own), device=rows.device)[:, None]
+    line = own[number, rows]
+    behind = line & hidden[number, (rows + step).clamp(0, height - 1)]
+    inside = (rows + step >= 0) & (rows + step < height)
+    return rows + (step > 0), inside & (behind.sum(2) <= 0.3 * line.sum(2))
 
 
 def _placed(
@@ -78,27 +78,23 @@ def _placed(
     middle = sides.new_tensor([width / 2, width / 2, height / 2, height / 2])
     slope = (sides - middle) * sides.new_tensor([1.0, 1.0, -1.0, -1.0]) / height / length[:, None, None]  # [C, n, 4]
     cos, sin = pitch.cos()[:, None], pitch.sin()[:, None]
-    x, y, z = objects.vertices.double().T
-    world = torch.stack([x.expand(len(pitch), -1), cos * y - sin * z, sin * y + cos * z], -1)  # [C, V, 3]
+    x, y, z = objects.ends.double().flatten(0, 1).T
+    world = torch.stack([x.expand(len(pitch), -1), cos * y - sin * z, sin * y + cos * z], -1)
+    world = world.unflatten(1, objects.ends.shape[:2])  # [C, n, K, 3]
     offset = world.new_tensor([0.0, 0.0, -4.0]).repeat(len(pitch), 1)
     axis = torch.tensor([0, 0, 1, 1], device=world.device)
-    weight = known.double()
+    rows = torch.nn.functional.one_hot(axis, 3).double().expand(*slope.shape, 3).clone()
+    # along + offset[axis] = slope (-offset[2] - z)
+    rows[..., 2] += slope
+    weighted = rows * known.double()[..., None]
+    matrix = torch.einsum("cnsa,cnsb->cab", weighted, rows) + 1e-9 * torch.eye(3, dtype=rows.dtype, device=rows.device)
     for _ in range(_ROUNDS):
-        ends = furthest(world + offset[:, None], objects)  # [C, n, 4]
-        points = world[torch.arange(len(pitch), device=world.device)[:, None, None], ends]  # [C, n, 4, 3]
-        along = torch.stack([points[..., 0], points[..., 0], points[..., 1], points[..., 1]], -1)
-        along = along.diagonal(dim1=2, dim2=3)
-        # along + offset[axis] = slope (-offset[2] - z)
+        ends = furthest(world + offset[:, None, None])  # [C, n, 4]
+        points = world.gather(2, ends[..., None].expand(*ends.shape, 3))  # [C, n, 4, 3]
+        along = torch.cat([points[..., :2, 0], points[..., 2:, 1]], -1)
         goal = -slope * points[..., 2] - along
-        rows = torch.nn.functional.one_hot(axis, 3).double().expand(*slope.shape, 3).clone()
-        rows[..., 2] += slope
-        weighted = rows * weight[..., None]
-        matrix = torch.einsum("cnsa,cnsb->cab", weighted, rows) + 1e-9 * torch.eye(
-            3, dtype=rows.dtype, device=rows.device
-        )
-        right = torch.einsum("cnsa,cns->ca", weighted, goal)
-        solved = torch.linalg.solve(matrix, right)
+        solved = torch.linalg.solve(matrix, torch.einsum("cnsa,cns->ca", weighted, goal))
         offset = torch.cat([solved[:, :2], solved[:, 2:].clamp(-_FARTHEST, -_NEAREST)], 1)
-        missed = (torch.einsum("cnsa,ca->cns", rows, solved) - goal) / offset[:, None, 2:]
-        error = (weight * (missed * length[:, None, None]).square()).sum((1, 2)) / weight.sum().clamp_min(1)
+    missed = (torch.einsum("cnsa,ca->cns", rows, solved) - goal) / offset[:, None, 2:]
+    error = (known * (missed * length[:, None, None]).square()).sum((1, 2)) / known.sum().clamp_min(1)
     return offset, error

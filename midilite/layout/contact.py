@@ -9,19 +9,22 @@ vertex, the usual measure of contact between meshes, cheap and good near surface
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from .equations import Equations, first_of_each, robust
+from .equations import Equations, robust, where_known
+from .evidence import sampled
 from .silhouettes import Drawn, Objects, surface_points
-from .state import State, moving
+from .state import State, moving, of_all
 
 _PIXELS = 16  # of an overlap that are looked at
 _UNLIKELY = 0.1  # by which an object would have to pass behind another: then it is rather the shapes that are wrong
-_PROBES, _SURFACE = 240, 1500  # vertices of an object that are looked at, and that it is known by
-_DEEPEST = 12  # of them that are pushed out
+_PROBES, _SURFACE = 240, 1200  # vertices of an object that are looked at, and that it is known by
+_WITHIN = 48  # of an object's probes that are looked at, those furthest inside the other's box
+_MARGIN = 0.02  # of that box
+_DEEPEST = 12  # probes that are pushed out
 
 
 def depth_order(drawn: Drawn, own: Tensor, middle: Tensor) -> Tensor:
@@ -31,8 +34,9 @@ def depth_order(drawn: Drawn, own: Tensor, middle: Tensor) -> Tensor:
         own: bool [n, H, W], the masks.
         middle: [n], depth of the objects' middles, which decides where they share no pixel that tells.
     """
-    both = drawn.inside[:, None] & drawn.inside[None]
-    shows_other, shows_self = (both & own[None]).sum((2, 3)), (both & own[:, None]).sum((2, 3))
+    inside, own = drawn.inside.flatten(1).float(), own.flatten(1).float()  # sums of ones are exact
+    shows_other = inside @ (inside * own).T
+    shows_self = shows_other.T
     nearer = middle[None] < middle[:, None]
     told = shows_self + shows_other >= 3
     alone = torch.eye(len(own), dtype=torch.bool, device=own.device)
@@ -46,20 +50,18 @@ def order_terms(objects: Objects, state: State, drawn: Drawn, own: Tensor, order
         order: of `depth_order`.
         spread: of depth, as a share of the scene's size.
     """
-    wrong = (drawn.depth[:, None] < drawn.depth[None]) & drawn.inside[None] & own[None] & order[:, :, None, None]
-    count = objects.count
-    first, second, row, column = wrong.nonzero(as_tuple=True)
-    pair = first * count + second
-    both = (drawn.inside[:, None] & drawn.inside[None] & own[None]).sum((2, 3)).clamp_min(1)
-    share = (wrong.sum((2, 3)) / both).flatten()
-    kept = first_of_each(pair, _PIXELS, count * count)
-    first, second, row, column, pair = (t[kept] for t in (first, second, row, column, pair))
-    points = [moving(state, surface_points(objects, drawn, state, (who, row, column)), who) for who in (first, second)]
-    residual = (points[0].depth - points[1].depth) / spread  # negative: as much as it is too near
-    rows = (points[0].depth_by - points[1].depth_by) / spread
-    number = torch.bincount(pair, minlength=count * count).clamp_min(1)
-    weight = (share / number)[pair].double() * robust(residual, _UNLIKELY / spread)
-    return Equations(residual, rows, weight)
+    shared = drawn.inside[:, None] & (drawn.inside & own)[None] & order[:, :, None, None]
+    wrong = shared & (drawn.depth[:, None] < drawn.depth[None])
+    row, column, there = sampled(wrong, _PIXELS)
+    number = torch.arange(objects.count, device=own.device)
+    both = torch.stack(torch.broadcast_tensors(number[:, None, None], number[:, None], row)[:2])  # [2, n, n, P]
+    place = row.expand_as(both), column.expand_as(both)
+    points = moving(state, surface_points(objects, drawn, state, (both, *place)), both)
+    residual = (points.depth[0] - points.depth[1]) / spread  # negative: as much as it is too near
+    rows = of_all(points.depth_by / spread, both, objects.count)
+    share = wrong.sum((2, 3)) / shared.sum((2, 3)).clamp_min(1)
+    weight = (share / _PIXELS).double()[..., None] * robust(residual, _UNLIKELY / spread)
+    return where_known(residual, rows[0] - rows[1], weight, there)
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,7 @@ class Contact:
     """Vertices that stand for the objects' surfaces.
 
     Attributes:
-        probe, surface: int64, numbers of vertices.
-        normals: float32 [V, 3] of all vertices, outwards, as the model made them.
+        probe: float32 [n, P, 3]; surface: float32 [n, S, 3]; normals: of these, outwards; all as the model made them.
         allowed: float64 [n, n]: how deep object j is in object i in the model's layout, [i, j].
     """
 
@@ -80,65 +81,45 @@ class Contact:
     @classmethod
     def of(cls, objects: Objects, state: State) -> Contact:
         """For the model's layout, which is the state's."""
-        probe, surface = (
-            first_of_each(objects.owner, most, objects.count).nonzero()[:, 0] for most in (_PROBES, _SURFACE)
-        )
-        contact = cls(probe, surface, objects.normals, torch.zeros(objects.count, objects.count, dtype=torch.float64))
-        return cls(probe, surface, objects.normals, contact.depths(objects, state))
+        at, surface = objects.evenly(_PROBES), objects.evenly(_SURFACE)
+        nothing = torch.zeros(objects.count, objects.count, dtype=torch.float64, device=objects.vertices.device)
+        contact = cls(objects.vertices[at], objects.vertices[surface], objects.normals()[surface], nothing)
+        return replace(contact, allowed=contact.depths(objects, state))
 
     def depths(self, objects: Objects, state: State) -> Tensor:
         """float64 [n, n], [i, j]: how deep the deepest probe of object j is inside object i."""
-        found = torch.zeros(objects.count, objects.count, dtype=torch.float64, device=objects.vertices.device)
-        for i, j, deep, *_ in self._inside(objects, state):
-            found[i, j] = deep.max()
-        return found
+        pair, deep, *_ = self._inside(objects, state)
+        return torch.zeros_like(self.allowed).index_put(pair.unbind(1), deep.amax(1).double())
 
-    def terms(self, objects: Objects, state: State, spread: float) -> list[Equations]:
+    def terms(self, objects: Objects, state: State, spread: float) -> Equations:
         """Probes that are deeper than the model had them are pushed out along the other's normal."""
-        parts = []
-        for i, j, deep, at, nearest, normal in self._inside(objects, state):
-            excess = deep - self.allowed[i, j]
-            chosen = (excess > 0).nonzero()[:, 0]
-            if not len(chosen):
-                continue
-            chosen = chosen[excess[chosen].argsort(descending=True)[:_DEEPEST]]
-            mine, theirs = objects.vertices[at[chosen]], objects.vertices[nearest[chosen]]
-            probe = moving(state, mine, torch.full_like(chosen, j))
-            other = moving(state, theirs, torch.full_like(chosen, i))
-            rows = torch.einsum("pa,pad->pd", normal[chosen], other.world_by - probe.world_by) / spread
-            weight = torch.full_like(excess[chosen], 4.0 / len(chosen))
-            parts.append(Equations(excess[chosen] / spread, rows, weight))
-        return parts
+        pair, deep, probe, nearest, normal = self._inside(objects, state)
+        excess, at = (deep - self.allowed[pair.unbind(1)][:, None]).topk(_DEEPEST)
+        number = torch.arange(len(pair), device=at.device)[:, None]
+        both = torch.stack([nearest[number, at], probe[number, at]])  # [2, p, P, 3]
+        owner = pair.T[..., None].expand(both.shape[:-1])
+        points = moving(state, both, owner)
+        rows = normal[number, at].double()[..., None, :] @ points.world_by
+        rows = of_all(rows.squeeze(-2) / spread, owner, objects.count)
+        known = excess > 0
+        weight = 4.0 / known.sum(1, keepdim=True).clamp_min(1)
+        return where_known(excess / spread, rows[0] - rows[1], weight, known)
 
-    def _inside(self, objects: Objects, state: State):
-        """(i, j, depths of probes of j inside i, their vertices, i's nearest vertices, its normals there)."""
-        linear, world = state.matrices()[0], state.world(objects.vertices, objects.owner)
-        low, high = _bounds(world, objects)
-        for i, j in _near_pairs(low, high):
-            surface = self.surface[objects.owner[self.surface] == i]
-            probe = self.probe[objects.owner[self.probe] == j]
-            margin = 0.02
-            near = ((world[probe] > low[i] - margin) & (world[probe] < high[i] + margin)).all(1)
-            probe = probe[near]
-            if not len(probe):
-                continue
-            gap = torch.cdist(world[probe], world[surface], compute_mode="donot_use_mm_for_euclid_dist")
-            nearest = surface[gap.argmin(1)]
-            turned = torch.linalg.solve(linear[i].T, self.normals[nearest].double().T).T
-            normal = torch.nn.functional.normalize(turned, dim=1)
-            deep = ((world[nearest] - world[probe]) * normal).sum(1).clamp_min(0)
-            yield i, j, deep, probe, nearest, normal
+    def _inside(self, objects: Objects, state: State) -> tuple[Tensor, ...]:
+        """Pairs (i, j) [p, 2]; of probes of j, how deep they are in i [p, P], they and i's nearest points [p, P, 3].
 
-
-def _bounds(world: Tensor, objects: Objects) -> tuple[Tensor, Tensor]:
-    """Lowest and highest corner [n, 3] of each object."""
-    owner, shape = objects.owner[:, None].expand(-1, 3), (objects.count, 3)
-    low = torch.full(shape, torch.inf, dtype=world.dtype, device=world.device).scatter_reduce(0, owner, world, "amin")
-    high = torch.full(shape, -torch.inf, dtype=world.dtype, device=world.device).scatter_reduce(0, owner, world, "amax")
-    return low, high
-
-
-def _near_pairs(low: Tensor, high: Tensor) -> list[tuple[int, int]]:
-    """Ordered pairs of objects whose boxes meet."""
-    meet = ((low[:, None] < high[None]) & (low[None] < high[:, None])).all(2)
-    return [(i, j) for i, j in meet.nonzero().tolist() if i != j]
+        Points are as the model made them. The last is i's normals there as it is now.
+        """
+        ends, probe, surface = (state.world_of_each(t) for t in (objects.ends, self.probe, self.surface))
+        low, high = ends.amin(1), ends.amax(1)
+        meet = ((low[:, None] < high[None]) & (low[None] < high[:, None])).all(2)
+        pair = meet.fill_diagonal_(False).nonzero()
+        i, j = pair.unbind(1)
+        within = torch.minimum(probe[j] - low[i][:, None], high[i][:, None] - probe[j]).amin(2)
+        within, at = within.topk(_WITHIN)
+        place, number = probe[j[:, None], at], i[:, None]
+        nearest = torch.cdist(place, surface[i], compute_mode="donot_use_mm_for_euclid_dist").argmin(2)
+        inverse = torch.linalg.inv(state.matrices()[0]).float()
+        normal = torch.nn.functional.normalize(self.normals[number, nearest] @ inverse[i], dim=2)
+        deep = ((surface[number, nearest] - place) * normal).sum(2).clamp_min(0).masked_fill(within < -_MARGIN, 0.0)
+        return pair, deep.double(), self.probe[j[:, None], at], self.surface[number, nearest], normal

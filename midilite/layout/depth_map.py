@@ -16,10 +16,11 @@ from torch import Tensor
 
 from ..common.npy import load_npy
 from ..common.pictures import read_pixels
-from .equations import Equations, first_of_each, robust
+from .equations import Equations, robust, where_known
+from .evidence import sampled
 from .prior import Prior
 from .silhouettes import Drawn, Objects, surface_points
-from .state import State, moving
+from .state import State, moving, of_all
 
 _PIXELS = 64  # of each object that are looked at
 _DOUBTFUL = 0.2  # difference from which on it is another part of the object that is seen, the frame's units
@@ -53,21 +54,20 @@ def read_depth(path: str | Path) -> np.ndarray:
 
 def depth_terms(objects: Objects, state: State, drawn: Drawn, own: Tensor, depth: Tensor, prior: Prior) -> Equations:
     """Points that are seen lie as far away as the map says."""
-    at = (own & drawn.inside & depth.isfinite()).nonzero(as_tuple=True)
-    kept = first_of_each(at[0], _PIXELS, objects.count)
-    at = tuple(part[kept] for part in at)
-    points = moving(state, surface_points(objects, drawn, state, at), at[0])
-    number = torch.bincount(at[0], minlength=objects.count).clamp_min(1)
-    weight = 1.0 / number[at[0]].double()
-    told = depth[at[1], at[2]]
-    agrees, fitted = _matched(told, points.depth, weight)
+    row, column, there = sampled(own & drawn.inside & depth.isfinite(), _PIXELS)
+    owner = torch.arange(len(own), device=own.device)[:, None].expand_as(row)
+    points = moving(state, surface_points(objects, drawn, state, (owner, row, column)), owner)
+    weight = (there / _PIXELS).double().expand_as(points.depth)
+    told = depth[row, column].masked_fill(~there, 0.0)
+    agrees, fitted = _matched(told, points.depth.masked_fill(~there, 0.0), weight)
     residual = (points.depth - fitted) / prior.depth
+    rows = of_all(points.depth_by / prior.depth, owner, objects.count)
     doubt = robust(residual, _DOUBTFUL / prior.depth)
-    return Equations(residual, points.depth_by / prior.depth, _SAMPLES * weight * doubt * agrees)
+    return where_known(residual, rows, _SAMPLES * weight * doubt * agrees, there)
 
 
 def _matched(told: Tensor, depth: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether they are correlated, and told [P] brought to depth [P] by a scale and a shift."""
+    """Whether they are correlated, and told [...] brought to depth [...] by a scale and a shift."""
     total = weight.sum().clamp_min(1e-12)
     middle, goal = (weight * told).sum() / total, (weight * depth).sum() / total
     told, depth = told - middle, depth - goal

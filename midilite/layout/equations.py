@@ -23,11 +23,6 @@ class Equations:
     rows: Tensor
     weight: Tensor
 
-    @property
-    def cost(self) -> float:
-        """The weighted sum of squares."""
-        return float((self.weight * self.residual.square()).sum())
-
     def scaled(self, factor: float) -> Equations:
         """The same, counting so many times as much."""
         return Equations(self.residual, self.rows, factor * self.weight)
@@ -38,6 +33,16 @@ class Equations:
         return weighted.T @ self.rows, -(weighted.T @ self.residual)
 
 
+def where_known(residual: Tensor, rows: Tensor, weight: Tensor, known: Tensor) -> Equations:
+    """Residuals [...], rows [..., D], weights that broadcast to them; what is not known, bool [...], counts nothing."""
+    unknown = ~known.expand_as(residual)
+    return Equations(
+        residual.masked_fill(unknown, 0.0).flatten(),
+        rows.masked_fill(unknown[..., None], 0.0).flatten(0, -2),
+        weight.expand_as(residual).masked_fill(unknown, 0.0).flatten(),
+    )
+
+
 def join(parts: Sequence[Equations]) -> Equations:
     """All of them as one."""
     return Equations(*(torch.cat([getattr(p, name) for p in parts]) for name in ("residual", "rows", "weight")))
@@ -46,11 +51,3 @@ def join(parts: Sequence[Equations]) -> Equations:
 def robust(residual: Tensor, width: float | Tensor) -> Tensor:
     """Weights of Geman and McClure (1985): 1 near 0, falling as (r / width)^-4."""
     return (1 + (residual / width).square()).pow(-2)
-
-
-def first_of_each(owner: Tensor, most: int, count: int) -> Tensor:
-    """bool [P]: evenly chosen entries, at most `most` of each owner (int64 [P], sorted, below `count`)."""
-    total = torch.bincount(owner, minlength=count)
-    number = torch.arange(len(owner), device=owner.device) - (total.cumsum(0) - total)[owner]
-    step = (total[owner] + most - 1) // most
-    return number % step.clamp_min(1) == 0

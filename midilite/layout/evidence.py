@@ -2,7 +2,7 @@
 
 Of an object the mask shows only what nothing nearer hides. So its picture has three parts: its own pixels, pixels where
 a nearer object is seen (it may go on behind that), and the rest, where it is not. Signed distances to these, exact
-(Felzenszwalb and Huttenlocher's two passes, here by comparing all of a row), are what an outline is drawn to:
+(Felzenszwalb and Huttenlocher's two passes, the second here by comparing all of a row), are what an outline is drawn to:
 
     outside:  distance to the nearest pixel where it may be
     its own:  minus the distance to the nearest pixel that is not its own
@@ -28,34 +28,69 @@ class Evidence:
         hidden: bool [n, H, W], where something nearer than it is seen.
         distance: float64 [n, H, W], pixels; see above.
         slope: float64 [n, H, W, 2], its gradient along x and y.
+        edge: bool [n, H, W], outlines of the masks; told: those of their pixels beside one where the object can't be.
     """
 
     own: Tensor
     hidden: Tensor
     distance: Tensor
     slope: Tensor
+    edge: Tensor
+    told: Tensor
+
+
+@dataclass(frozen=True)
+class Masks:
+    """The masks of n objects, and what is the same whichever of them hides which.
+
+    Attributes:
+        own: bool [n, H, W]; unknown: bool [H, W], where something is seen that hides all of them.
+        inwards: float64 [n, H, W], distances to what is not the object's own.
+        apart: float64 [n + 1, H, W], distances to each mask and to what is unknown.
+        edge: bool [n, H, W], the masks' outlines.
+        size: float64 [n], the square roots of their areas.
+    """
+
+    own: Tensor
+    unknown: Tensor
+    inwards: Tensor
+    apart: Tensor
+    edge: Tensor
+    size: Tensor
 
     @classmethod
-    def of(cls, own: Tensor, hidden: Tensor) -> Evidence:
-        """From masks bool [n, H, W]."""
+    def of(cls, own: Tensor, unknown: Tensor) -> Masks:
+        """From bool [n, H, W] and [H, W]."""
+        apart, inwards = distance_to(torch.cat([own, unknown[None], ~own])).split([len(own) + 1, len(own)])
+        return cls(own, unknown, inwards, apart, outline(own), own.sum((1, 2)).double().sqrt())
+
+    def evidence(self, order: Tensor) -> Evidence:
+        """When objects hide each other so: [i, j] of bool [n, n] says that object j is in front of object i."""
+        own, count = self.own, len(self.own)
+        hidden = (order[:, :, None, None] & own).any(1) | self.unknown
         allowed = own | hidden
-        outwards = distance_to(allowed)
-        inwards = distance_to(~own)
+        # what is nearest of several regions is the nearest of what is nearest of each
+        seen = torch.cat([order | torch.eye(count, dtype=torch.bool, device=own.device), order.new_ones(count, 1)], 1)
+        outwards = self.apart.masked_fill(~seen[:, :, None, None], torch.inf).amin(1)
         # pixel centres of both sides of an outline lie half a pixel from it
-        distance = torch.where(own, 0.5 - inwards, torch.where(allowed, torch.zeros_like(outwards), outwards - 0.5))
-        return cls(own, hidden, distance, _slope(torch.where(hidden & ~own, -torch.ones_like(distance), distance)))
+        distance = torch.where(own, 0.5 - self.inwards, torch.where(allowed, 0.0, outwards - 0.5))
+        slope = _slope(torch.where(hidden & ~own, -1.0, distance))
+        return Evidence(own, hidden, distance, slope, self.edge, self.edge & beside(~allowed))
 
 
 def distance_to(region: Tensor) -> Tensor:
     """float64 [n, H, W]: distance of each pixel to the nearest one of region [n, H, W]; H + W where there is none."""
-    count, height, width = region.shape
+    height, width = region.shape[1:]
     far = float(height + width)
-    rows = torch.arange(height, device=region.device, dtype=torch.float64)
-    columns = torch.arange(width, device=region.device, dtype=torch.float64)
-    unset = (~region).double() * far**2
-    along = torch.stack([(unset + (rows - row).square()[:, None]).amin(1) for row in rows], 1)
-    both = torch.stack([(along + (columns - column).square()).amin(2) for column in columns], 2)
-    return both.clamp_max(far**2).sqrt()
+    rows, columns = (torch.arange(edge, device=region.device, dtype=torch.float32) for edge in (height, width))
+    # up and down a column: the last row of the region on the way
+    above = torch.where(region, rows[:, None], -far).cummax(1).values
+    below = torch.where(region, rows[:, None], 2 * far).flip(1).cummin(1).values.flip(1)
+    along = torch.minimum(rows[:, None] - above, below - rows[:, None]).clamp_max(far).square()
+    gaps = (columns[:, None] - columns).square()
+    # whole numbers below 2^24: exact; object by object, as all at once they take more memory than caches have
+    both = torch.stack([(one[:, None] + gaps).amin(2) for one in along])
+    return both.clamp_max(far**2).double().sqrt()
 
 
 def outline(inside: Tensor) -> Tensor:
@@ -78,6 +113,19 @@ def _slope(values: Tensor) -> Tensor:
     y = padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
     slope = torch.stack([x, y], -1)
     return slope / slope.norm(dim=-1, keepdim=True).clamp_min(1e-9)
+
+
+def sampled(region: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels of each region bool [..., H, W] at equal steps along its rows: row and column, int64 [..., most].
+
+    So every region has the same number of them, some more than once where it is small, and nothing waits for how many
+    there are. The last of what is returned, bool [..., 1], says which regions have a pixel at all.
+    """
+    total = region.flatten(-2).to(torch.int32).cumsum(-1, dtype=torch.int32)
+    number = total[..., -1:]
+    wanted = torch.arange(most, device=region.device, dtype=torch.int32) * number // most + 1
+    at = torch.searchsorted(total, wanted).clamp_max(total.shape[-1] - 1)
+    return at // region.shape[-1], at % region.shape[-1], number > 0
 
 
 def mask_iou(shown: Tensor, own: Tensor, unknown: Tensor | None = None) -> Tensor:

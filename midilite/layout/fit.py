@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Real
 from typing import TYPE_CHECKING
 
@@ -38,15 +39,16 @@ from .camera_start import mask_sides, start_camera
 from .contact import Contact, depth_order, order_terms
 from .depth_map import depth_terms
 from .equations import join
-from .evidence import Evidence, mask_iou
+from .evidence import Masks, mask_iou
 from .prior import Prior
 from .silhouettes import Objects, draw
-from .state import CAMERA, OBJECT, State, Z
+from .state import CAMERA, OBJECT, State, Z, stands
 
 if TYPE_CHECKING:
     import trimesh
 
 FIT_SIZE, MEASURE_SIZE = 128, 256  # pixels on the picture's longer side where the fit is made, and where it is judged
+_FINE = 192  # cells of the grid on an object's longest side that fine meshes are thinned to where a fit is judged
 _STEPS = (6, 14)  # of the camera alone, of all together
 _WIDTHS = (0.4, 0.2)  # of the robust weights at the first and the last step, as a share of an object's size
 _LONGEST = 0.2  # step of any unknown
@@ -135,8 +137,8 @@ def fit_layout(
     if not there:
         raise ValueError("no object has both a surface and a mask: there is nothing to fit")
     pairs = [(torch.as_tensor(np.array(meshes[i].vertices)), torch.as_tensor(np.array(meshes[i].faces))) for i in there]
-    problem = Problem.of(pairs, labels, [values[i] for i in there], options, torch.device(device), prior)
     with one_thread():
+        problem = Problem.of(pairs, labels, [values[i] for i in there], options, torch.device(device), prior)
         before = problem.solve(problem.start(), _STEPS[0], camera_only=True)
         after = problem.solve(before, _STEPS[1])
         state, ious, changed = problem.judged(before, after)
@@ -163,19 +165,17 @@ class Problem:
     """A scene to be fitted: what does not change from step to step.
 
     Attributes:
-        meshes: (vertices, faces) of each object.
-        objects: the same, thinned.
-        own: bool [n, H, W], masks at the size of the fit; fine: at the size where it is judged.
-        unknown, fine_unknown: bool [H, W], where something is seen that has no mesh.
+        fine_objects: what the fit is judged with; objects: the same with fewer triangles.
+        masks: at the size of the fit.
+        fine, fine_unknown: bool [n, H, W] and [H, W] at the size where it is judged, see `scaled_masks`.
         frame: float64 [4], middle and half the longest side of the box that the scene fills.
         depth: float64 [H, W] or None, at the size of the fit.
     """
 
-    meshes: Sequence[tuple[Tensor, Tensor]]
+    fine_objects: Objects
     objects: Objects
-    own: Tensor
+    masks: Masks
     fine: Tensor
-    unknown: Tensor
     fine_unknown: Tensor
     frame: Tensor
     depth: Tensor | None
@@ -187,8 +187,9 @@ class Problem:
         """From the objects' (vertices, faces) and the label map; see `fit_layout`."""
         device = precise_device(device or torch.device("cpu"))
         options = options or LayoutOptions()
-        objects = Objects.of(meshes, device)
-        own, unknown = scaled_masks(labels, values, FIT_SIZE, device)
+        fine_objects = Objects.of(meshes, device, _FINE)
+        objects = Objects.of(fine_objects.meshes(), device)
+        masks = Masks.of(*scaled_masks(labels, values, FIT_SIZE, device))
         fine, fine_unknown = scaled_masks(labels, values, MEASURE_SIZE, device)
         depth = None
         if options.depth is not None:
@@ -196,89 +197,88 @@ class Problem:
                 raise ValueError(f"the depth map is {options.depth.shape}, the picture {labels.shape} (rows, columns)")
             depth = torch.as_tensor(scaled(options.depth, FIT_SIZE), dtype=torch.float64, device=device)
         frame = scene_frame(objects.boxes())
-        return cls(meshes, objects, own, fine, unknown, fine_unknown, frame, depth, options, prior or Prior())
+        return cls(fine_objects, objects, masks, fine, fine_unknown, frame, depth, options, prior or Prior())
 
     @property
     def size(self) -> tuple[int, int]:
         """Width and height of the fit's picture."""
-        return self.own.shape[2], self.own.shape[1]
+        return self.masks.own.shape[2], self.masks.own.shape[1]
 
-    def evidence(self, order: Tensor) -> Evidence:
-        """What the masks say when objects hide each other so, bool [n, n]."""
-        hidden = torch.einsum("ij,jhw->ihw", order.float(), self.own.float()) > 0
-        return Evidence.of(self.own, hidden | self.unknown)
+    @cached_property
+    def contact(self) -> Contact:
+        """In the model's layout."""
+        return Contact.of(self.objects, State.start(stands(self.objects.boxes()), self.size, 0.0, 1.0, [0, 0, -4], 0.0))
 
     def start(self) -> State:
         """The model's layout as a first camera sees it."""
         front = self.objects.boxes()[:, 1, 2]
-        evidence = self.evidence(front[None] > front[:, None])
+        evidence = self.masks.evidence(front[None] > front[:, None])
         fov = self.options.fov
         focal = None if fov is None else 0.5 / math.tan(math.radians(fov) / 2)
         return start_camera(self.objects, evidence, self.size, self.prior, focal)
 
     def solve(self, state: State, steps: int, camera_only: bool = False) -> State:
         """Some Gauss-Newton steps."""
-        free = torch.arange(CAMERA if camera_only else len(state.values), device=state.values.device)
-        order = evidence = sides = contact = None
+        free = CAMERA if camera_only else len(state.values)
+        order = evidence = sides = None
         for step in range(steps):
             drawn = draw(self.objects, state)
-            now = depth_order(drawn, self.own, middle_depth(state))
+            now = depth_order(drawn, self.masks.own, middle_depth(state))
             if order is None or not torch.equal(now, order):
-                order, evidence = now, self.evidence(now)
+                order, evidence = now, self.masks.evidence(now)
                 sides = mask_sides(evidence)
-            if contact is None and not camera_only:
-                contact = Contact.of(self.objects, state)
             part = step / max(steps - 1, 1)
             width = _WIDTHS[0] * (_WIDTHS[1] / _WIDTHS[0]) ** part
             parts = self._picture_terms(state, drawn, evidence, sides, width, 1.0 if part < 0.5 else self.prior.sides)
             if not camera_only:
-                parts += self._scene_terms(state, drawn, order, contact)
+                parts += self._scene_terms(state, drawn, order)
             state = self._stepped(state, join(parts), free)
         return state
 
     def _picture_terms(self, state, drawn, evidence, sides, width: float, sides_weight: float):
-        prior, size = self.prior, self.own.sum((1, 2)).double().sqrt()
+        prior, objects, masks = self.prior, self.objects, self.masks
         parts = [
-            terms.outline_terms(self.objects, state, drawn, evidence, prior, width),
-            terms.side_terms(self.objects, state, evidence, *sides, size, prior).scaled(sides_weight),
+            terms.outline_terms(objects, state, drawn, evidence, masks, prior, width),
+            terms.side_terms(objects, state, evidence, *sides, masks, prior).scaled(sides_weight),
             terms.prior_terms(state, prior, self.options.fov is not None),
             terms.floor_terms(state, prior, self.options.floor),
         ]
         if self.depth is not None:
-            parts.append(depth_terms(self.objects, state, drawn, self.own, self.depth, prior))
+            parts.append(depth_terms(objects, state, drawn, masks.own, self.depth, prior))
         return parts
 
-    def _scene_terms(self, state, drawn, order, contact):
-        prior = self.prior
+    def _scene_terms(self, state, drawn, order):
+        prior, objects = self.prior, self.objects
         return [
-            terms.frame_terms(self.objects, state, self.frame, prior),
-            order_terms(self.objects, state, drawn, self.own, order, prior.order),
-            *contact.terms(self.objects, state, prior.order),
+            terms.frame_terms(objects, state, self.frame, prior),
+            order_terms(objects, state, drawn, self.masks.own, order, prior.order),
+            self.contact.terms(objects, state, prior.order),
         ]
 
-    def _stepped(self, state: State, equations, free: Tensor) -> State:
+    def _stepped(self, state: State, equations, free: int) -> State:
         matrix, right = equations.normal()
-        matrix, right = matrix[free][:, free], right[free]
+        matrix, right = matrix[:free, :free], right[:free]
         damping = 1e-3 * matrix.diagonal() + 1e-6
-        step = torch.zeros_like(state.values)
-        step[free] = torch.linalg.solve(matrix + torch.diag(damping), right)
-        return state.changed(state.values + step.clamp(-_LONGEST, _LONGEST))
+        step = torch.linalg.solve(matrix + torch.diag(damping), right).clamp(-_LONGEST, _LONGEST)
+        return state.changed(torch.cat([state.values[:free] + step, state.values[free:]]))
 
     def judged(self, before: State, after: State) -> tuple[State, tuple[float, float], bool]:
         """The best on the way from one to the other: (state, mask IoU before and after, whether it moved)."""
-        exact = Objects.of(self.meshes, self.own.device, thin=False)
-        contact = Contact.of(self.objects, before)
-        first = self.agreement(exact, before)
+        first = self.agreement(before)
         nothing = before, (float(first.mean()),) * 2, False
         if not bool(after.values.isfinite().all()):
             return nothing
-        step = self.trusted(after.values - before.values, float(self.agreement(exact, after).mean()))
+        step = self.trusted(after.values - before.values, float(self.agreement(after).mean()))
         for share in (1.0, 0.5, 0.25):
             state = before.changed(before.values + share * step)
-            # an object that agrees worse where it is now goes back to where the model put it
-            state = state.kept(self.agreement(exact, state) > first - _LOSS)
-            reached = float(self.agreement(exact, state).mean())
-            deeper = contact.depths(self.objects, state) - contact.allowed
+            agreed = self.agreement(state)
+            better = agreed > first - _LOSS
+            if not bool(better.all()):
+                # an object that agrees worse where it is now goes back to where the model put it
+                state = state.kept(better)
+                agreed = self.agreement(state)
+            reached = float(agreed.mean())
+            deeper = self.contact.depths(self.objects, state) - self.contact.allowed
             if reached > float(first.mean()) + _GAIN and float(deeper.max()) <= _DEEPER:
                 return state, (float(first.mean()), reached), True
         return nothing
@@ -291,11 +291,11 @@ class Problem:
             step[CAMERA + Z :: OBJECT] *= depth
         return step
 
-    def agreement(self, objects: Objects, state: State) -> Tensor:
+    def agreement(self, state: State) -> Tensor:
         """float64 [n]: IoU of what is seen of each object and its mask."""
-        shown = draw(objects, state.resized((self.fine.shape[2], self.fine.shape[1]))).labels()
-        seen = torch.stack([shown == i + 1 for i in range(objects.count)])
-        return mask_iou(seen, self.fine, self.fine_unknown)
+        shown = draw(self.fine_objects, state.resized((self.fine.shape[2], self.fine.shape[1]))).labels()
+        number = 1 + torch.arange(len(self.fine), device=shown.device)
+        return mask_iou(shown == number[:, None, None], self.fine, self.fine_unknown)
 
 
 def middle_depth(state: State) -> Tensor:
@@ -320,7 +320,7 @@ def scaled_masks(
 ) -> tuple[Tensor, Tensor]:
     """Masks bool [n, h, w] at another size, and [h, w] where there is an object that is none of these."""
     small = torch.as_tensor(scaled(labels, longest).astype(np.int64), device=device)
-    own = torch.stack([small == value for value in values])
+    own = small == torch.as_tensor(list(values), device=device)[:, None, None]
     return own, (small != 0) & ~own.any(0)
 
 

@@ -7,8 +7,10 @@ few pixels on which a layout is fitted, a cell is smaller than a pixel.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from .state import DISTANCE, State
 
 CELLS = 48  # a side of the grid on an object's longest side
 _MANY = 6000  # triangles from which on a mesh is thinned
+_ENDS = 192  # directions in which the furthest vertices of each object are known
 
 
 @dataclass(frozen=True)
@@ -25,62 +28,78 @@ class Objects:
     """The triangles of n objects as the model made them, on one device.
 
     Attributes:
-        vertices: float32 [V, 3]; owner: int64 [V], whose they are.
-        normals: float32 [V, 3], outwards, not all of unit length.
+        vertices: float32 [V, 3]; owner: int64 [V], whose they are, sorted.
         faces: int64 [F, 3]; face_owner: int64 [F].
-        count: n.
+        sizes: how many vertices each object has.
     """
 
     vertices: Tensor
     owner: Tensor
-    normals: Tensor
     faces: Tensor
     face_owner: Tensor
-    count: int
+    sizes: tuple[int, ...]
 
     @classmethod
-    def of(cls, meshes: Sequence[tuple[Tensor, Tensor]], device: torch.device, thin: bool = True) -> Objects:
-        """Objects from (vertices [V, 3], faces [F, 3]) each; made on the CPU, where sums have one order."""
+    def of(cls, meshes: Sequence[tuple[Tensor, Tensor]], device: torch.device, cells: int = CELLS) -> Objects:
+        """Objects from (vertices [V, 3], faces [F, 3]) each, thinned; made on the CPU, where sums have one order."""
         parts, total = [], 0
         for number, (points, triangles) in enumerate(meshes):
             points, triangles = points.cpu().float(), triangles.cpu().long()
-            if thin and len(triangles) > _MANY:
-                points, triangles = thinned(points, triangles)
+            if len(triangles) > _MANY:
+                points, triangles = thinned(points, triangles, cells)
             owners = torch.full((len(points),), number), torch.full((len(triangles),), number)
-            parts.append((points, owners[0], _normals(points, triangles), triangles + total, owners[1]))
+            parts.append((points, owners[0], triangles + total, owners[1]))
             total += len(points)
-        return cls(*(torch.cat(column).to(device) for column in zip(*parts, strict=True)), len(meshes))
+        sizes = tuple(len(part[0]) for part in parts)
+        return cls(*(torch.cat(column).to(device) for column in zip(*parts, strict=True)), sizes)
+
+    @property
+    def count(self) -> int:
+        """n."""
+        return len(self.sizes)
+
+    def meshes(self) -> list[tuple[Tensor, Tensor]]:
+        """(vertices [V, 3], faces [F, 3]) of each."""
+        parts, number = self.vertices.split(self.sizes), torch.bincount(self.face_owner, minlength=self.count).tolist()
+        faces, first = self.faces.split(number), [sum(self.sizes[:i]) for i in range(self.count)]
+        return [(points, part - start) for points, part, start in zip(parts, faces, first, strict=True)]
+
+    def evenly(self, most: int) -> Tensor:
+        """int64 [n, most]: vertices of each object at equal steps of their numbers; of few, some more than once."""
+        sizes = torch.tensor(self.sizes, device=self.owner.device)[:, None]
+        return sizes.cumsum(0) - sizes + torch.arange(most, device=sizes.device) * sizes // most
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """float32 [n, K, 3]: the vertices furthest in each of K directions that are spread evenly (golden spiral)."""
+        up = 1 - (2 * torch.arange(_ENDS, dtype=torch.float64) + 1) / _ENDS
+        around = torch.arange(_ENDS, dtype=torch.float64) * (math.pi * (3 - math.sqrt(5)))
+        flat = (1 - up.square()).sqrt()
+        ways = torch.stack([flat * around.cos(), up, flat * around.sin()])
+        # the sides of the box are among them
+        ways[:, :6] = torch.cat([torch.eye(3), -torch.eye(3)], 1)
+        parts = self.vertices.cpu().split(self.sizes)
+        return torch.stack([part[(part @ ways.float()).argmax(0)] for part in parts]).to(self.vertices.device)
 
     def boxes(self) -> Tensor:
         """float64 [n, 2, 3]."""
-        parts = [self.vertices[self.owner == i] for i in range(self.count)]
-        return torch.stack([torch.stack([p.amin(0), p.amax(0)]) for p in parts]).double()
+        return torch.stack([self.ends.amin(1), self.ends.amax(1)], 1).double()
+
+    def normals(self) -> Tensor:
+        """float32 [V, 3]: unit normals, the mean of the triangles' weighted by area; 0 where there is none."""
+        vertices, faces = self.vertices.cpu(), self.faces.cpu()
+        a, b, c = vertices[faces].unbind(1)
+        flat = torch.linalg.cross(b - a, c - a).double()
+        sums = torch.zeros(len(vertices), 3, dtype=torch.float64)
+        for corner in faces.T:
+            sums.index_add_(0, corner, flat)
+        return torch.nn.functional.normalize(sums, dim=1).float().to(self.vertices.device)
 
 
-def last_of_each(key: Tensor, objects: Objects) -> Tensor:
-    """int64 [..., n]: of each object the vertex with the largest key [..., V], the first of several."""
-    owner, shape = objects.owner.expand_as(key), (*key.shape[:-1], objects.count)
-    most = torch.full(shape, -torch.inf, dtype=key.dtype, device=key.device).scatter_reduce(-1, owner, key, "amax")
-    number = torch.arange(key.shape[-1], device=key.device)
-    best = torch.where(key == most.gather(-1, owner), number, key.shape[-1] - 1)
-    chosen = torch.full(shape, key.shape[-1] - 1, device=key.device)
-    return chosen.scatter_reduce(-1, owner, best, "amin")
-
-
-def furthest(seen: Tensor, objects: Objects) -> Tensor:
-    """int64 [..., n, 4]: vertices of each object furthest left, right, up and down, of all [..., V, 3] as seen."""
+def furthest(seen: Tensor) -> Tensor:
+    """int64 [..., 4]: which of points [..., K, 3], as seen, are furthest left, right, up and down."""
     x, y = (seen[..., :2] / (-seen[..., 2:]).clamp_min(1e-6)).unbind(-1)
-    return torch.stack([last_of_each(key, objects) for key in (-x, x, y, -y)], -1)
-
-
-def _normals(vertices: Tensor, faces: Tensor) -> Tensor:
-    """float32 [V, 3]: unit normals, the mean of the triangles' weighted by area; 0 where there is none."""
-    a, b, c = vertices.double()[faces].unbind(1)
-    flat = torch.linalg.cross(b - a, c - a)
-    sums = torch.zeros(len(vertices), 3, dtype=torch.float64).index_add_(
-        0, faces.reshape(-1), flat.repeat_interleave(3, 0)
-    )
-    return torch.nn.functional.normalize(sums, dim=1).float()
+    return torch.stack([-x, x, y, -y], -2).argmax(-1)
 
 
 def thinned(vertices: Tensor, faces: Tensor, cells: int = CELLS) -> tuple[Tensor, Tensor]:
@@ -111,12 +130,14 @@ class Drawn:
     Attributes:
         face: int64 [n, H, W], which triangle of `Objects` is seen; -1 for none.
         depth: float32 [n, H, W], infinity for none.
+        seen: float32 [V, 3], the objects' vertices in the camera's axes.
     """
 
     face: Tensor
     depth: Tensor
+    seen: Tensor
 
-    @property
+    @cached_property
     def inside(self) -> Tensor:
         """bool [n, H, W]: the silhouettes."""
         return self.face >= 0
@@ -130,14 +151,29 @@ class Drawn:
 def draw(objects: Objects, state: State) -> Drawn:
     """Each object alone as the state's camera sees it."""
     width, height = state.size
-    corners = state.seen(objects.vertices, objects.owner)[objects.faces].float()
-    focal = state.focal.float().expand(objects.count).contiguous()
-    near = (1e-3 * state.values[DISTANCE].exp()).float().expand(objects.count).contiguous()
-    face = raster.visible_triangles(corners, objects.face_owner, (objects.count, height, width), focal, near)
-    depth = torch.full(face.shape, torch.inf, device=face.device)
-    at = (face >= 0).nonzero(as_tuple=True)
-    depth[at] = raster.barycentric(corners[face[at]], rays(state, *at[1:]))[1]
-    return Drawn(face, depth)
+    seen = state.seen(objects.vertices, objects.owner)
+    focal, near = state.focal.float(), (1e-3 * state.values[DISTANCE].exp()).float()
+    kept = _visible(seen, objects.faces, state.size, focal, near)
+    corners, owner = seen[objects.faces[kept]], objects.face_owner[kept]
+    focal, near = (t.expand(objects.count).contiguous() for t in (focal, near))
+    face, depth = raster.visible_surface(corners, owner, (objects.count, height, width), focal, near)
+    drawn = face >= 0
+    if len(kept):
+        face = torch.where(drawn, kept[face.clamp_min(0)], face)
+    return Drawn(face, depth, seen)
+
+
+def _visible(seen: Tensor, faces: Tensor, size: tuple[int, int], focal: Tensor, near: Tensor) -> Tensor:
+    """int64 [m]: triangles whose box on the picture has the centre of a pixel in it: of a fine mesh, few."""
+    far = -seen[:, 2]
+    behind = far < near
+    slope = focal / far.masked_fill(behind, 1.0)
+    places = []
+    for axis, (edge, sign) in enumerate(zip(size, (1.0, -1.0), strict=True)):
+        first = (0.5 * edge - 0.5 + sign * seen[:, axis] * slope).ceil().clamp(0, edge)
+        a, b, c = first.to(torch.int32)[faces].unbind(1)
+        places.append((a != b) | (a != c))
+    return (places[0] & places[1] | behind[faces].any(1)).nonzero()[:, 0]
 
 
 def rays(state: State, row: Tensor, column: Tensor) -> Tensor:
@@ -149,9 +185,11 @@ def rays(state: State, row: Tensor, column: Tensor) -> Tensor:
 
 
 def surface_points(objects: Objects, drawn: Drawn, state: State, at: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Where the objects' own surfaces [P, 3], as the model made them, are seen at (object, row, column)."""
-    corners = objects.vertices[objects.faces[drawn.face[at]]]
-    owner = at[0][:, None].expand(-1, 3).reshape(-1)
-    seen = state.seen(corners.reshape(-1, 3), owner).view(-1, 3, 3).float()
-    weights = raster.barycentric(seen, rays(state, *at[1:]))[0]
-    return (weights[:, :, None] * corners).sum(1)
+    """Where the objects' own surfaces [..., 3], as the model made them, are seen at (object, row, column), each [...].
+
+    Where nothing is drawn it is some point of some object.
+    """
+    shape = at[0].shape
+    faces = objects.faces[drawn.face[at].clamp_min(0).flatten()]
+    weights = raster.barycentric(drawn.seen[faces], rays(state, at[1].flatten(), at[2].flatten()))[0]
+    return (weights.nan_to_num()[:, :, None] * objects.vertices[faces]).sum(1).view(*shape, 3)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -69,19 +70,23 @@ class State:
         """The same on a picture of another size and the same shape."""
         return replace(self, size=size)
 
-    @property
+    @cached_property
     def focal(self) -> Tensor:
         """Focal length in pixels."""
         return self.values[FOCAL].exp() * self.size[1]
 
-    @property
+    @cached_property
     def offset(self) -> Tensor:
         """(right, up, -distance) of the world's origin in the camera's axes."""
         return torch.stack([self.values[RIGHT], self.values[UP], -self.values[DISTANCE].exp()])
 
+    @cached_property
+    def _turn(self) -> Tensor:
+        return _pitched(self.values[PITCH])
+
     def turn(self) -> Tensor:
         """[3, 3], rows: the camera's right, up and backward directions in the world."""
-        return _pitched(self.values[PITCH])
+        return self._turn
 
     def camera(self) -> Camera:
         """The same as a camera of the renderer."""
@@ -92,32 +97,60 @@ class State:
         width, height = self.size
         return Camera(tuple(eye.tolist()), tuple(target.tolist()), fov_deg=fov, width=width, height=height)
 
+    @cached_property
+    def scales(self) -> Tensor:
+        """[n, 3]: by what each object is stretched along its axes."""
+        return self.objects[:, [WIDTH, HEIGHT, WIDTH]].exp()
+
+    @cached_property
+    def turns(self) -> Tensor:
+        """[n, 3, 3]: by what each object is turned."""
+        return _yawed(self.objects[:, YAW])
+
+    @cached_property
+    def _matrices(self) -> tuple[Tensor, Tensor]:
+        linear = self.turns * self.scales[:, None]
+        return linear, self.pivots + self.objects[:, :3] - torch.einsum("nab,nb->na", linear, self.pivots)
+
     def matrices(self) -> tuple[Tensor, Tensor]:
         """linear [n, 3, 3] and shift [n, 3]: w = linear v + shift for a vertex v as the model made it."""
-        linear = _yawed(self.objects[:, YAW]) * self.objects[:, [WIDTH, HEIGHT, WIDTH]].exp()[:, None]
-        return linear, self.pivots + self.objects[:, :3] - torch.einsum("nab,nb->na", linear, self.pivots)
+        return self._matrices
 
     def world(self, vertices: Tensor, owner: Tensor) -> Tensor:
         """Vertices [P, 3] of objects `owner` [P] where they are now, float64."""
         linear, shift = self.matrices()
         return torch.einsum("pab,pb->pa", linear[owner], vertices.double()) + shift[owner]
 
-    def seen(self, vertices: Tensor, owner: Tensor) -> Tensor:
-        """Vertices [P, 3] of objects `owner` [P] in the camera's axes."""
+    def world_of_each(self, points: Tensor) -> Tensor:
+        """Points [n, K, 3], K of each object, where they are now, of the points' type."""
+        linear, shift = (t.to(points) for t in self.matrices())
+        return points @ linear.mT + shift[:, None]
+
+    @cached_property
+    def _seen(self) -> tuple[Tensor, Tensor]:
         linear, shift = self.matrices()
         turn = self.turn()
-        linear, shift = turn @ linear, shift @ turn.T + self.offset
-        return torch.einsum("pab,pb->pa", linear[owner].to(vertices), vertices) + shift[owner].to(vertices)
+        return turn @ linear, shift @ turn.T + self.offset
+
+    def seen(self, vertices: Tensor, owner: Tensor) -> Tensor:
+        """Vertices [P, 3] of objects `owner` [P] in the camera's axes."""
+        linear, shift = (t.to(vertices) for t in self._seen)
+        return torch.einsum("pab,pb->pa", linear[owner], vertices) + shift[owner]
+
+    def seen_of_each(self, points: Tensor) -> Tensor:
+        """Points [n, K, 3], K of each object, in the camera's axes."""
+        linear, shift = (t.to(points) for t in self._seen)
+        return points @ linear.mT + shift[:, None]
 
 
 @dataclass(frozen=True)
 class Moving:
-    """Points of objects, and how they move with the unknowns.
+    """Points of objects, and how they move with the unknowns that move them: the camera's and those of their object.
 
     Attributes:
-        world: [P, 3]; world_by: [P, 3, D].
-        pixel: [P, 2], x and y; pixel_by: [P, 2, D].
-        depth: [P], along the view axis; depth_by: [P, D].
+        world: [..., 3]; world_by: [..., 3, CAMERA + OBJECT].
+        pixel: [..., 2], x and y; pixel_by: [..., 2, CAMERA + OBJECT].
+        depth: [...], along the view axis; depth_by: [..., CAMERA + OBJECT].
     """
 
     world: Tensor
@@ -128,40 +161,63 @@ class Moving:
     depth_by: Tensor
 
 
-def moving(state: State, points: Tensor, owner: Tensor) -> Moving:
-    """Points [P, 3] as the model made them, of objects `owner` [P], where they are now and how that changes."""
-    points, rows = points.double(), torch.arange(len(points), device=points.device)
-    arm = (points - state.pivots[owner]) * state.objects[owner][:, [WIDTH, HEIGHT, WIDTH]].exp()
-    turned = torch.einsum("pab,pb->pa", _yawed(state.objects[owner, YAW]), arm)
-    world = state.pivots[owner] + state.objects[owner, :3] + turned
-    world_by = points.new_zeros(len(points), 3, len(state.values))
-    first = CAMERA + OBJECT * owner
+@lru_cache(16)
+def _patterns(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """What is the same for all points, [3, 12] (places by x, y, z) and twice [3, 36].
+
+    Times an arm after its turn, the second is how the point moves with its object's width, height and yaw; times what
+    the point is from the camera's offset, the third is how it is seen to move with the pitch.
+    """
+    own, pitch = torch.zeros(3, 3, CAMERA + OBJECT), torch.zeros(3, 3, CAMERA + OBJECT)
+    places = torch.zeros(3, CAMERA + OBJECT)
     for axis in range(3):
-        world_by[rows, axis, first + axis] = 1.0
-        world_by[rows, axis, first + (HEIGHT if axis == 1 else WIDTH)] = turned[:, axis]
-    world_by[rows, 0, first + YAW] = turned[:, 2]
-    world_by[rows, 2, first + YAW] = -turned[:, 0]
+        places[axis, CAMERA + axis] = 1.0
+        own[axis, axis, CAMERA + (HEIGHT if axis == 1 else WIDTH)] = 1.0
+    own[2, 0, CAMERA + YAW], own[0, 2, CAMERA + YAW] = 1.0, -1.0
+    pitch[2, 1, PITCH], pitch[1, 2, PITCH] = -1.0, 1.0
+    return tuple(t.double().to(device) for t in (places, own.flatten(1), pitch.flatten(1)))
+
+
+def moving(state: State, points: Tensor, owner: Tensor) -> Moving:
+    """Points [..., 3] as the model made them, of objects `owner` [...], where they are now and how that changes."""
+    places, own, pitch = _patterns(points.device)
+    arm = (points.double() - state.pivots[owner]) * state.scales[owner]
+    turned = (state.turns[owner] @ arm[..., None]).squeeze(-1)
+    world = (state.pivots + state.objects[:, :3])[owner] + turned
+    world_by = (turned @ own).unflatten(-1, (3, -1)) + places
     turn, offset = state.turn(), state.offset
-    local = world @ turn.T + offset
-    local_by = torch.einsum("ab,pbd->pad", turn, world_by)
-    local_by[:, 1, PITCH] = offset[2] - local[:, 2]
-    local_by[:, 2, PITCH] = local[:, 1] - offset[1]
-    local_by[:, 0, RIGHT] = local_by[:, 1, UP] = 1.0
-    local_by[:, 2, DISTANCE] = offset[2]
-    pixel, pixel_by = _projected(state, local, local_by)
-    return Moving(world, world_by, pixel, pixel_by, -local[:, 2], -local_by[:, 2])
+    arm = world @ turn.T
+    local_by = turn @ world_by + (arm @ pitch).unflatten(-1, (3, -1))
+    local_by[..., 0, RIGHT] = local_by[..., 1, UP] = 1.0
+    local_by[..., 2, DISTANCE] = offset[2]
+    return Moving(world, world_by, *_projected(state, arm + offset, local_by))
 
 
-def _projected(state: State, local: Tensor, local_by: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixels [P, 2] of points in the camera's axes, and their derivatives [P, 2, D]."""
-    width, height = state.size
-    depth = (-local[:, 2]).clamp_min(1e-6)
-    slope = local[:, :2] / depth[:, None] * torch.tensor([1.0, -1.0], dtype=local.dtype, device=local.device)
-    middle = torch.tensor([width / 2, height / 2], dtype=local.dtype, device=local.device)
-    flipped = local_by[:, :2] * torch.tensor([1.0, -1.0], dtype=local.dtype, device=local.device)[:, None]
-    by = (flipped + slope[:, :, None] * local_by[:, None, 2]) * (state.focal / depth)[:, None, None]
-    by[:, :, FOCAL] += state.focal * slope
-    return middle + state.focal * slope, by
+def _projected(state: State, local: Tensor, local_by: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pixels [..., 2] of points in the camera's axes, their derivatives, depths [...] and their derivatives."""
+    flip, middle = _picture(state.size, local.device)
+    depth, depth_by = -local[..., 2], -local_by[..., 2, :]
+    far, focal = depth.clamp_min(1e-6)[..., None], state.focal
+    slope = local[..., :2] * flip / far
+    by = local_by[..., :2, :] * flip[:, None] - slope[..., None] * depth_by[..., None, :]
+    by = by * (focal / far)[..., None]
+    by[..., FOCAL] += focal * slope
+    return middle + focal * slope, by, depth, depth_by
+
+
+@lru_cache(16)
+def _picture(size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Signs of a pixel's axes against the camera's, and the picture's middle."""
+    flip, middle = [1.0, -1.0], [size[0] / 2, size[1] / 2]
+    return tuple(torch.tensor(t, dtype=torch.float64, device=device) for t in (flip, middle))
+
+
+def of_all(by: Tensor, owner: Tensor, objects: int) -> Tensor:
+    """Derivatives [..., CAMERA + OBJECT] of points of objects `owner` [...] by all unknowns, [..., D]."""
+    every = by.new_zeros(*by.shape[:-1], 1 + objects, OBJECT)  # the camera has as many unknowns as an object
+    every[..., 0, :] = by[..., :CAMERA]
+    at = (1 + owner)[..., None, None].expand(*by.shape[:-1], 1, OBJECT)
+    return every.scatter(-2, at, by[..., None, CAMERA:]).flatten(-2)
 
 
 def _pitched(pitch: Tensor) -> Tensor:

@@ -10,97 +10,84 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .equations import Equations, first_of_each, robust
-from .evidence import Evidence, beside, outline
+from .equations import Equations, robust, where_known
+from .evidence import Evidence, Masks, outline, sampled
 from .prior import Prior
 from .silhouettes import Drawn, Objects, furthest, surface_points
-from .state import CAMERA, FLOOR, FOCAL, OBJECT, PITCH, Moving, State, Y, moving
+from .state import CAMERA, FLOOR, FOCAL, OBJECT, Moving, State, Y, moving, of_all
 
-_POINTS = 160  # most of an outline, of each object and each direction
+_FORTH, _BACK = 160, 120  # points of each drawn outline and of each mask's
 
 
 def outline_terms(
-    objects: Objects, state: State, drawn: Drawn, evidence: Evidence, prior: Prior, width: float
+    objects: Objects, state: State, drawn: Drawn, evidence: Evidence, masks: Masks, prior: Prior, width: float
 ) -> Equations:
     """Drawn outlines to the masks' outlines, and the masks' to the drawn ones."""
-    height, columns = evidence.own.shape[1:]
-    edge = outline(drawn.inside)
-    at = edge.nonzero(as_tuple=True)
-    at = tuple(part[first_of_each(at[0], 2 * _POINTS, objects.count)] for part in at)
-    local = surface_points(objects, drawn, state, at)
-    points = moving(state, local, at[0])
-    forth = _forth(evidence, at, points)
-    back = _back(evidence, drawn, at, points)
-    residual, rows, owner = (torch.cat(pair) for pair in zip(forth, back, strict=True))
-    size = evidence.own.sum((1, 2)).double().sqrt()
-    sigma = (prior.outline * size + 0.3)[owner]
-    total = torch.bincount(owner, minlength=objects.count).clamp_min(1)
-    share = prior.samples / total[owner]
-    weight = share * robust(residual, width * size[owner].clamp_min(4)) / sigma.square()
-    return Equations(residual, rows, weight)
+    owner = _numbers(objects)
+    *at, there = sampled(outline(drawn.inside), _FORTH)
+    at = owner.expand_as(at[0]), *at
+    points = moving(state, surface_points(objects, drawn, state, at), at[0])
+    forth = _forth(evidence, at, points, there)
+    back = _back(evidence, drawn, at, points, there)
+    residual, rows, known = (torch.cat(pair, 1) for pair in zip(forth, back, strict=True))
+    sigma = (prior.outline * masks.size + 0.3)[:, None]
+    share = prior.samples / known.sum(1, keepdim=True).clamp_min(1)
+    weight = share * robust(residual, width * masks.size.clamp_min(4)[:, None]) / sigma.square()
+    return where_known(residual, of_all(rows, owner.expand_as(residual), objects.count), weight, known)
 
 
-def _forth(evidence: Evidence, at: tuple[Tensor, ...], points: Moving) -> tuple[Tensor, Tensor, Tensor]:
-    known = ~(evidence.hidden[at] & ~evidence.own[at])
-    at = tuple(part[known] for part in at)
-    slope = evidence.slope[at]
-    rows = torch.einsum("pa,pad->pd", slope, points.pixel_by[known])
+def _numbers(objects: Objects) -> Tensor:
+    """int64 [n, 1]: 0, 1, ..."""
+    return torch.arange(objects.count, device=objects.vertices.device)[:, None]
+
+
+def _forth(evidence: Evidence, at: tuple[Tensor, ...], points: Moving, there: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Residuals [n, P], derivatives [n, P, 12] and whether they are known, of drawn outlines."""
+    known = there & (evidence.own[at] | ~evidence.hidden[at])
+    rows = (evidence.slope[at][..., None, :] @ points.pixel_by).squeeze(-2)
     # outline pixels lie half a pixel inside
-    return evidence.distance[at] + 0.5, rows, at[0]
+    return evidence.distance[at] + 0.5, rows, known
 
 
-def _back(evidence: Evidence, drawn: Drawn, at: tuple[Tensor, ...], points: Moving) -> tuple[Tensor, Tensor, Tensor]:
+def _back(
+    evidence: Evidence, drawn: Drawn, at: tuple[Tensor, ...], points: Moving, there: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Masks' outline points: those beside what is not hidden, and those beside something nearer if not covered."""
-    edge = outline(evidence.own)
-    free = beside(~(evidence.own | evidence.hidden))
-    goal = (edge & (free | ~drawn.inside)).nonzero(as_tuple=True)
-    goal = tuple(part[first_of_each(goal[0], _POINTS, len(evidence.own))] for part in goal)
-    place = torch.stack([goal[2] + 0.5, goal[1] + 0.5], -1).double()
-    found = torch.stack([at[2] + 0.5, at[1] + 0.5], -1).double()
-    gap = (place[:, None] - found[None]).square().sum(-1)
-    gap = gap.masked_fill(goal[0][:, None] != at[0][None], torch.inf)
-    if gap.shape[1] == 0:
-        nothing = place.new_zeros(0)
-        return nothing, points.pixel_by.new_zeros(0, points.pixel_by.shape[2]), goal[0][:0]
-    least, nearest = gap.min(1)
-    there = least.isfinite()
-    goal, nearest, place = tuple(part[there] for part in goal), nearest[there], place[there]
-    normal = evidence.slope[goal]
-    residual = (normal * (found[nearest] - place)).sum(-1)
-    rows = torch.einsum("pa,pad->pd", normal, points.pixel_by[nearest])
-    return residual, rows, goal[0]
+    *goal, known = sampled(evidence.told | (evidence.edge & ~drawn.inside), _BACK)
+    owner = at[0][:, :1]
+    place, found = (torch.stack([p[-1], p[-2]], -1).double() for p in (goal, at))
+    nearest = torch.cdist(place, found, compute_mode="donot_use_mm_for_euclid_dist").argmin(2)
+    normal = evidence.slope[owner, goal[0], goal[1]]
+    residual = (normal * (found[owner, nearest] - place)).sum(-1)
+    rows = (normal[..., None, :] @ points.pixel_by[owner, nearest]).squeeze(-2)
+    return residual, rows, (known & there).expand_as(residual)
 
 
 def side_terms(
-    objects: Objects, state: State, evidence: Evidence, sides: Tensor, known: Tensor, size: Tensor, prior: Prior
+    objects: Objects, state: State, evidence: Evidence, sides: Tensor, known: Tensor, masks: Masks, prior: Prior
 ) -> Equations:
     """The furthest points of each object to the sides of its mask, where these are its own: far steps in one."""
-    at = furthest(state.seen(objects.vertices, objects.owner), objects)
-    number, side = known.nonzero(as_tuple=True)
-    points = moving(state, objects.vertices[at[number, side]], number)
-    column = points.pixel[:, 0].long().clamp(0, state.size[0] - 1)
-    row = points.pixel[:, 1].long().clamp(0, state.size[1] - 1)
-    shown = ~(evidence.hidden[number, row, column] & ~evidence.own[number, row, column])
-    kept, axis = shown.nonzero()[:, 0], side[shown] // 2
-    number, side = number[shown], side[shown]
-    residual = points.pixel[kept, axis] - sides[number, side]
-    sigma = (prior.outline * size + 0.3)[number]
-    return Equations(residual, points.pixel_by[kept, axis], prior.samples / 4 / sigma.square())
+    at, owner = furthest(state.seen_of_each(objects.ends)), _numbers(objects).expand_as(known)
+    points = moving(state, objects.ends[owner, at], owner)
+    width, height = state.size
+    column = points.pixel[..., 0].long().clamp(0, width - 1)
+    row = points.pixel[..., 1].long().clamp(0, height - 1)
+    shown = known & (evidence.own[owner, row, column] | ~evidence.hidden[owner, row, column])
+    along = [torch.cat([by[:, :2, 0], by[:, 2:, 1]], 1) for by in (points.pixel, points.pixel_by)]
+    sigma = (prior.outline * masks.size + 0.3)[:, None]
+    rows = of_all(along[1], owner, objects.count)
+    return where_known(along[0] - sides, rows, prior.samples / 4 / sigma.square(), shown)
 
 
 def prior_terms(state: State, prior: Prior, fixed_focal: bool = False) -> Equations:
     """Objects stay near what the model said, the camera near what cameras are."""
-    values = state.values
-    spread = torch.full_like(values, 10.0)
-    middle = torch.zeros_like(values)
-    middle[PITCH], spread[PITCH] = prior.pitch
-    middle[FOCAL], spread[FOCAL] = (float(values[FOCAL]), 1e-4) if fixed_focal else prior.focal
-    for column, sigma in enumerate([*prior.place, prior.width, prior.height, prior.yaw]):
-        spread[CAMERA + column :: OBJECT] = sigma
-    residual = (values - middle) / spread
-    residual[2:6] = 0.0
-    rows = torch.diag(1 / spread)
-    return Equations(residual, rows, torch.ones_like(residual))
+    camera = [prior.pitch, (float(state.values[FOCAL]), 1e-4) if fixed_focal else prior.focal]
+    own = [*prior.place, prior.width, prior.height, prior.yaw]
+    middle = state.values.new_tensor([c[0] for c in camera])
+    spread = [*(c[1] for c in camera), *[10.0] * (CAMERA - 2), *own * len(state.pivots)]
+    inverse = 1 / state.values.new_tensor(spread)
+    residual = torch.cat([(state.values[:2] - middle), state.values.new_zeros(CAMERA - 2), state.values[CAMERA:]])
+    return Equations(residual * inverse, inverse.diag(), torch.ones_like(residual))
 
 
 def frame_terms(objects: Objects, state: State, frame: Tensor, prior: Prior) -> Equations:
@@ -109,26 +96,25 @@ def frame_terms(objects: Objects, state: State, frame: Tensor, prior: Prior) -> 
     Args:
         frame: [4], middle and half the longest side.
     """
-    world = state.world(objects.vertices, objects.owner)
+    ends = objects.ends.flatten(0, 1)
+    world = state.world_of_each(objects.ends.double()).flatten(0, 1)
     at = torch.cat([world.argmin(0), world.argmax(0)])
-    points = moving(state, objects.vertices[at], objects.owner[at])
-    axis = torch.arange(3, device=at.device)
-    low, high = points.world[axis, axis], points.world[axis + 3, axis]
-    low_by, high_by = points.world_by[axis, axis], points.world_by[axis + 3, axis]
-    longest = int((high - low).argmax())
-    half = (high - low)[longest] / 2
-    residual = torch.cat([(low + high) / 2 - frame[:3], (half - frame[3])[None]]) / prior.frame
-    rows = torch.cat([(low_by + high_by) / 2, (high_by - low_by)[longest : longest + 1] / 2]) / prior.frame
+    owner = at // objects.ends.shape[1]
+    points = moving(state, ends[at], owner)
+    low, high = points.world.view(2, 3, 3).diagonal(dim1=1, dim2=2)
+    rows = of_all(points.world_by.view(2, 3, 3, -1).diagonal(dim1=1, dim2=2).mT, owner.view(2, 3), objects.count)
+    longest = (high - low).argmax(keepdim=True)
+    half, half_by = ((high - low) / 2)[longest], ((rows[1] - rows[0]) / 2)[longest]
+    residual = torch.cat([(low + high) / 2 - frame[:3], half - frame[3]]) / prior.frame
+    rows = torch.cat([(rows[0] + rows[1]) / 2, half_by]) / prior.frame
     return Equations(residual, rows, torch.ones_like(residual))
 
 
 def floor_terms(state: State, prior: Prior, floor: bool) -> Equations:
     """Objects whose lowest point is near the floor stand on it: all of them when `floor` says so."""
-    count = len(state.pivots)
     residual = (state.pivots[:, 1] + state.objects[:, Y] - state.values[FLOOR]) / prior.touch
-    rows = state.values.new_zeros(count, len(state.values))
-    number = torch.arange(count, device=rows.device)
-    rows[number, CAMERA + OBJECT * number + Y] = 1 / prior.touch
+    rows = state.values.new_zeros(len(residual), len(state.values))
+    rows[:, CAMERA + Y :: OBJECT] = torch.eye(len(residual), dtype=rows.dtype, device=rows.device) / prior.touch
     rows[:, FLOOR] = -1 / prior.touch
     weight = torch.ones_like(residual) if floor else robust(residual, prior.loose / prior.touch)
     return Equations(residual, rows, weight)

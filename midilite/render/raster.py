@@ -46,8 +46,15 @@ def visible_triangles(
     Returns:
         int64 [V, H, W]; -1 where nothing is seen.
     """
+    return _triangles(_nearest(corners, view, size, focal, near, pairs)).view(size)
+
+
+def visible_surface(
+    corners: Tensor, view: Tensor, size: tuple[int, int, int], focal: Tensor, near: Tensor, pairs: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """What `visible_triangles` and `nearest_depth` say, for one drawing. Same arguments."""
     best = _nearest(corners, view, size, focal, near, pairs)
-    return torch.where(best < 0, best, _LAST - (best & _LOW_32)).view(size)
+    return _triangles(best).view(size), _depths(best).view(size)
 
 
 def nearest_depth(
@@ -57,8 +64,15 @@ def nearest_depth(
 
     It is read off the z-buffer, so it is the triangle's to rounding.
     """
-    best = _nearest(corners, view, size, focal, near, pairs)
-    return (best >> 32).clamp_min_(0).to(torch.int32).view(torch.float32).reciprocal_().view(size)
+    return _depths(_nearest(corners, view, size, focal, near, pairs)).view(size)
+
+
+def _triangles(best: Tensor) -> Tensor:
+    return torch.where(best < 0, best, _LAST - (best & _LOW_32))
+
+
+def _depths(best: Tensor) -> Tensor:
+    return (best >> 32).clamp_min_(0).to(torch.int32).view(torch.float32).reciprocal_()
 
 
 def _nearest(corners: Tensor, view: Tensor, size, focal: Tensor, near: Tensor, pairs: int | None) -> Tensor:

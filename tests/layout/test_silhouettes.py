@@ -43,4 +43,4 @@ def test_a_thinned_mesh_keeps_its_silhouette_and_its_normals_point_outwards():
     assert 0.66 < float(fewer.norm(dim=1).min()) and float(fewer.norm(dim=1).max()) <= 0.7001
     objects = Objects.of([(vertices, faces)], torch.device("cpu"))
     assert len(objects.faces) == len(triangles)
-    assert float((torch.nn.functional.normalize(objects.vertices, dim=1) * objects.normals).sum(1).min()) > 0.9
+    assert float((torch.nn.functional.normalize(objects.vertices, dim=1) * objects.normals()).sum(1).min()) > 0.9

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from midilite.layout.state import CAMERA, OBJECT, State, moving
+from midilite.layout.state import CAMERA, OBJECT, State, moving, of_all
 
 
 @pytest.fixture
@@ -29,7 +29,9 @@ def test_derivatives_are_those_of_differences(state, points):
         then = moving(state.changed(values), *points)
         for value, by in (("world", "world_by"), ("pixel", "pixel_by"), ("depth", "depth_by")):
             difference = (getattr(then, value) - getattr(now, value)) / step
-            torch.testing.assert_close(difference, getattr(now, by)[..., unknown], rtol=1e-4, atol=1e-4)
+            found = getattr(now, by)
+            owner = points[1].view(-1, *[1] * (found.ndim - 2)).expand(found.shape[:-1])
+            torch.testing.assert_close(difference, of_all(found, owner, 2)[..., unknown], rtol=1e-4, atol=1e-4)
 
 
 def test_the_camera_is_the_renderers(state, points):
