@@ -24,6 +24,7 @@ _UNLIKELY = 0.1  # by which an object would have to pass behind another: then it
 _PROBES, _SURFACE = 240, 1200  # vertices of an object that are looked at, and that it is known by
 _WITHIN = 48  # of an object's probes that are looked at, those furthest inside the other's box
 _MARGIN = 0.02  # of that box
+_ALONG = 0.7  # cosine of the angle to the nearest normal from which on a probe is inside, not beside a sharp edge
 _DEEPEST = 12  # probes that are pushed out
 
 
@@ -88,12 +89,12 @@ class Contact:
 
     def depths(self, objects: Objects, state: State) -> Tensor:
         """float64 [n, n], [i, j]: how deep the deepest probe of object j is inside object i."""
-        pair, deep, *_ = self._inside(objects, state)
+        pair, deep, *_ = self._inside(objects, state, _PROBES)
         return torch.zeros_like(self.allowed).index_put(pair.unbind(1), deep.amax(1).double())
 
     def terms(self, objects: Objects, state: State, spread: float) -> Equations:
         """Probes that are deeper than the model had them are pushed out along the other's normal."""
-        pair, deep, probe, nearest, normal = self._inside(objects, state)
+        pair, deep, probe, nearest, normal = self._inside(objects, state, _WITHIN)
         excess, at = (deep - self.allowed[pair.unbind(1)][:, None]).topk(_DEEPEST)
         number = torch.arange(len(pair), device=at.device)[:, None]
         both = torch.stack([nearest[number, at], probe[number, at]])  # [2, p, P, 3]
@@ -105,10 +106,10 @@ class Contact:
         weight = 4.0 / known.sum(1, keepdim=True).clamp_min(1)
         return where_known(excess / spread, rows[0] - rows[1], weight, known)
 
-    def _inside(self, objects: Objects, state: State) -> tuple[Tensor, ...]:
+    def _inside(self, objects: Objects, state: State, most: int) -> tuple[Tensor, ...]:
         """Pairs (i, j) [p, 2]; of probes of j, how deep they are in i [p, P], they and i's nearest points [p, P, 3].
 
-        Points are as the model made them. The last is i's normals there as it is now.
+        The probes are those `most` that are furthest inside i's box. Points are as the model made them. The last is i's normals there as it is now.
         """
         ends, probe, surface = (state.world_of_each(t) for t in (objects.ends, self.probe, self.surface))
         low, high = ends.amin(1), ends.amax(1)
@@ -116,10 +117,13 @@ class Contact:
         pair = meet.fill_diagonal_(False).nonzero()
         i, j = pair.unbind(1)
         within = torch.minimum(probe[j] - low[i][:, None], high[i][:, None] - probe[j]).amin(2)
-        within, at = within.topk(_WITHIN)
+        within, at = within.topk(most)
         place, number = probe[j[:, None], at], i[:, None]
         nearest = torch.cdist(place, surface[i], compute_mode="donot_use_mm_for_euclid_dist").argmin(2)
         inverse = torch.linalg.inv(state.matrices()[0]).float()
         normal = torch.nn.functional.normalize(self.normals[number, nearest] @ inverse[i], dim=2)
-        deep = ((surface[number, nearest] - place) * normal).sum(2).clamp_min(0).masked_fill(within < -_MARGIN, 0.0)
+        gap = surface[number, nearest] - place
+        deep = (gap * normal).sum(2)
+        inside = (within > -_MARGIN) & (deep > _ALONG * gap.norm(dim=2))
+        deep = deep.masked_fill(~inside, 0.0)
         return pair, deep.double(), self.probe[j[:, None], at], self.surface[number, nearest], normal
