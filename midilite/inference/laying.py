@@ -6,7 +6,6 @@ import contextlib
 import os
 from dataclasses import replace
 
-import torch
 from PIL import Image
 
 from ..common.distributed import World
@@ -22,10 +21,8 @@ def check_layout(wanted: bool | LayoutOptions, can: bool) -> None:
         raise ValueError("fit_layout needs a MIDI model: what TripoSG makes does not stand as the picture shows it")
 
 
-def laid_out(
-    result: Result, wanted: bool | LayoutOptions, rgb: ImageSource, device: torch.device, world: World
-) -> Result:
-    """The result with its layout fitted, the same on all ranks.
+def laid_out(result: Result, wanted: bool | LayoutOptions, rgb: ImageSource, world: World) -> Result:
+    """The result with its layout fitted on the CPU, the same on all ranks and whatever the networks run on.
 
     Args:
         wanted: True, or what is known; without an angle of view it is the picture's by its EXIF tag, if it has one.
@@ -34,7 +31,7 @@ def laid_out(
     options = LayoutOptions() if wanted is True else wanted
     if options.fov is None:
         options = replace(options, fov=told_angle(rgb))
-    return result.fit_layout(options, device, world)
+    return result.fit_layout(options, world=world)
 
 
 def told_angle(rgb: ImageSource) -> float | None:

@@ -109,7 +109,8 @@ class Contact:
     def _inside(self, objects: Objects, state: State, most: int) -> tuple[Tensor, ...]:
         """Pairs (i, j) [p, 2]; of probes of j, how deep they are in i [p, P], they and i's nearest points [p, P, 3].
 
-        The probes are those `most` that are furthest inside i's box. Points are as the model made them. The last is i's normals there as it is now.
+        The probes are those `most` that are furthest inside i's box. Points are as the model made them. The last is i's
+        normals there as it is now.
         """
         ends, probe, surface = (state.world_of_each(t) for t in (objects.ends, self.probe, self.surface))
         low, high = ends.amin(1), ends.amax(1)

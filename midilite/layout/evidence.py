@@ -2,7 +2,8 @@
 
 Of an object the mask shows only what nothing nearer hides. So its picture has three parts: its own pixels, pixels where
 a nearer object is seen (it may go on behind that), and the rest, where it is not. Signed distances to these, exact
-(Felzenszwalb and Huttenlocher's two passes, the second here by comparing all of a row), are what an outline is drawn to:
+(Felzenszwalb and Huttenlocher's two passes, the second here by comparing all of a row), are what an outline is pulled
+to:
 
     outside:  distance to the nearest pixel where it may be
     its own:  minus the distance to the nearest pixel that is not its own

@@ -10,6 +10,10 @@ where one is given (`depth_map.py`); the scene's box, which the model's frame fi
 model's own word (`terms.prior_terms`), by its measured errors. The same holds for the camera's angle of view and
 distance, unless the angle is given.
 
+**Where it is computed.** A fit is some ten thousand operations on small tensors one after the other, nearly all of them
+shorter than what it takes to start one on a GPU. So pipelines fit on the CPU, on one thread, whatever device their
+networks are on; the same bytes come out on all of them.
+
 **How much of it is taken.** Where shapes are wrong, outlines pull at wrong parts, and even the best fit leaves masks
 that agree badly. So the worse they agree after the fit, the smaller the part of the step that is taken, and of depth a
 smaller one still (`Problem.trusted`); an object that agrees worse than before goes back. A fit is only taken when the
@@ -49,7 +53,7 @@ if TYPE_CHECKING:
 
 FIT_SIZE, MEASURE_SIZE = 128, 256  # pixels on the picture's longer side where the fit is made, and where it is judged
 _FINE = 192  # cells of the grid on an object's longest side that fine meshes are thinned to where a fit is judged
-_STEPS = (6, 14)  # of the camera alone, of all together
+_STEPS = (4, 10)  # of the camera alone, of all together
 _WIDTHS = (0.4, 0.2)  # of the robust weights at the first and the last step, as a share of an object's size
 _LONGEST = 0.2  # step of any unknown
 _GAIN = 0.002  # of the masks' IoU, from which on a fit is an improvement
@@ -124,7 +128,7 @@ def fit_layout(
         labels: int [H, W], the masks.
         values: the label of each object.
         options: what else is known.
-        device: where to compute.
+        device: where to compute; see above.
         prior: how far to trust the model.
 
     Raises:

@@ -2,7 +2,8 @@
 
 Every object is drawn alone, all of them as views of one call; the nearest one at a pixel is what the whole scene shows
 there. A fine mesh is thinned first, by joining the vertices within a cell of a grid (Rossignac and Borrel 1993): at the
-few pixels on which a layout is fitted, a cell is smaller than a pixel.
+few pixels on which a layout is fitted, a cell is about a pixel. Most of its triangles still have no pixel's centre in
+them, and are left out before they are drawn.
 """
 
 from __future__ import annotations

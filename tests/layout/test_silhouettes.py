@@ -3,10 +3,11 @@
 import numpy as np
 import torch
 import trimesh
-from laid_scenes import usual
+from laid_scenes import solid, usual
 
 from midilite.layout.silhouettes import Objects, draw, surface_points, thinned
 from midilite.layout.state import State, moving
+from midilite.render import raster
 from midilite.render.renderer import render
 
 
@@ -44,3 +45,24 @@ def test_a_thinned_mesh_keeps_its_silhouette_and_its_normals_point_outwards():
     objects = Objects.of([(vertices, faces)], torch.device("cpu"))
     assert len(objects.faces) == len(triangles)
     assert float((torch.nn.functional.normalize(objects.vertices, dim=1) * objects.normals()).sum(1).min()) > 0.9
+
+
+def test_what_is_left_out_before_drawing_is_not_seen():
+    chair = solid("chair", (1.4, 1.0, 1.4), 0.0, 0.0, 0.6).subdivide().subdivide().subdivide()
+    objects = Objects.of(pairs([chair, usual().meshes[0]]), torch.device("cpu"), cells=400)
+    state = State.start(objects.boxes().mean(1), (48, 36), 0.4, 1.2, [0.1, 0.0, -2.0], 0.0)
+    for distance in (-2.0, -0.7):  # the second camera stands within the scene: triangles lie behind it
+        state = State.start(state.pivots, state.size, 0.4, 1.2, [0.1, 0.0, distance], 0.0)
+        drawn = draw(objects, state)
+        focal, near = (torch.full((2,), float(value)) for value in (state.focal, -1e-3 * distance))
+        corners = drawn.seen[objects.faces]
+        every = raster.visible_triangles(corners, objects.face_owner, (2, 36, 48), focal, near)
+        assert torch.equal(drawn.face, every) and len(every.unique()) > 40
+
+
+def test_few_vertices_stand_for_the_sides_of_an_object():
+    ball = trimesh.creation.icosphere(subdivisions=4, radius=0.7)
+    objects = Objects.of(pairs([ball, usual().meshes[1]]), torch.device("cpu"))
+    assert torch.equal(objects.boxes()[0], torch.tensor(ball.bounds).float().double())
+    turned = objects.ends[0] @ torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(1)))[0]
+    assert float(turned.amax(0).min()) > 0.7 * 0.98
