@@ -259,7 +259,9 @@ def _announce_run(trainer: Trainer, data: TrainingData) -> None:
     )
     announce_sets(data)
     warmup = trainer.options.lr_warmup_steps
-    if warmup >= trainer.total_steps:
+    if warmup and trainer.update.finds_rate:
+        say(f"note: lr_warmup_steps is {warmup}, which learning_rate auto does without: its rate grows by itself")
+    elif warmup >= trainer.total_steps:
         say(
             f"note: lr_warmup_steps is {warmup}, and the run has {trainer.total_steps} steps: the learning rate never "
             "reaches its peak, so little is learned"

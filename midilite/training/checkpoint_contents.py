@@ -188,9 +188,11 @@ def _check_moments(path: Path, moments: Mapping[str, Tensor], shapes: Shapes, up
     if updates and shapes and not trained:
         raise ValueError(f"{path}: holds no moments, although the weights were updated; the optimizer's state is lost")
     wanted = {f"{m}.{key}": () if m == "step" else shapes[key] for key in trained for m in names}
-    _check(path, moments, wanted | ({ESTIMATE: (2,)} if finds_rate else {}))
-    if finds_rate and not float(moments[ESTIMATE][0]) > 0:
-        _refuse(path, [f"{ESTIMATE}: the learning rate is {float(moments[ESTIMATE][0]):g}, expected more than 0"])
+    _check(path, moments, wanted | ({ESTIMATE: (4,)} if finds_rate else {}))
+    if finds_rate:
+        d, _, *weights = moments[ESTIMATE].tolist()
+        named = {"the learning rate": d} | ({"a weight of the averages": min(weights)} if updates else {})
+        _refuse(path, [f"{ESTIMATE}: {key} is {x:g}, expected more than 0" for key, x in named.items() if x <= 0])
     counts = {} if finds_rate else {key: float(moments[f"step.{key}"]) for key in trained}
     problems = [
         f"step.{key}: is {count:g}, expected a whole number of at most {updates}, the run's updates"

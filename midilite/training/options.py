@@ -169,7 +169,9 @@ class TrainOptions(Options):
         1e-4, "peak learning rate of AdamW; auto finds it while training (Prodigy)", least=0, words=(AUTO,)
     )
     lr_scheduler: str = _optimisation("constant_with_warmup", "learning rate over the steps", SCHEDULES)
-    lr_warmup_steps: int = _optimisation(0, "optimizer steps of linear warm-up", least=0)
+    lr_warmup_steps: int = _optimisation(
+        0, "optimizer steps of linear warm-up; none with learning_rate auto, which grows", least=0
+    )
     weight_decay: float = _optimisation(1e-2, "AdamW's weight decay", least=0)
     max_grad_norm: float = _optimisation(1.0, "clip the gradient's norm to this; 0 never clips", least=0)
     ema_decay: float = _optimisation(

@@ -75,8 +75,9 @@ class Update:
 
     def __init__(self, task: Task, options: TrainOptions, total_steps: int, device: torch.device) -> None:
         self.options, self.parameters = options, list(task.parameters.values())
-        self.factor = learning_rate_factor(options.lr_scheduler, options.lr_warmup_steps, total_steps)
         self.finds_rate = options.learning_rate == AUTO
+        warmup = 0 if self.finds_rate else options.lr_warmup_steps  # a rate that is found grows from far below itself
+        self.factor = learning_rate_factor(options.lr_scheduler, warmup, total_steps)
         self.optimizer = _optimizer(parameter_groups(task), options, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.mixed_precision == "fp16")
         self.ema = EMA(task.parameters, options.ema_decay) if options.ema_decay else None
@@ -92,7 +93,7 @@ class Update:
     @property
     def found_rate(self) -> float:
         """The peak rate that was found so far."""
-        return float(self.optimizer.estimate[0])
+        return self.optimizer.rate
 
     def backward(self, loss: Tensor) -> None:
         """Add a loss's gradients to those that are there."""

@@ -1,4 +1,4 @@
-"""`--learning_rate auto`: Prodigy against its paper, exact resume, what is found and told."""
+"""`--learning_rate auto`: Prodigy against its paper with Adam's correction, exact resume, what is found and told."""
 
 import dataclasses
 import json
@@ -15,23 +15,26 @@ from midilite.commands import train
 from midilite.training.interfaces import BadStepsError
 from midilite.training.memory import copies_of_adapter
 from midilite.training.options import TrainOptions
-from midilite.training.prodigy import FIRST, Prodigy
+from midilite.training.prodigy import FIRST, STEP, Prodigy
 from midilite.training.update import MOST_SKIPPED, Progress, Update
 
 
 def plain_prodigy(x, gradient, rates, decay=0.0):
-    """Algorithm 4 of the paper on one array in fp64, as it is written there; returns the way and the estimates."""
-    start, d, r = x.copy(), FIRST, 0.0
-    m, v, s, way = np.zeros_like(x), np.zeros_like(x), np.zeros_like(x), []
+    """Algorithm 4 of the paper on one array in fp64, with averages that are sums of what they are of, over the sum of
+    its weights, and steps as long as the paper's first; returns the way and the estimates."""
+    start, d, r, past = x.copy(), FIRST, 0.0, []
+    s, way = np.zeros_like(x), []
     for rate in rates:
         g = gradient(x)
-        m = 0.9 * m + 0.1 * d * g
-        v = 0.999 * v + 0.001 * d**2 * g**2
+        past = [(w1 * 0.9, w2 * 0.999, old) for w1, w2, old in past] + [(d, d**2, g)]
+        m = sum(w * old for w, _, old in past) / sum(w for w, _, _ in past)
+        v = sum(w * old**2 for _, w, old in past) / sum(w for _, w, _ in past)
         r = math.sqrt(0.999) * r + (1 - math.sqrt(0.999)) * rate * d**2 * float(g @ (start - x))
         s = math.sqrt(0.999) * s + (1 - math.sqrt(0.999)) * rate * d**2 * g
         grown = max(d, r / np.abs(s).sum())
         d = grown
-        x = x - rate * d * decay * x - rate * d * m / (np.sqrt(v) + d * 1e-8)
+        step = rate * d * 0.1 / math.sqrt(0.001)
+        x = x - step * decay * x - step * m / (np.sqrt(v) + 1e-8)
         way.append((x.copy(), d))
     return way
 
@@ -44,7 +47,7 @@ def bowl(x):
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_it_is_the_algorithm_of_the_paper(decay):
+def test_it_is_the_algorithm_of_the_paper_with_corrected_averages(decay):
     rates = [min(1.0, (k + 1) / 5) for k in range(60)]
     expected = plain_prodigy(np.zeros(4), bowl, rates, decay)
     parts = [torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(3))]
@@ -55,7 +58,7 @@ def test_it_is_the_algorithm_of_the_paper(decay):
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
         assert float(optimizer.estimate[0]) == pytest.approx(d, rel=2e-3)
-        np.testing.assert_allclose(torch.cat(parts).detach(), x, rtol=5e-3, atol=1e-6)
+        np.testing.assert_allclose(torch.cat(parts).detach(), x, rtol=5e-3, atol=1e-4)  # of 1
 
 
 def walk(optimizer, parameter, steps=400):
@@ -98,6 +101,29 @@ def test_a_factor_on_a_rate_is_another_unit():
         plain.step(), scaled.step()
     assert float(scaled.estimate[0]) == pytest.approx(float(plain.estimate[0]), rel=1e-3)
     assert torch.allclose(other.detach() / 4, one.detach(), rtol=2e-2)
+
+
+def test_with_equal_gradients_every_step_is_as_long_as_the_rate_however_it_grows():
+    """The paper's steps would be up to half as long again here."""
+    p, rates = torch.nn.Parameter(torch.zeros(4)), []
+    optimizer = Prodigy([{"params": [p]}])
+    for _ in range(12):
+        before = p.detach().clone()
+        p.grad = torch.tensor([1.0, -3.0, 0.1, 10.0])
+        optimizer.step()
+        rates.append(optimizer.rate)
+        assert (before - p.detach()).tolist() == pytest.approx([rates[-1] * sign for sign in (1, -1, 1, 1)], rel=1e-3)
+    assert rates[-1] > 100 * rates[0]
+
+
+def test_a_rate_that_is_found_has_no_warm_up(auto, tmp_path, capsys):
+    warm = dataclasses.replace(auto, lr_warmup_steps=4)
+    update = Update(Toy(), warm, 10, torch.device("cpu"))
+    assert update.set_learning_rate(0) == pytest.approx(STEP * FIRST)
+    fixed = dataclasses.replace(warm, learning_rate=1e-3)
+    assert Update(Toy(), fixed, 10, torch.device("cpu")).set_learning_rate(0) == 0
+    train.train_lora(dataclasses.replace(warm, max_train_steps=2))
+    assert "lr_warmup_steps is 4, which learning_rate auto does without" in capsys.readouterr().err
 
 
 def test_parameters_without_gradients_stay():
@@ -147,7 +173,7 @@ def auto(options):
 def test_the_rate_grows_and_is_told(auto, tmp_path, capsys):
     train.train_lora(auto)
     rates = [json.loads(line)["lr"] for line in open(tmp_path / "run" / "metrics.jsonl")]
-    assert rates[0] == pytest.approx(FIRST) and rates == sorted(rates) and rates[-1] > 5 * FIRST
+    assert rates[0] == pytest.approx(STEP * FIRST) and rates == sorted(rates) and rates[-1] > 5 * FIRST
     told = capsys.readouterr().err
     assert "learning rate  " in told and "was found" in told
     from midilite.common.yaml_file import read_yaml
@@ -171,8 +197,19 @@ def test_another_optimizer_starts_afresh_and_says_so(auto, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda t: t | {"estimate": torch.tensor([-1.0, 0.0])}, "the learning rate is -1, expected more than 0"),
-        (lambda t: t | {"estimate": torch.tensor([float("nan"), 0.0])}, "estimate: has values that are not finite"),
+        (
+            lambda t: t | {"estimate": torch.tensor([-1.0, 0.0, 0.1, 0.1])},
+            "the learning rate is -1, expected more than 0",
+        ),
+        (
+            lambda t: t | {"estimate": torch.tensor([float("nan"), 0.0, 0.1, 0.1])},
+            "estimate: has values that are not finite",
+        ),
+        (
+            lambda t: t | {"estimate": torch.tensor([1.0, 0.0, 0.1, 0.0])},
+            "a weight of the averages is 0, expected more",
+        ),
+        (lambda t: t | {"estimate": t["estimate"][:2]}, "estimate"),
         (lambda t: {k: v for k, v in t.items() if not k.startswith("distance")}, "distance"),
         (lambda t: {k: -1 - v if k.startswith("exp_avg_sq") else v for k, v in t.items()}, "is below 0"),
     ],
@@ -186,7 +223,7 @@ def test_damaged_states_are_refused(auto, tmp_path, change, problem):
 
 def test_steps_that_fail_name_the_rate_that_was_found(auto):
     update = Update(Toy(), auto, 10, torch.device("cpu"))
-    with pytest.raises(BadStepsError, match="it is 1e-05, as it was found"):
+    with pytest.raises(BadStepsError, match="it is 3.2e-05, as it was found"):
         update.conclude(False, math.nan, Progress(skipped_in_a_row=MOST_SKIPPED))
 
 
