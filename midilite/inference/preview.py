@@ -37,9 +37,9 @@ def scene_pictures(scene, size: int = SIZE) -> list[Image.Image]:
     """Two renders of a trimesh scene, from the front and from 50 degrees to the side; white when it is empty."""
     if not scene.geometry:
         return [Image.new("RGB", (size, size), (255, 255, 255)) for _ in _SIDES]
-    bounds = as_scene(scene, None).bounds()
-    cameras = [orbit_camera(azimuth, _ELEVATION, bounds, size=size) for azimuth in _SIDES]
-    return [render(scene, camera).image for camera in cameras]
+    shown = as_scene(scene)  # once: its normals take as long as a picture
+    cameras = [orbit_camera(azimuth, _ELEVATION, shown.bounds(), size=size) for azimuth in _SIDES]
+    return [render(shown, camera).image for camera in cameras]
 
 
 def mask_picture(image: Image.Image, labels: np.ndarray | None) -> Image.Image:
