@@ -1,5 +1,9 @@
-"""The studies of adapting to one's own pictures run from end to end, small, and train nothing twice."""
+"""The studies of adapting to one's own pictures run from end to end, small, and train nothing twice.
 
+They share their data; it is made here, not in processes that would load torch anew for each of its folders.
+"""
+
+import functools
 import json
 
 import pytest
@@ -19,8 +23,18 @@ def meshes(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """What the studies keep of their data, for the next one."""
+    return tmp_path_factory.mktemp("data")
+
+
 @pytest.fixture
-def arguments(meshes, quick_model, tmp_path):
+def arguments(meshes, data, quick_model, tmp_path, monkeypatch):
+    (tmp_path / "data").symlink_to(data)
+    prepare = work.prepare
+    monkeypatch.setattr(work, "prepare", lambda *given, num_workers: prepare(*given, num_workers=1))
+    monkeypatch.setattr(work, "evaluate", functools.partial(work.evaluate, num_points=256))
     return f"""--meshes {meshes} --output {tmp_path} --pretrained_model {quick_model} --device cpu --seeds 0 1 --steps 2
         --batch_size 2 --num_tokens 8 --points 64 --image_size 64 --test_scenes 2 --measured_scenes 1 --train_scenes 3
         --ranks 2 --rates 1e-3 3e-3 --domains vehicles --weights 1""".split()
@@ -65,7 +79,8 @@ def test_looks(arguments, tmp_path):
 
 def test_missing_meshes(arguments, tmp_path, capsys):
     (tmp_path / "none" / "vehicles").mkdir(parents=True)
-    assert study.main(["auto", *arguments, "--meshes", str(tmp_path / "none")]) == 1
+    none = ["--meshes", str(tmp_path / "none"), "--output", str(tmp_path / "out")]
+    assert study.main(["auto", *arguments, *none]) == 1
     assert "vehicles: holds no mesh" in capsys.readouterr().err
 
 
