@@ -129,6 +129,8 @@ class Trainer:
         """
         if start is not None:
             self.resume(start)
+            if start.parent == self.output_dir:
+                self._rotate(start)  # who was killed between a save and this had no time for it
         with (
             self.stop,
             contextlib.closing(self),
@@ -312,10 +314,14 @@ class Trainer:
             save_checkpoint(
                 folder, self.task.parameters, self.update.optimizer, state, self.task.save_weights, self.update.ema
             )
-            if self.options.keep_checkpoints:
-                rotate(folder, self.options.keep_checkpoints)
+            self._rotate(folder)
         self.world.barrier()
         return folder
+
+    def _rotate(self, newest: Path) -> None:
+        """Remove the oldest full states, where so many shall not be kept; one rank does."""
+        if self.world.is_main and self.options.keep_checkpoints:
+            rotate(newest, self.options.keep_checkpoints)
 
     def _check_finite(self) -> None:
         """Bad steps are skipped, so this can only fail through a bug; a dead adapter must not replace a good one."""

@@ -198,6 +198,16 @@ def test_the_last_checkpoints_are_kept_and_nothing_else_is_touched(tmp_path):
     assert (foreign / "trainer_state.json").exists() and (tmp_path / "checkpoint-best").exists()
 
 
+def test_what_a_kill_left_of_old_checkpoints_goes_with_the_next_start(tmp_path):
+    """Past bug: killed after its last save and before the older ones were removed, a run kept one more for ever."""
+    toy_run(tmp_path)
+    toy_run(tmp_path, keep_checkpoints=2, resume_from_checkpoint="latest")
+    assert checkpoints(tmp_path) == ["checkpoint-5", "checkpoint-6"]
+    other = toy_options(tmp_path / "other", keep_checkpoints=1, resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    Trainer(Toy(), other, World(), torch.device("cpu")).train(tmp_path / "checkpoint-6")
+    assert checkpoints(tmp_path) == ["checkpoint-5", "checkpoint-6"], "a folder of another run is left alone"
+
+
 def test_a_foreign_folder_in_the_way_is_moved_not_removed(tmp_path):
     foreign = tmp_path / "checkpoint-2"
     foreign.mkdir()
