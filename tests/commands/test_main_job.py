@@ -32,7 +32,7 @@ def data(tmp_path_factory):
     trimesh.creation.cylinder(0.3, 1.0).export(raw / "post.obj")
     trimesh.creation.icosphere(radius=0.4).export(raw / "ball.stl")
     settings = PrepareSettings(num_samples=256, image_size=96, compose=3, num_scenes=3, singles=False)
-    assert len(prepare(raw, out, settings).written) == 3
+    assert len(prepare(raw, out, settings, num_workers=1).written) == 3
     return out
 
 

@@ -1,12 +1,10 @@
 """The benchmarks of several processes in their CPU form: numbers for every case; failures of cases and of ranks."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from processes import ROOT
+from benchmarks import restart
 
 
 def text(log, rank) -> str:
@@ -53,8 +51,9 @@ def test_the_benchmark_of_inference_runs_in_two_processes(forks, tmp_path):
     for row in (one, two):
         assert all(distance["relative"] < 1e-5 for distance in row["distance_to_one"].values())
     assert cases["whole scenes"]["scenes"]["2"]["speedup"] > 0
-    command = [sys.executable, ROOT / "examples" / "benchmarks/distributed.py", "--markdown", tmp_path / "log.jsonl"]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    page, words = tmp_path / "page", ["--markdown", str(tmp_path / "log.jsonl")]
+    assert forks.run("train", page, arguments=words, command="benchmarks/distributed") == 0, page.read_text()
+    lines = page.read_text().splitlines()
     assert [line.count("|") for line in lines] == [9, 9, 9, 0, 7, 7, 7, 7, 0, 0] and "picture to GLB" in lines[-1]
 
 
@@ -85,15 +84,14 @@ def test_a_case_that_hangs_is_ended_and_left_out_next_time(forks, tmp_path):
     assert found["failed"] == {"denoising": "took more than 8 s"}
 
 
-def test_torchrun_restarts_after_a_killed_rank_and_reaches_the_same_adapter(flags, tmp_path):
+def test_torchrun_restarts_after_a_killed_rank_and_reaches_the_same_adapter(flags, tmp_path, capsys):
     """The real launcher: rank 1 is killed once; `--max-restarts 1` continues without being told to resume."""
-    command = [sys.executable, str(ROOT / "examples" / "benchmarks/restart.py"), "--device", "cpu", "--steps", "40"]
-    command += ["--runs", "whole", "killed", "--work", str(tmp_path / "work"), "--"]
+    command = ["--device", "cpu", "--steps", "40", "--runs", "whole", "killed", "--work", str(tmp_path / "work"), "--"]
     options = flags("replaced", "--checkpointing_steps", 5)
     options = options[: options.index("--output_dir")] + options[options.index("--output_dir") + 2 :]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    code, told = restart.main([*command, *options]), capsys.readouterr()
+    assert code == 0, told.err
+    found = json.loads(told.out.splitlines()[-1])
     assert found["killed_same_bytes"] and not found["problems"]
     killed, whole = found["runs"]["killed"], found["runs"]["whole"]
     assert killed["steps"] == whole["steps"] == 40 and 20 < killed["killed_after_steps"] < 40

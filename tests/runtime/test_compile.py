@@ -89,20 +89,28 @@ def test_the_fast_path_gives_the_recorded_numbers(midi_golden):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("recompute", [None, "full", "selective"])
-def test_scenes_of_other_sizes_need_no_new_programs(model, recompute):
-    """Without dynamic batches every count of instances would compile anew, until torch gives up silently."""
-    model.gradient_checkpointing = recompute
-    plain = {groups: step(model, groups) for groups in [(4,), (2, 3), (2, 1, 4)]}
+def test_scenes_of_other_sizes_need_no_new_programs(model):
+    """Without dynamic batches every count of instances would compile anew, until torch gives up silently.
+
+    Ways to recompute share the programs of what they have in common: tracing them takes most of the time.
+    """
+    sizes = [(4,), (2, 3), (2, 1, 4)]
+    plain = {}
+    for recompute in (None, "full", "selective"):
+        model.gradient_checkpointing = recompute
+        plain[recompute] = {groups: step(model, groups) for groups in sizes}
     compile_blocks(model, "aot_eager")
-    torch._dynamo.utils.counters.clear()
-    counts = []
-    for groups, expected in plain.items():
-        for ours, theirs in zip(step(model, groups), expected, strict=True):
-            assert relative_error(ours, theirs) < 1e-5
-        guided(model, len(groups) + 1)
-        counts.append(programs())
-    assert counts[0] == counts[-1] <= 10
+    for recompute, known in plain.items():
+        model.gradient_checkpointing = recompute
+        torch._dynamo.utils.counters.clear()
+        counts = []
+        for groups, expected in known.items():
+            for ours, theirs in zip(step(model, groups), expected, strict=True):
+                assert relative_error(ours, theirs) < 1e-5, recompute
+            guided(model, len(groups) + 1)
+            counts.append(programs())
+        assert counts[0] == counts[-1] <= 10, recompute
+        assert counts[0] > 0 or recompute, "something is compiled"
 
 
 def test_the_pipeline_compiles_what_it_is_asked_to():
