@@ -6,7 +6,7 @@ import torch
 from tiny_model import tuning_stage
 from tiny_model.networks import Networks, toy_sizes
 from tiny_model.tuning_cells import RANKS, RATES, SCENES, SEEDS, Cell, cells
-from tiny_model.tuning_stage import cell_task, choices, key_of, markdown, trainer_options
+from tiny_model.tuning_stage import cell_task, choices, key_of, trainer_options
 
 from midilite import lora
 from midilite.common.distributed import World
@@ -63,7 +63,7 @@ def test_the_mistake_is_the_negated_target():
         assert torch.equal(a.target, -b.target) and torch.equal(a.noised, b.noised)
 
 
-def test_the_table():
+def test_choices_are_means_over_seeds():
     measured = {"loss": 0.9, "scene_f_score": 0.8, "object_f_score": 0.6}
     sets = {name: measured for name in ("unseen_arrangements", "unseen_vehicles", "furniture")}
     rows = {"base": {"name": "base", **sets}}
@@ -73,8 +73,3 @@ def test_the_table():
     found = choices(rows)[Cell().name]
     assert found["seeds"] == 2 and found["furniture"]["scene_f_score"] == 0.85
     assert found["furniture"]["scene_f_score_error"] == 0.05  # their deviation by the root of two
-    last = markdown(rows).splitlines()[-1]
-    assert last == (
-        "| 64 scenes, rank 16, rate 0.001 | 2 | 0.900 ± 0.000, 0.800 ± 0.000, 0.600 ± 0.000 | 0.800 ± 0.000 | "
-        "0.850 ± 0.050 |"
-    )

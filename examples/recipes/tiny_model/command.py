@@ -40,7 +40,6 @@ STAGES = (
     "speed",
     "tuning",
     "tuning_page",
-    "limit",
     "gallery",
     "finish",
 )
@@ -128,7 +127,5 @@ def main() -> None:
             tuning_stage.run_tuning(stage, args.model or TINY, args.share, 60 * args.minutes)
         elif args.stage == "gallery":
             gallery.run_gallery(stage, args.model or TINY)
-        elif args.stage == "limit":
-            flow_stages.run_limit(stage)
     finally:
         stop()

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file
 
 from midilite.common.files import write_json
-from midilite.common.seeds import torch_generator
 from midilite.model.folder import ModelFolder
 from midilite.training.interfaces import RunView
 from midilite.training.options import TrainOptions
@@ -25,12 +24,11 @@ from .flow_recipe import FlowRecipe
 from .flow_task import BUNDLE, FlowTask, SceneData, encode_scenes
 from .muon import Muon, block_matrices
 from .networks import Networks
-from .pools import THICKNESS, Pools, build_surfaces, load_solids, query_points
-from .scenes import Scenes, draw, place, render_scenes
+from .pools import Pools, build_surfaces
+from .scenes import Scenes, render_scenes
 from .shapes import ShapeSet
-from .stages import DOMAIN, SEED, Stage, gather, load_pools, trainer_options, visible
+from .stages import SEED, Stage, gather, load_pools, trainer_options, visible
 from .timebox import TimeBox, train_in_box
-from .vae_task import take
 
 # ------------------------------------------------------------------------------------------------------- flow
 
@@ -218,28 +216,3 @@ def measure_seeds(stage: Stage, folder: Path, seeds: tuple[int, ...]) -> dict[st
         found[name] = {"scenes": len(scenes), "by_seed": rows, "mean": quality.mean_of(rows)}
         write_json(stage.folder / "flow-seeds.json", found)
     return found
-
-
-@torch.no_grad()
-def run_limit(stage: Stage, count: int = 12, depth: int = 5) -> None:
-    """What the VAE alone leaves possible: true latents of some test scenes, decoded and measured as usual."""
-    shapes, device = stage.shapes(), stage.device
-    solids = load_solids(shapes, stage.folder / "solids.safetensors")
-    networks = Networks.load(stage.folder / "model", stage.plan.sizes, device)
-    models = shapes.select(DOMAIN, trained=True, scenes=True)
-    scenes = draw(shapes, models, ([2, 3, 4] * count)[:count], SEED, "scenes", "eval-seen", 0)
-    generator = torch_generator(SEED, "limit", device=device)
-    raw, outer, latents = [], [], []
-    for model, matrix in zip(scenes.model.tolist(), scenes.matrix.to(device), strict=True):
-        surface = place(shapes.surface(model, 2048, generator)[None], matrix[None])
-        solid = dataclasses.replace(solids[model], thickness=THICKNESS / float(matrix[0, :3].norm()))
-        outer.append(place(solid.sample_surface(2048, generator)[None], matrix[None])[0, :, :3])
-        raw.append(surface[0, :, :3])
-        chosen = query_points(surface, stage.plan.sizes.width)
-        latents.append(networks.vae.encode_queries(surface, take(surface, chosen))[0][0])
-    facts = {"scenes": len(scenes)}
-    for name, truth in (("vae_raw", raw), ("vae_outer", outer)):
-        rows = quality.score_scenes(networks.vae, torch.stack(latents), scenes, torch.stack(truth), depth)
-        facts[name] = quality.mean_of(rows)
-    stage.say(str(facts))
-    write_json(stage.folder / "limit.json", facts)

@@ -175,20 +175,6 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     return result
 
 
-def markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """A table of all choices: loss and scene F of each set, in the order of the cells."""
-    found, order = choices(rows), ["base", *dict.fromkeys(cell.name for cell in cells())]
-    lines = ["| | seeds | new arrangements: loss, scene F, object F | new vehicles: scene F | furniture: scene F |"]
-    lines += ["|---|---|---|---|---|"]
-    for name in order:
-        if name in found:
-            row, arrangements = found[name], found[name][CURVE]
-            cell = [shown(arrangements, key) for key in ("loss", "scene_f_score", "object_f_score")]
-            others = [shown(row[test], "scene_f_score") for test in ("unseen_vehicles", "furniture")]
-            lines.append(f"| {name} | {row['seeds']} | {', '.join(cell)} | {others[0]} | {others[1]} |")
-    return "\n".join(lines)
-
-
 def shown(row: Mapping[str, float], key: str) -> str:
     """A mean with its error, where several seeds tell one; `-` where it was not measured."""
     if key not in row:
