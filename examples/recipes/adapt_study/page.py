@@ -27,8 +27,8 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def write_page(page: Path = PAGE, results: Path = RESULTS) -> None:
-    """Write the three tables between the page's marks."""
-    makers = {"preserve": preserve_table, "looks": looks_table, "auto": auto_table}
+    """Write the tables between the page's marks."""
+    makers = {"preserve": preserve_table, "looks": looks_table, "auto": auto_table, "auto-published": auto_table}
     fill(page, {name: make(read_json(results / f"{name}.json")["rows"]) for name, make in makers.items()})
 
 

@@ -82,7 +82,8 @@ def study_auto(args: argparse.Namespace, bench: Bench) -> list[dict[str, Any]]:
                 losses.setdefault(str(rate), []).append(bench.train(name, **data, **own)["best"])
         grid = [values for rate, values in losses.items() if rate != "auto"]
         gaps = [auto - min(values) for auto, *values in zip(losses["auto"], *grid, strict=True)]
-        row = {"domain": domain, "scenes": scenes, "rank": rank, "gap": mean_and_error(gaps)}
+        row = {"domain": domain, "scenes": scenes, "rank": rank, "seeds_of_auto": args.seeds, "gaps": gaps}
+        row["gap"] = mean_and_error(gaps)
         row["losses"] = {rate: mean_and_error(values) for rate, values in losses.items()}
         print(f"{domain}, {scenes} scenes, rank {rank}: auto is {shown(row['gap'])} off the grid's best", flush=True)
         rows.append(row)
