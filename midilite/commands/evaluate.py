@@ -28,6 +28,7 @@ from .bases import BaseOptions, given_sampling
 from .infer import SCENE
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from ..data.scenes import Scene, SceneData
@@ -231,7 +232,7 @@ def evaluate_scene(
         measured = partial(measure, truth=truth, tau=options.tau, samples=options.num_points, seed=options.seed)
         results[kind], made[kind] = measured(meshes), meshes
         if options.fit_layout:
-            results[kind + FITTED], made[kind + FITTED] = _fitted(meshes, conditions, measured)
+            results[kind + FITTED], made[kind + FITTED] = _fitted(meshes, conditions, pipe.device, measured)
     if options.viewer:
         points = [surface[:_SHOWN_POINTS, :3].cpu().numpy() for surface in truth]
         write_page(options.pages, scene.name, data.image, {kind: Outcome(one) for kind, one in made.items()}, points)
@@ -239,14 +240,14 @@ def evaluate_scene(
 
 
 def _fitted(
-    meshes: list, conditions: ImageConditions, measured: Callable[..., dict[str, Any]]
+    meshes: list, conditions: ImageConditions, device: torch.device, measured: Callable[..., dict[str, Any]]
 ) -> tuple[dict[str, Any], list]:
     """The numbers and meshes of a scene with its layout fitted; a scene without any surface stays what it is."""
     from ..layout.fit import fit_layout
 
     if all(mesh is None for mesh in meshes):
         return measured(meshes), meshes
-    layout = fit_layout(meshes, conditions.mask, conditions.labels)
+    layout = fit_layout(meshes, conditions.mask, conditions.labels, device=device)
     facts = {"mask_iou": layout.mask_iou[0], "mask_iou_fitted": layout.mask_iou[1], "changed": layout.changed}
     moved = layout.moved(meshes)
     return {**measured(moved), "layout": facts}, moved

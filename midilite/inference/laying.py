@@ -6,6 +6,7 @@ import contextlib
 import os
 from dataclasses import replace
 
+import torch
 from PIL import Image
 
 from ..common.distributed import World
@@ -21,8 +22,10 @@ def check_layout(wanted: bool | LayoutOptions, can: bool) -> None:
         raise ValueError("fit_layout needs a MIDI model: what TripoSG makes does not stand as the picture shows it")
 
 
-def laid_out(result: Result, wanted: bool | LayoutOptions, rgb: ImageSource, world: World) -> Result:
-    """The result with its layout fitted on the CPU, the same on all ranks and whatever the networks run on.
+def laid_out(
+    result: Result, wanted: bool | LayoutOptions, rgb: ImageSource, device: torch.device, world: World
+) -> Result:
+    """The result with its layout fitted, the same on all ranks.
 
     Args:
         wanted: True, or what is known; without an angle of view it is the picture's by its EXIF tag, if it has one.
@@ -31,7 +34,7 @@ def laid_out(result: Result, wanted: bool | LayoutOptions, rgb: ImageSource, wor
     options = LayoutOptions() if wanted is True else wanted
     if options.fov is None:
         options = replace(options, fov=told_angle(rgb))
-    return result.fit_layout(options, world=world)
+    return result.fit_layout(options, device, world)
 
 
 def told_angle(rgb: ImageSource) -> float | None:

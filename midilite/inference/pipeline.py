@@ -242,8 +242,7 @@ class Pipeline:
             solver: "euler", "ab2" or "heun", see `flow.solvers`.
             guidance_interval: lowest and highest noise level with guidance, within 0 and 1.
             fit_layout: whether to move the objects to where their masks are and find the camera (`Result.fit_layout`),
-                or what is known for that; the angle of view is the picture's by its EXIF tag where it has one. This is
-                done on the CPU: see `layout.fit`.
+                or what is known for that; the angle of view is the picture's by its EXIF tag where it has one.
 
         Raises:
             ValueError: a number that can't be used (before any work), unusable image or mask, no adapter of a name, or
@@ -262,7 +261,7 @@ class Pipeline:
         meshes = self.decode_meshes(latents, conditions.labels, grid_depth, smoothing)
         scene = build_scene(meshes, conditions.labels)
         result = Result(scene, latents.cpu(), meshes, conditions.labels, conditions, seed)
-        return laid_out(result, fit_layout, rgb, self.world) if fit_layout else result
+        return laid_out(result, fit_layout, rgb, self.device, self.world) if fit_layout else result
 
     @alone
     @torch.inference_mode()

@@ -92,7 +92,7 @@ class Result:
 
         Args:
             options: what is known beside picture and masks; `fov` and `depth` are of the picture as it was given.
-            device: where to compute; for the usual small scenes a GPU is no faster, see `layout.fit`.
+            device: where to compute.
             world: the processes that shall have the same; the main one computes.
 
         Raises:

@@ -14,8 +14,10 @@ Beyond the border of the picture nothing is known either.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,6 +79,26 @@ class Masks:
         distance = torch.where(own, 0.5 - self.inwards, torch.where(allowed, 0.0, outwards - 0.5))
         slope = _slope(torch.where(hidden & ~own, -1.0, distance))
         return Evidence(own, hidden, distance, slope, self.edge, self.edge & beside(~allowed))
+
+
+def scaled(picture: np.ndarray, longest: int) -> np.ndarray:
+    """Pixels of [H, W], evenly, so that the longer side has at most `longest`; those nearest to the new middles."""
+    height, width = picture.shape
+    scale = min(1.0, longest / max(height, width))
+    rows, columns = (
+        ((np.arange(max(1, round(side * scale))) + 0.5) / scale).astype(int).clip(0, side - 1)
+        for side in (height, width)
+    )
+    return picture[np.ix_(rows, columns)]
+
+
+def scaled_masks(
+    labels: np.ndarray, values: Sequence[int], longest: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Masks bool [n, h, w] at another size, and [h, w] where there is an object that is none of these."""
+    small = torch.as_tensor(scaled(labels, longest).astype(np.int64), device=device)
+    own = small == torch.as_tensor(list(values), device=device)[:, None, None]
+    return own, (small != 0) & ~own.any(0)
 
 
 def distance_to(region: Tensor) -> Tensor:

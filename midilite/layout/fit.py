@@ -10,9 +10,8 @@ where one is given (`depth_map.py`); the scene's box, which the model's frame fi
 model's own word (`terms.prior_terms`), by its measured errors. The same holds for the camera's angle of view and
 distance, unless the angle is given.
 
-**Where it is computed.** A fit is some ten thousand operations on small tensors one after the other, nearly all of them
-shorter than what it takes to start one on a GPU. So pipelines fit on the CPU, on one thread, whatever device their
-networks are on; the same bytes come out on all of them.
+**Where it is computed.** A fit is some twelve thousand operations on small tensors one after the other: a GPU is faster
+than one core, but not by much. What differs between them is rounding.
 
 **How much of it is taken.** Where shapes are wrong, outlines pull at wrong parts, and even the best fit leaves masks
 that agree badly. So the worse they agree after the fit, the smaller the part of the step that is taken, and of depth a
@@ -43,7 +42,7 @@ from .camera_start import mask_sides, start_camera
 from .contact import Contact, depth_order, order_terms
 from .depth_map import depth_terms
 from .equations import join
-from .evidence import Masks, mask_iou
+from .evidence import Masks, mask_iou, scaled, scaled_masks
 from .prior import Prior
 from .silhouettes import Objects, draw
 from .state import CAMERA, OBJECT, State, Z, stands
@@ -56,7 +55,9 @@ _FINE = 192  # cells of the grid on an object's longest side that fine meshes ar
 _STEPS = (4, 10)  # of the camera alone, of all together
 _WIDTHS = (0.4, 0.2)  # of the robust weights at the first and the last step, as a share of an object's size
 _LONGEST = 0.2  # step of any unknown
-_GAIN = 0.01  # of the masks' IoU, from which on a fit is an improvement: smaller ones did as much harm as good
+_GAIN = (
+    0.01  # of the masks' IoU, from which on a fit is an improvement: by smaller ones scenes lose as much F as they win
+)
 _LOSS = 0.02  # of an object's own IoU, from which on it is not moved
 _TRUST = (0.4, 0.7)  # masks' IoU reached by the fit, from which on shapes tell anything, and all but depth
 _DEPTH_TRUST = (0.6, 0.95)  # the same for depth, which hangs on the camera's elevation, and that on all shapes
@@ -128,7 +129,7 @@ def fit_layout(
         labels: int [H, W], the masks.
         values: the label of each object.
         options: what else is known.
-        device: where to compute; see above.
+        device: where to compute, see above.
         prior: how far to trust the model.
 
     Raises:
@@ -306,26 +307,6 @@ def middle_depth(state: State) -> Tensor:
     """float64 [n]: depth of where the objects stand."""
     world = state.pivots + state.objects[:, :3]
     return -(world @ state.turn().T + state.offset)[:, 2]
-
-
-def scaled(picture: np.ndarray, longest: int) -> np.ndarray:
-    """Pixels of [H, W], evenly, so that the longer side has at most `longest`; those nearest to the new middles."""
-    height, width = picture.shape
-    scale = min(1.0, longest / max(height, width))
-    rows, columns = (
-        ((np.arange(max(1, round(side * scale))) + 0.5) / scale).astype(int).clip(0, side - 1)
-        for side in (height, width)
-    )
-    return picture[np.ix_(rows, columns)]
-
-
-def scaled_masks(
-    labels: np.ndarray, values: Sequence[int], longest: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Masks bool [n, h, w] at another size, and [h, w] where there is an object that is none of these."""
-    small = torch.as_tensor(scaled(labels, longest).astype(np.int64), device=device)
-    own = small == torch.as_tensor(list(values), device=device)[:, None, None]
-    return own, (small != 0) & ~own.any(0)
 
 
 def scene_frame(boxes: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """What masks say of outlines."""
 
+import numpy as np
 import torch
 
-from midilite.layout.evidence import Masks, distance_to, mask_iou, outline, sampled
+from midilite.layout.evidence import Masks, distance_to, mask_iou, outline, sampled, scaled
 
 
 def test_distances_are_exact():
@@ -54,3 +55,9 @@ def test_pixels_of_unknown_things_are_left_out_of_the_iou():
     shown = torch.tensor([[[True, False, False, True]]])
     assert float(mask_iou(shown, own)) == 1 / 3
     assert float(mask_iou(shown, own, torch.tensor([[False, False, False, True]]))) == 1 / 2
+
+
+def test_pictures_are_thinned_evenly_and_small_ones_stay():
+    picture = np.arange(12).reshape(3, 4)
+    assert scaled(picture, 10) is not picture and np.array_equal(scaled(picture, 10), picture)
+    assert scaled(np.zeros((300, 100)), 128).shape == (128, 43)

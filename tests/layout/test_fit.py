@@ -6,7 +6,7 @@ import torch
 import trimesh
 from laid_scenes import Laid, laid, mean_iou, misplaced, moved_by, solid, usual
 
-from midilite.layout.fit import LayoutOptions, Problem, fit_layout, scaled
+from midilite.layout.fit import LayoutOptions, Problem, fit_layout
 from midilite.layout.state import CAMERA, OBJECT, Z
 from midilite.render.renderer import render
 
@@ -254,9 +254,3 @@ def test_a_depth_map_of_another_size_is_an_error():
     scene = usual()
     with pytest.raises(ValueError, match=r"the depth map is \(4, 5\), the picture \(160, 160\)"):
         fitted(scene, scene.meshes, depth=np.ones((4, 5)))
-
-
-def test_pictures_are_thinned_evenly_and_small_ones_stay():
-    picture = np.arange(12).reshape(3, 4)
-    assert scaled(picture, 10) is not picture and np.array_equal(scaled(picture, 10), picture)
-    assert scaled(np.zeros((300, 100)), 128).shape == (128, 43)
