@@ -18,6 +18,7 @@ from . import (
     sampling_stage,
     speed_stage,
     stages,
+    thin_parts,
     tries_page,
     tries_stage,
     tuning_page,
@@ -41,6 +42,7 @@ STAGES = (
     "tuning",
     "tuning_page",
     "gallery",
+    "thin",
     "finish",
 )
 
@@ -78,6 +80,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, help="flow, decoder: highest learning rate")
     parser.add_argument("--fall", type=float, help="flow, decoder: share of the time after which the rate falls")
     parser.add_argument("--skip_tests", action="store_true", help="flow, decoder: train and write the model only")
+    parser.add_argument("--adapters", type=Path, nargs="+", default=[], help="thin: speed adapters, beside fast/")
     parser.add_argument("--device", help="cpu, cuda or cuda:N")
     parser.add_argument("--toy", action="store_true", help="everything small, to test the path")
     args = parser.parse_args()
@@ -127,5 +130,8 @@ def main() -> None:
             tuning_stage.run_tuning(stage, args.model or TINY, args.share, 60 * args.minutes)
         elif args.stage == "gallery":
             gallery.run_gallery(stage, args.model or TINY)
+        elif args.stage == "thin":
+            model = args.model or TINY
+            thin_parts.run_thin(stage, model, [model / "fast", *args.adapters])
     finally:
         stop()

@@ -20,7 +20,7 @@ from PIL import Image
 from midilite.commands.infer import load_fast
 from midilite.common.files import read_json, write_json, write_png
 from midilite.common.seeds import torch_generator
-from midilite.evaluation.comparison import Subject, views
+from midilite.evaluation.comparison import Subject, View, views
 from midilite.evaluation.metrics import scene_metrics
 from midilite.inference.pipeline import Pipeline, load_pipeline
 from midilite.render.camera import Camera
@@ -78,11 +78,16 @@ def pictured(pipe: Pipeline, shapes: ShapeSet, scene: Scenes, sizes: PoolSizes) 
     image, labels = Image.fromarray(color), ids.astype(np.int32)
     result, truth = pipe(image, labels, seed=NOISE), true_points(shapes, scene, sizes)
     score = scene_metrics(result.meshes, list(truth), alignments=("none",), samples=truth.shape[1])["none"]
-    eye, target = (tuple(part[0].tolist()) for part in (scene.eye, scene.target))
-    camera = Camera(eye, target, fov_deg=SETTINGS.fov, width=PIXELS, height=PIXELS)
-    front, turned = views(Subject("scene", image, labels, truth.reshape(-1, 3).numpy(), camera), CELL)
+    front, turned = scene_views(scene, truth, image, labels)
     drawn = [front.picture(image), front.drawn(result.scene), turned.drawn(result.scene)]
     return drawn, float(score["scene_f_score"] or 0.0)
+
+
+def scene_views(scene: Scenes, truth: torch.Tensor, image: Image.Image, labels: np.ndarray) -> tuple[View, View]:
+    """By the scene's own camera, and turned; `truth` is of `true_points`."""
+    eye, target = (tuple(part[0].tolist()) for part in (scene.eye, scene.target))
+    camera = Camera(eye, target, fov_deg=SETTINGS.fov, width=PIXELS, height=PIXELS)
+    return views(Subject("scene", image, labels, truth.reshape(-1, 3).numpy(), camera), CELL)
 
 
 def true_points(shapes: ShapeSet, scene: Scenes, sizes: PoolSizes) -> torch.Tensor:
