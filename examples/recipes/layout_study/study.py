@@ -87,7 +87,9 @@ class Study:
         write_json(self.args.output / f"rows-noise-{amount:g}.json", rows)
 
     def fit(self, name: str, tests: TestSet, seed: int) -> None:
-        """What the model made of one set by one seed."""
+        """What the model made of one set by one seed, where it is there."""
+        if not self.made(name, seed).exists():
+            return self.say(f"{name}, seed {seed}: {self.made(name, seed)} is not there; --parts generate makes it")
         scenes = load_scenes(self.made(name, seed), len(tests.scenes))
         rows = [{"seed": seed, **row} for row in self.rows([self.job(tests, s, m) for s, m in enumerate(scenes)])]
         self.say(f"{name}, seed {seed}: {means(rows)}")
