@@ -13,11 +13,12 @@ import torch
 
 from midilite.common.files import write_png
 from midilite.common.pictures import read_picture
-from midilite.data_prep.prepare import PrepareSettings, prepare
+from midilite.data_prep.options import PrepareSettings
 from midilite.model.folder import ASSETS, ModelFolder, config_dict
 from midilite.model.weights import DIFFUSERS_STEM, save_weights
 
 from .card import RESULTS, model_card, read_results
+from .demo import prepare_copies, write_demo
 from .networks import Networks
 from .pictures import worst_sheet
 from .plot import study_chart
@@ -26,7 +27,6 @@ from .stages import DOMAIN, Plan
 from .tuning_stage import choices
 
 SHARD_BYTES = 12_000_000  # of the transformer's files: no file of the package is larger than 16 MiB
-DEMO = PrepareSettings(num_samples=2048, image_size=224, compose=3, num_scenes=20, singles=False, seed=5)
 EXAMPLE = PrepareSettings(num_samples=16, image_size=448, compose=4, num_scenes=12, singles=False, seed=3)
 
 
@@ -51,7 +51,7 @@ def run_finish(
         if meshes is not None:
             write_example(meshes, shapes, assets / "example", example)
     if meshes is not None:
-        write_demo(meshes, assets / "demo")
+        write_demo(meshes, assets)
     write_png(output / "tuning.png", study_chart(choices(results["tuning"])))
     (assets / "tiny" / "README.md").write_text(model_card(results, networks.count()), encoding="utf-8")
 
@@ -65,27 +65,13 @@ def write_model(networks: Networks, folder: Path, shift: float) -> None:
     save_weights(networks.dit, part, DIFFUSERS_STEM, config_dict(networks.dit), torch.float16, SHARD_BYTES)
 
 
-def _prepared(meshes: list[Path], output: Path, settings: PrepareSettings) -> None:
-    """Run midilite's data preparation on copies of some mesh files."""
-    with tempfile.TemporaryDirectory() as folder:
-        for mesh in meshes:
-            shutil.copy(mesh, folder)
-        prepare(folder, output, settings, num_workers=2)
-
-
-def write_demo(meshes: Path, output: Path) -> None:
-    """Scenes of vehicles, a domain that the transformer never saw, as data preparation makes them."""
-    shutil.rmtree(output, ignore_errors=True)
-    _prepared(sorted((meshes / "vehicles").glob("*.glb")), output, DEMO)
-
-
 def write_example(meshes: Path, shapes: ShapeSet, output: Path, number: int) -> None:
     """A picture and its mask: trained furniture in an arrangement that was not trained on."""
     names = {shapes.names[i] for i in shapes.select(DOMAIN, trained=True, scenes=True)}
     files = [f for f in sorted(meshes.glob("*/*.glb")) if f"{f.parent.name}/{f.stem}" in names]
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        _prepared(files, Path(folder) / "out", EXAMPLE)
+        prepare_copies(files, Path(folder) / "out", EXAMPLE)
         found = sorted(p.parent for p in Path(folder).glob("out/*/scene.json"))
         sample = found[number % len(found)]
         for name, source in (("rgb.png", "scene_rgb.png"), ("seg.png", "seg.png")):
