@@ -77,7 +77,7 @@ class SceneData:
 
 
 def resolve_data(name: str | Path) -> Path:
-    """The data folder that a name means: a folder, or `demo`, which ships with midilite."""
+    """The data folder that a name means: a folder, or `demo` or `demo_val`, which ship with midilite."""
     shipped = ASSETS / name
     return shipped if not Path(name).exists() and "/" not in str(name) and shipped.is_dir() else Path(name)
 

@@ -81,6 +81,15 @@ def test_the_scenes_kept_aside_are_other_arrangements_of_the_same_models(tmp_pat
         assert all(np.asarray(one.image).tobytes() != np.asarray(other.image).tobytes() for other in trained)
 
 
+def test_what_the_readme_says_of_the_demo_was_measured():
+    found = read_json(ROOT / "examples" / "recipes" / "tiny_model" / "results" / "demo.json")
+    assert len(found["base"]["scenes"]) == len(found["adapter"]["scenes"]) == SCENES["demo_val"]
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    for key, least in (("scene_f_score", 0.1), ("object_f_score", 0.15)):
+        base, adapted = (found[kind]["mean"]["none"][key]["mean"] for kind in ("base", "adapter"))
+        assert adapted - base >= least and f"from {base:.3f} to {adapted:.3f}" in text
+
+
 def placed(scene) -> tuple[float, ...]:
     """Where the first object of a scene stands, as the boxes of its surface say."""
     points = scene.surfaces[0, :, :3]

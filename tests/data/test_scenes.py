@@ -310,7 +310,7 @@ def test_ragged_surfaces_lose_no_point(tmp_path):
 def test_what_ships_is_found_by_its_name_by_every_command(tmp_path, monkeypatch):
     """Past bug: only train.py knew `demo`. A folder here of that name goes first."""
     monkeypatch.chdir(tmp_path)
-    assert len(find_scenes("demo")) == 32
+    assert len(find_scenes("demo")) == 32 and len(find_scenes("demo_val")) == 6
     (tmp_path / "demo").mkdir()
     with pytest.raises(ValueError, match="no samples"):
         find_scenes("demo")

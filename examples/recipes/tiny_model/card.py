@@ -265,7 +265,7 @@ def _demo(results: Results) -> str:
     rows = [(name, *(found["mean"]["none"][key]["mean"] for key in keys)) for name, found in kinds.items()]
     return f"""## The demo: six models of a space kit
 
-`../demo` has {TRAINING.num_scenes} arrangements of {len(MODELS)} models ({", ".join(MODELS)}), two in each, and
+`../demo` has {TRAINING.num_scenes} arrangements of {len(MODELS)} models, two in each ({", ".join(MODELS)}), and
 `../demo_val` {VALIDATION.num_scenes} **other arrangements of the same models**, from other sides. They tell how well these
 models are known, not how one comes out that was never shown. Measured on them by `evaluate.py`, one seed, with the
 adapter that `examples/configs/demo.yaml` makes on a CPU:
