@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -99,13 +100,15 @@ def placed(scene) -> tuple[float, ...]:
 def test_the_demo_ends_with_a_picture_of_all_scenes_kept_aside(tmp_path, monkeypatch):
     """Six rows; surfaces, which take most of a preview's time, are boxes here."""
     monkeypatch.setattr(evaluation, "_decode", lambda vae, latents, name, depth: [creation.box() for _ in latents])
-    options = demo_options(tmp_path, max_train_steps=1, lr_warmup_steps=0, preview_every=1, validate_every=0)
-    options = dataclasses.replace(options, num_tokens=16)
+    options = demo_options(tmp_path / "run", max_train_steps=1, lr_warmup_steps=0, preview_every=1, validate_every=0)
+    for name in ("composed_000000", "composed_000001"):  # encoding all of them takes long
+        shutil.copytree(ASSETS / "demo" / name, tmp_path / "few" / name)
+    options = dataclasses.replace(options, num_tokens=16, data_dir=str(tmp_path / "few"))
     assert options.eval_scenes == len(find_scenes("demo_val"))
     train.train_lora(options)
     cell = Image.new("RGB", evaluation.SIZE)
     row = preview_sheet([cell] * 8, [""] * 8, columns=4)
     rows = preview_sheet([row] * SCENES["demo_val"], columns=1)
-    for picture in (tmp_path / "samples" / "step-000001.png", ROOT / "examples" / "pictures" / "demo.png"):
+    for picture in (tmp_path / "run" / "samples" / "step-000001.png", ROOT / "examples" / "pictures" / "demo.png"):
         with Image.open(picture) as sheet:
             assert sheet.size == rows.size, picture

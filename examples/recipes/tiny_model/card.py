@@ -74,7 +74,8 @@ def _data(results: Results) -> str:
 
 Trained on 3D models by **Kenney** (kenney.nl), released under CC0 1.0 (public domain): furniture, vehicles, space,
 blasters and car parts, {first["models"]} models. Thank you, Kenney. The models are not part of midilite; these
-weights, and the renderings and surfaces in `../demo`, `../demo_val` and `../example`, were made from them and are likewise CC0.
+weights, and the renderings and surfaces in `../demo`, `../demo_val` and `../example`, were made from them and are
+likewise CC0.
 
 - The shape VAE saw all categories. The transformer and both image encoders saw **furniture only**, without parts of
   houses and flat things (rugs, floors), in random scenes of one to four objects: random yaw, scale, place and tints,
@@ -266,9 +267,9 @@ def _demo(results: Results) -> str:
     return f"""## The demo: six models of a space kit
 
 `../demo` has {TRAINING.num_scenes} arrangements of {len(MODELS)} models, two in each ({", ".join(MODELS)}), and
-`../demo_val` {VALIDATION.num_scenes} **other arrangements of the same models**, from other sides. They tell how well these
-models are known, not how one comes out that was never shown. Measured on them by `evaluate.py`, one seed, with the
-adapter that `examples/configs/demo.yaml` makes on a CPU:
+`../demo_val` {VALIDATION.num_scenes} **other arrangements of the same models**, from other sides. They tell how well
+these models are known, not how one comes out that was never shown. Measured on them by `evaluate.py`, one seed, with
+the adapter that `examples/configs/demo.yaml` makes on a CPU:
 
 {_table("model", *MEASURES)}
 {_rows(rows)}"""
@@ -279,7 +280,7 @@ LIMITS = """## Limits
 - Pictures must look like the training renderings: low-poly objects on white, seen from slightly above.
 - Thin parts, such as legs and rods, often come out ragged or broken; planes come out dented and edges rounded.
 - Furniture that it never saw comes out worse, other things much worse without an adapter.
-- An adapter for another domain costs some of what the model knows of furniture (last column of the table of vehicles)."""
+- An adapter for another domain costs some of what the model knows of furniture (last column of the vehicles' table)."""
 
 
 def _measured(row: Mapping[str, float]) -> list[str]:
