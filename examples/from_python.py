@@ -71,16 +71,16 @@ adapter = midilite.train_lora(options, [show], scenes)  # with data_dir=... in t
 print(adapter)
 
 # %% Adapt. Adapters of any format: PEFT, diffusers, kohya, bare .pth or .safetensors.
-pipe.load_adapter(adapter, scale=1.0, name="vehicles")
+pipe.load_adapter(adapter, scale=1.0, name="space")
 pipe(rgb, seg, **few)
-pipe.set_adapters({"vehicles": 0.5})  # several at once, changed between calls
+pipe.set_adapters({"space": 0.5})  # several at once, changed between calls
 pipe(rgb, seg, adapter_scale=0.5, **few)  # or for one call alone
 print(pipe.adapters)
 pipe.unload_adapters()  # the base again, bit for bit. pipe.merge_adapters() and pipe.save(folder) keep it instead
 
 # %% An adapter is a table of tensors; any format goes into any other.
 file = midilite.read_adapter(adapter)
-midilite.write_adapter(OUT / "vehicles.safetensors", file, "kohya")
+midilite.write_adapter(OUT / "space.safetensors", file, "kohya")
 
 # %% Evaluate on the folder that the scenes were written to: base and adapter from the same noise.
 found = midilite.evaluate(

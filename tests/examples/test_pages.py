@@ -156,6 +156,6 @@ def test_the_script_of_the_page_from_python_runs(tmp_path, forks):
     assert forks.wait(started, 600) == 0, log.read_text()[-3000:]
     out = tmp_path / "outputs" / "from_python"
     made = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-    assert {"scene.glb", "on_the_floor.glb", "vehicles.safetensors", "evaluation.json", "run/loss.png"} <= made
+    assert {"scene.glb", "on_the_floor.glb", "space.safetensors", "evaluation.json", "run/loss.png"} <= made
     printed = log.read_text()
-    assert "step 2: loss" in printed and "{'vehicles': 0.5}" in printed
+    assert "step 2: loss" in printed and "{'space': 0.5}" in printed
