@@ -21,7 +21,7 @@ print(pipe)
 
 # %% Generate. Without numbers a scene is sampled as the model says; here in few steps, of few tokens, on a coarse grid.
 rgb, seg = ASSETS / "example" / "rgb.png", ASSETS / "example" / "seg.png"  # or PIL images, or arrays
-few = {"num_inference_steps": 3, "guidance_scale": 2.0, "num_tokens": 64, "grid_depth": 4}
+few = {"num_inference_steps": 4, "guidance_scale": 2.0, "num_tokens": 64, "grid_depth": 4}
 result = pipe(rgb, seg, **few, seed=42)
 print(result)  # result.scene is a trimesh.Scene with one named geometry per object, result.latents is [n, T, C]
 result.save(OUT / "scene.glb")  # or .obj, .ply, .stl
