@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from ..common.devices import choose_device
 from ..common.distributed import World
+from ..common.progress import length_text
 from ..common.terminal import tell
 from ..model.folder import ModelFolder
 from ..training.memory import estimate_presets
@@ -38,14 +39,14 @@ class DryRun:
     def __str__(self) -> str:
         memory = ", ".join(f"{name} {value:.1f} GiB" for name, value in self.memory_gib.items())
         times = ", ".join(f"{seconds:.2f} s" for seconds in self.step_seconds)
-        hours = self.step_seconds[-1] * self.steps / 3600
+        whole = length_text(self.step_seconds[-1] * self.steps)
         return "\n".join(
             [
                 f"trainable parameters: {self.trainable:,} (base: {self.base:,})",
                 f"optimizer steps: {self.steps:,} ({self.steps_per_epoch:,} per epoch)",
                 f"cache: {self.cache_bytes / 2**20:.1f} MiB",
                 f"estimated memory: {memory}",
-                f"measured steps on {self.device}: {times}; all steps about {hours:.2f} h",
+                f"measured steps on {self.device}: {times}; all steps about {whole}",
             ]
         )
 

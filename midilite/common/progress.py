@@ -60,6 +60,13 @@ class Progress:
         return text if done >= total else f"{text} eta {clock_text((total - done) / pace)}"
 
 
+def length_text(seconds: float) -> str:
+    """How long something takes in the unit that reads best: 40 s, 5.8 min, 3.2 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def clock_text(seconds: float) -> str:
     """Seconds as h:mm:ss."""
     left = int(seconds)

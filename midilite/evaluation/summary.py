@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.files import write_png
+from ..common.progress import length_text
 from ..render.charts import COLORS, Line, line_chart, smoothed
 from ..training.log import METRICS
 from ..training.trainer import Trainer
@@ -73,7 +74,7 @@ def closing_summary(
     """
     progress, root = trainer.progress, trainer.output_dir
     averages = final.with_name(final.name + _AVERAGES)
-    pace = f"{seconds / 60:.1f} min" if seconds >= 120 else f"{seconds:.0f} s"
+    length = length_text(seconds)
     lines: dict[str, str] = {}
     validation = validation_curve(history)
     if validation:
@@ -83,7 +84,7 @@ def closing_summary(
         )
     now = progress.step - trainer.first_step
     lines["done"] = f"{progress.step:,} steps on {trainer.task.num_scenes} scenes, " + (
-        pace if now == progress.step else f"{now:,} of them since it was resumed, in {pace}"
+        length if now == progress.step else f"{now:,} of them since it was resumed, in {length}"
     )
     lines["adapter"] = str(final) + (f", averaged: {averages}" if averages.is_dir() else "")
     if progress.best and (root / BEST).is_dir():

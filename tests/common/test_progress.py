@@ -6,7 +6,7 @@ import pytest
 from terminals import Terminal
 
 from midilite.common import progress, terminal
-from midilite.common.progress import Progress
+from midilite.common.progress import Progress, length_text
 from midilite.common.terminal import end_live, say, tell
 
 
@@ -77,3 +77,10 @@ def test_a_terminal_that_can_only_print_gets_lines(clock, attach):
     stderr = attach("dumb")
     Progress("encoding", "", lambda: clock[0]).show(1, 2)
     assert stderr.getvalue() == "encoding 1/2\n" and progress.EVERY > 1
+
+
+def test_a_length_of_time_is_told_in_the_unit_that_reads_best():
+    """The dry run of 47 minutes said 0.78 h."""
+    assert [length_text(seconds) for seconds in (3.4, 119, 120, 346, 7199, 7200, 90000)] == [
+        *("3 s", "119 s", "2.0 min", "5.8 min", "120.0 min", "2.0 h", "25.0 h")
+    ]
