@@ -138,7 +138,7 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     from ..inference.pipeline import load_pipeline
     from ..render.scene_page import three_js
     from ..runtime.placement import choose_device, choose_dtype
-    from .infer import load_adapters
+    from .infer import load_adapters, with_adapters
 
     if options.data_dir is None:
         raise ValueError("data_dir is missing: pass --data_dir, a folder of samples or MIDI's 3D-Front set")
@@ -158,6 +158,7 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     dtype = choose_dtype(options.mixed_precision, device)
     pipe = load_pipeline(base, device, dtype, options.mi_attention_blocks)
     load_adapters(pipe, options.lora_path or (), options.lora_scale, options.lora_alpha)
+    say(f"loaded {base}{with_adapters(options.lora_path or ())} on {pipe.device}, {len(scenes)} scene(s) to measure")
     if options.fit_layout:
         check_layout(True, pipe.clip is not None)
     kinds = ("base", "adapter") if options.lora_path else ("base",)

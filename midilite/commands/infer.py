@@ -198,7 +198,8 @@ def run(options: InferOptions) -> Result:
     load_adapters(pipe, options.lora_path or (), options.lora_scale, options.lora_alpha)
     if world.is_main:
         partners = f" and {world.size - 1} more of their kind" if world.size > 1 else ""
-        say(f"loaded {base} on {pipe.device}{partners} in {time.monotonic() - started:.1f} s")
+        worn = with_adapters(options.lora_path or ())
+        say(f"loaded {base}{worn} on {pipe.device}{partners} in {time.monotonic() - started:.1f} s")
     result = _generate(pipe, options, *pictures, layout)
     if result.layout is not None and world.is_main:
         seen = f"vertical angle of view {result.camera.fov_deg:.0f} degrees, from {result.camera.elevation:.0f} above"
@@ -387,6 +388,11 @@ def load_adapters(pipe: Pipeline, paths: Sequence[str], scales: Sequence[float],
         for note in pipe.load_adapter(path, scale, f"lora_{i}", lora_alpha):
             if pipe.world.is_main:
                 say(f"{path}: {note}")
+
+
+def with_adapters(paths: Sequence[str]) -> str:
+    """The adapters in the line that says what was loaded; empty when there are none."""
+    return f" with {' and '.join(paths)}" if paths else ""
 
 
 def write_preview(result: Result, path: Path) -> None:

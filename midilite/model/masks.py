@@ -179,8 +179,8 @@ def _check_labels(labels: np.ndarray, name: str, max_labels: int | None) -> None
     hint = "save it as PNG with one flat value per object (no anti-aliasing, no JPEG, nearest-neighbour resizing)"
     if len(found) > max_labels:
         raise ValueError(
-            f"{name}: the mask has {len(found)} labels, at most {max_labels} are allowed. Colours blended at edges "
-            f"count as labels: {hint}; a true id map can be read with a higher limit"
+            f"{name}: the mask has {len(found)} labels, at most {max_labels} are allowed. Photographs are no masks, "
+            f"and colours blended at edges count as labels: {hint}"
         )
     solid = solid_values(labels)
     thin = [label for label in found if label not in solid]

@@ -41,7 +41,7 @@ def test_inference_takes_the_base_of_its_adapter(tmp_path, monkeypatch, capsys, 
     small = {"num_inference_steps": 1, "num_tokens": 16, "grid_depth": 4, "preview": False, "device": "cpu"}
     pictures = {"rgb_image": str(MIDI / "scene_rgb.png"), "seg_image": str(MIDI / "scene_seg.png")}
     infer.run(infer.InferOptions(lora_path=(adapter("a", "base", midi_dit),), **small, **pictures))
-    assert "loaded base on cpu" in capsys.readouterr().err
+    assert "loaded base with a on cpu" in capsys.readouterr().err
 
 
 def test_an_adapter_for_another_width_is_one_line_that_names_its_base(tmp_path, midi_dit):

@@ -68,7 +68,9 @@ def test_base_and_adapter_start_alike_and_differ_by_the_adapter(prepared, tmp_pa
     assert set(without) == {"options", "definitions", "base"} and set(with_it) == {*without, "adapter"}
     assert with_it["base"] == without["base"] == silent["adapter"]
     assert with_it["adapter"]["mean"] != with_it["base"]["mean"]
-    printed = capsys.readouterr().out
+    printed, said = capsys.readouterr()
+    begun = [line for line in said.splitlines() if line.startswith("loaded ")]  # before minutes without a word
+    assert begun[0].endswith("checkpoint on cpu, 2 scene(s) to measure") and f" with {LORA[1]} on cpu" in begun[1]
     assert printed.count("scene  ") == 3 and "mean  " in printed and "change" in printed, "one table each"
     assert all(name in printed for name in (*ALIGNMENTS, *SCENE_KEYS, *without["definitions"].values()))
 

@@ -300,7 +300,7 @@ def test_mask_errors(tmp_path):
 def test_too_many_labels():
     """300 labels are an error with the count, the limit and a hint; id maps of data sets may hold them."""
     ids = np.arange(301, dtype=np.uint16).reshape(7, 43).repeat(4, 0).repeat(4, 1)
-    with pytest.raises(ValueError, match="300 labels, at most 64 .* PNG"):
+    with pytest.raises(ValueError, match="300 labels, at most 64 .*Photographs are no masks.* PNG"):
         load_mask(Image.fromarray(ids))
     assert label_values(load_mask(Image.fromarray(ids), max_labels=None)) == list(range(1, 301))
     assert len(label_values(load_mask(np.where(ids <= 64, ids, 0)))) == 64
