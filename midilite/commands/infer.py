@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ..layout.fit import LayoutOptions
 
 EXAMPLE = Path(__file__).parents[1] / "assets" / "example"
+_NEARLY_WHITE = 230  # of 255
 PATIENCE = timedelta(minutes=10)  # of a process with others that load the model or decode more than it does
 
 
@@ -169,6 +170,7 @@ def run(options: InferOptions) -> Result:
     """
     from ..common.distributed import start, stop
     from ..inference.pipeline import load_pipeline
+    from ..model.folder import is_shipped
     from ..runtime.placement import choose_dtype
 
     started = time.monotonic()
@@ -182,6 +184,11 @@ def run(options: InferOptions) -> Result:
     if pictures[1] is None:
         _check_needs_no_mask(base)
     world, device = start(options.device, PATIENCE)
+    if world.is_main and is_shipped(base) and not options.lora_path and not _has_white_border(pictures[0]):
+        say(
+            f"{base} knows low-poly furniture on white, nothing else: this picture's surroundings are not white, so "
+            "expect rough lumps (--pretrained_model FOLDER takes published weights)"
+        )
     pipe = load_pipeline(
         base,
         device,
@@ -250,6 +257,16 @@ def answer(options: InferOptions) -> int:
 
     missing = any(mesh is None for mesh in run(options).meshes)
     return int(missing and described_world().size == 1)
+
+
+def _has_white_border(image: Image.Image) -> bool:
+    """Whether most pixels at the picture's edges are white or nearly, or see-through."""
+    import numpy as np
+
+    pixels = np.asarray(image.convert("RGBA"))
+    edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    white = (edge[:, :3].min(1) >= _NEARLY_WHITE) | (edge[:, 3] == 0)
+    return bool(white.mean() > 0.5)
 
 
 def _read_pictures(options: InferOptions) -> tuple[Image.Image, np.ndarray | None]:

@@ -247,6 +247,8 @@ def _run(jobs: list[_Job], workers: int, outcome: Outcome, log: Callable[[str], 
     start = time.monotonic()
     for done, results in enumerate(in_processes(_prepare_scene, jobs, workers), start=1):
         remaining = (time.monotonic() - start) / done * (len(jobs) - done)
+        # the first ones start together and wait for the processes: their time says little of the others
+        left = f" (about {remaining:.0f} s left)" if done > 2 * workers or done == len(jobs) else ""
         for name, manifest, skipped in results:
             if skipped is not None:
                 outcome.skipped.append(skipped)
@@ -255,7 +257,7 @@ def _run(jobs: list[_Job], workers: int, outcome: Outcome, log: Callable[[str], 
                 outcome.written.append(name)
                 _note_meshes(manifest, outcome)
                 line = f"{name}: {len(manifest['instances'])} instance(s)"
-            log(f"[{done}/{len(jobs)}] {line} (about {remaining:.0f} s left)")
+            log(f"[{done}/{len(jobs)}] {line}{left}")
     outcome.written.sort()
 
 

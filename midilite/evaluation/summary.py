@@ -18,6 +18,7 @@ from .validation import BEST
 
 PICTURE = "loss.png"
 _AVERAGES = "-ema"  # ends the name of a folder with averaged weights
+_FEW = 10  # logged lines, below which their means say nothing
 _SHARE = 0.1  # of all steps, that the first and the last training loss are a mean of
 
 
@@ -99,9 +100,14 @@ def closing_summary(
 
 
 def _training_losses(points: Sequence[tuple[float, float]]) -> str:
-    """Means of the first and the last tenth of the logged lines, and the best mean of as many in a row."""
+    """Means of the first and the last tenth of the logged lines, and the best mean of as many in a row.
+
+    A few lines are left to the validation loss: which noise levels were drawn decides theirs.
+    """
     if not points:
         return "none was logged"
+    if len(points) < _FEW:
+        return f"{points[-1][1]:.4f} last; {len(points)} logged value(s) are too few to say how it went"
     count = max(1, round(len(points) * _SHARE))
     values = [value for _, value in points]
     means = [math.fsum(values[i : i + count]) / count for i in range(len(values) - count + 1)]

@@ -3,8 +3,10 @@
 import dataclasses
 import shutil
 
+import numpy as np
 import pytest
 from golden_files import GOLDEN
+from PIL import Image
 
 from midilite.commands import infer, train
 from midilite.commands.bases import choose_base
@@ -52,6 +54,18 @@ def test_an_adapter_for_another_width_is_one_line_that_names_its_base(tmp_path, 
     with pytest.raises(ValueError, match="made for width 64, .* load its base MIDI-3D") as caught:
         infer.run(options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shade, said", [(255, False), (240, False), (90, True)])
+def test_the_shipped_model_says_that_it_knows_no_photographs(tmp_path, capsys, shade, said):
+    pixels = np.full((64, 64, 3), shade, np.uint8)
+    pixels[20:40, 20:40] = (120, 60, 20)
+    Image.fromarray(pixels).save(tmp_path / "rgb.png")
+    Image.fromarray((pixels[..., 0] == 120).astype(np.uint8)).save(tmp_path / "seg.png")
+    pictures = {"rgb_image": str(tmp_path / "rgb.png"), "seg_image": str(tmp_path / "seg.png")}
+    files = {"output": str(tmp_path / "scene.glb"), "preview": False, "device": "cpu"}
+    infer.run(infer.InferOptions(num_inference_steps=2, num_tokens=16, grid_depth=4, **pictures, **files))
+    assert ("knows low-poly furniture on white, nothing else" in capsys.readouterr().err) == said
 
 
 def test_training_on_the_shipped_model_says_so_first(options, capsys):

@@ -19,7 +19,7 @@ from midilite.common.distributed import World
 from midilite.data.scenes import find_scenes
 from midilite.data.split import first_views
 from midilite.evaluation import scenes as evaluation
-from midilite.evaluation import validation
+from midilite.evaluation import summary, validation
 from midilite.evaluation.meters import Meter
 from midilite.inference.sampling import guided_velocity, sample
 from midilite.mesh.geometry import sample_surface
@@ -365,11 +365,18 @@ def test_a_run_ends_with_a_picture_and_a_summary(options, capsys):
     for color in (pale, COLORS[0], COLORS[1], COLORS[5]):  # training raw and smoothed, validation, the base's
         assert (np.abs(shown - color).max(axis=1) < 12).sum() > 100, color
     text = capsys.readouterr().err
-    summary = text[text.index("\nvalidation loss ") + 1 :].splitlines()
-    assert summary[1].startswith("done "), "validation comes first"
+    closing = text[text.index("\nvalidation loss ") + 1 :].splitlines()
+    assert closing[1].startswith("done "), "validation comes first"
     for part in ("adapter ", "lora-final", "best adapter ", "lora-best: val_loss", "validation loss ", " base, "):
         assert part in text
     assert "skipped" not in text
+
+
+def test_training_losses_are_told_once_there_are_enough_to_say_something():
+    lines = [{"step": i, "mse": float(20 - i)} for i in range(20)]
+    few = summary._training_losses(summary.curve(lines[:9], "mse"))
+    assert few == "12.0000 last; 9 logged value(s) are too few to say how it went"
+    assert summary._training_losses(summary.curve(lines, "mse")).startswith("19.5000 first, 1.5000 last, 1.5000 best")
 
 
 def test_the_summary_counts_skipped_samples(options, prepared, tmp_path, capsys):
