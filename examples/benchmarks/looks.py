@@ -25,6 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.cases.prepare import make_shapes, prepare_one  # noqa: E402
+from benchmarks.starts import processor  # noqa: E402
+from midilite.common.files import write_json  # noqa: E402
 from midilite.data_prep.finding import find_scenes  # noqa: E402
 from midilite.data_prep.options import LOOKS, PrepareSettings  # noqa: E402
 from midilite.data_prep.prepare import list_arrangements  # noqa: E402
@@ -40,6 +42,7 @@ def main() -> None:
     parser.add_argument("--image_size", type=int, default=512)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--backgrounds", help="folder of photographs for look room")
+    parser.add_argument("--output", type=Path, help="JSON file for the times and the machine")
     parser.add_argument("--sheet", type=Path, help="picture to write: a row for each look, a column for each scene")
     parser.add_argument("--cell", type=int, default=200, help="pixels of a picture in the sheet")
     args = parser.parse_args()
@@ -50,7 +53,12 @@ def main() -> None:
             meshes = Path(place) / "meshes"
             meshes.mkdir()
             make_shapes(meshes)
-        report(measure(meshes, Path(place) / "out", args))
+        found = summary(measure(meshes, Path(place) / "out", args))
+        report(found)
+        if args.output:
+            facts = {"meshes": args.meshes.name if args.meshes else "four shapes", "objects": args.objects}
+            facts |= {"image_size": args.image_size, "scenes": args.scenes, "machine": f"one core of {processor()}"}
+            write_json(args.output, {**facts, "looks": found})
         if args.sheet:
             save_sheet(Path(place) / "out", args)
 
@@ -77,14 +85,22 @@ def _settings(look: str, args: argparse.Namespace) -> PrepareSettings:
     )  # fmt: skip
 
 
-def report(rows: list[dict[str, dict[str, float]]]) -> None:
-    """Print medians and ratios."""
+def summary(rows: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Of each look the median seconds of both clocks, and the median over arrangements of their ratios to plain."""
+    found: dict[str, dict[str, float]] = {}
     for look in LOOKS:
-        cells = [f"{look:8}"]
+        found[look] = {}
         for clock in ("cpu", "wall"):
-            ratio = median(row[look][clock] / row["plain"][clock] for row in rows)
-            cells.append(f"{clock} {median(row[look][clock] for row in rows):.2f} s, {ratio:.2f} times plain")
-        print("   ".join(cells))
+            found[look][f"{clock}_s"] = round(median(row[look][clock] for row in rows), 4)
+            found[look][f"{clock}_ratio"] = round(median(row[look][clock] / row["plain"][clock] for row in rows), 4)
+    return found
+
+
+def report(found: dict[str, dict[str, float]]) -> None:
+    """Print medians and ratios."""
+    for look, times in found.items():
+        clocks = [f"{c} {times[f'{c}_s']:.2f} s, {times[f'{c}_ratio']:.2f} times plain" for c in ("cpu", "wall")]
+        print("   ".join([f"{look:8}", *clocks]))
 
 
 def save_sheet(output: Path, args: argparse.Namespace) -> None:

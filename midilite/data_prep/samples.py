@@ -192,8 +192,9 @@ def _rendered_sample(
             ids = ids.astype(np.uint8)
             share, hidden = _least_visible(ids, chosen.shapes)
             if share > 0:
-                files = _files(taken[0], ids, _surfaces(source, view, chosen.shapes, settings))
-                files |= {variant_name(i): png_bytes(Image.fromarray(rgb)) for i, rgb in enumerate(taken[1:], 1)}
+                noisy = settings.look == "room"
+                files = _files(taken[0], ids, _surfaces(source, view, chosen.shapes, settings), noisy)
+                files |= {variant_name(i): png_bytes(Image.fromarray(rgb), noisy) for i, rgb in enumerate(taken[1:], 1)}
                 manifest = _manifest(source, view, chosen.shapes, ids, chosen.frame, settings)
                 for entry, placement in zip(manifest["instances"], chosen.placements, strict=True):
                     entry["placement"] = placement
@@ -347,12 +348,16 @@ def _surfaces(source: SceneSource, view: int, shapes: list[Shape], settings: Pre
     return np.stack(rows)
 
 
-def _files(rgb: np.ndarray, ids: np.ndarray, surfaces: np.ndarray) -> dict[str, bytes]:
-    """The contents of a sample's files. rgb uint8 [H, W, 3]; ids uint8 [H, W], 0 = background; surfaces [K, N, 6]."""
+def _files(rgb: np.ndarray, ids: np.ndarray, surfaces: np.ndarray, noisy: bool = False) -> dict[str, bytes]:
+    """The contents of a sample's files. rgb uint8 [H, W, 3]; ids uint8 [H, W], 0 = background; surfaces [K, N, 6].
+
+    Args:
+        noisy: as photographs are; packing such pictures well takes long and saves little.
+    """
     instances_on_white = np.where(ids[..., None] > 0, rgb, np.uint8(255))
     return {
-        "scene_rgb.png": png_bytes(Image.fromarray(rgb)),
-        "rgb.png": png_bytes(Image.fromarray(instances_on_white)),
+        "scene_rgb.png": png_bytes(Image.fromarray(rgb), noisy),
+        "rgb.png": png_bytes(Image.fromarray(instances_on_white), noisy),
         "seg.png": png_bytes(mask_picture(ids)),
         "surface.npy": npy_bytes(surfaces),
     }

@@ -15,7 +15,8 @@ def test_looks_are_timed_by_turns_and_pictured(tmp_path, capsys):
     )
     rows = looks.measure(tmp_path, tmp_path / "out", args)
     assert len(rows) == 2 and all(set(row) == {"plain", "studio", "room"} for row in rows)
-    looks.report([{"plain": {"cpu": 2, "wall": 4}, "studio": {"cpu": 3, "wall": 4}, "room": {"cpu": 4, "wall": 2}}])
+    row = {"plain": {"cpu": 2, "wall": 4}, "studio": {"cpu": 3, "wall": 4}, "room": {"cpu": 4, "wall": 2}}
+    looks.report(looks.summary([row]))
     told = capsys.readouterr().out.splitlines()
     assert "cpu 3.00 s, 1.50 times plain" in told[1] and "wall 2.00 s, 0.50 times plain" in told[2]
     looks.save_sheet(tmp_path / "out", args)
