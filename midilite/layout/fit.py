@@ -61,6 +61,7 @@ _GAIN = (
 _LOSS = 0.02  # of an object's own IoU, from which on it is not moved
 _TRUST = (0.4, 0.7)  # masks' IoU reached by the fit, from which on shapes tell anything, and all but depth
 _DEPTH_TRUST = (0.6, 0.95)  # the same for depth, which hangs on the camera's elevation, and that on all shapes
+_UNKNOWN = 1e30  # depths beyond are some format's word for none
 _DEEPER = 0.01  # than the model had it, an object may be inside another
 
 
@@ -83,8 +84,17 @@ class LayoutOptions:
         fov, depth = self.fov, self.depth
         if fov is not None and (not isinstance(fov, Real) or isinstance(fov, bool) or not 1.0 <= fov <= 170.0):
             raise ValueError(f"fov is {fov!r}, expected degrees from 1 to 170")
-        if depth is not None and not (isinstance(depth, np.ndarray) and depth.ndim == 2 and depth.dtype.kind in "fiu"):
-            raise ValueError("depth is no array [H, W] of real numbers")
+        if depth is not None:
+            if not (isinstance(depth, np.ndarray) and depth.ndim == 2 and depth.dtype.kind in "fiu"):
+                raise ValueError("depth is no array [H, W] of real numbers")
+            known = depth.astype(np.float64)
+            known[~(np.abs(known) < _UNKNOWN)] = np.nan
+            object.__setattr__(self, "depth", known)
+
+    @property
+    def focal(self) -> float | None:
+        """The logarithm of the focal length in picture heights, where it is known."""
+        return None if self.fov is None else math.log(0.5 / math.tan(math.radians(self.fov) / 2))
 
 
 @dataclass(frozen=True)
@@ -218,8 +228,7 @@ class Problem:
         """The model's layout as a first camera sees it."""
         front = self.objects.boxes()[:, 1, 2]
         evidence = self.masks.evidence(front[None] > front[:, None])
-        fov = self.options.fov
-        focal = None if fov is None else 0.5 / math.tan(math.radians(fov) / 2)
+        focal = None if self.options.focal is None else math.exp(self.options.focal)
         return start_camera(self.objects, evidence, self.size, self.prior, focal)
 
     def solve(self, state: State, steps: int, camera_only: bool = False) -> State:
@@ -245,7 +254,7 @@ class Problem:
         parts = [
             terms.outline_terms(objects, state, drawn, evidence, masks, prior, width),
             terms.side_terms(objects, state, evidence, *sides, masks, prior).scaled(sides_weight),
-            terms.prior_terms(state, prior, self.options.fov is not None),
+            terms.prior_terms(state, prior, self.options.focal),
             terms.floor_terms(state, prior, self.options.floor),
         ]
         if self.depth is not None:

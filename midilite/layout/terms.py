@@ -14,7 +14,7 @@ from .equations import Equations, robust, where_known
 from .evidence import Evidence, Masks, outline, sampled
 from .prior import Prior
 from .silhouettes import Drawn, Objects, furthest, surface_points
-from .state import CAMERA, FLOOR, FOCAL, OBJECT, Moving, State, Y, moving, of_all
+from .state import CAMERA, FLOOR, OBJECT, Moving, State, Y, moving, of_all
 
 _FORTH, _BACK = 160, 120  # points of each drawn outline and of each mask's
 
@@ -79,9 +79,13 @@ def side_terms(
     return where_known(along[0] - sides, rows, prior.samples / 4 / sigma.square(), shown)
 
 
-def prior_terms(state: State, prior: Prior, fixed_focal: bool = False) -> Equations:
-    """Objects stay near what the model said, the camera near what cameras are."""
-    camera = [prior.pitch, (float(state.values[FOCAL]), 1e-4) if fixed_focal else prior.focal]
+def prior_terms(state: State, prior: Prior, focal: float | None = None) -> Equations:
+    """Objects stay near what the model said, the camera near what cameras are.
+
+    Args:
+        focal: the logarithm of the focal length, where it is known.
+    """
+    camera = [prior.pitch, prior.focal if focal is None else (focal, 1e-5)]
     own = [*prior.place, prior.width, prior.height, prior.yaw]
     middle = state.values.new_tensor([c[0] for c in camera])
     spread = [*(c[1] for c in camera), *[10.0] * (CAMERA - 2), *own * len(state.pivots)]

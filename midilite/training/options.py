@@ -21,6 +21,7 @@ BELONGINGS = re.compile(
     r"lora-(final|best|epoch-\d+)(-ema)?|samples|config\.yaml|metrics\.jsonl|loss\.png|error\.log|run\.json"
     r"|events\.out\.tfevents\..*"
 )
+_USUAL_RATE = 1e-4  # stands for one that is not known yet
 MOST_CHANGE = 1e30  # of a weight in one step; AdamW multiplies it by up to 10 at first, and fp32 ends at 3e38
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 CHECKPOINTING = ("off", "full", "selective")
@@ -363,11 +364,10 @@ class TrainOptions(Options):
         low, high = self.sigma_range
         if not low < high:
             raise ValueError(f"sigma_range is {low:g} {high:g}, expected the lower noise level first")
-        if self.learning_rate == AUTO:
-            return
-        if self.learning_rate * max(1.0, self.lora_plus_ratio) * max(1.0, self.weight_decay) > MOST_CHANGE:
+        rate = _USUAL_RATE if self.learning_rate == AUTO else self.learning_rate
+        if rate * max(1.0, self.lora_plus_ratio) * max(1.0, self.weight_decay) > MOST_CHANGE:
             raise ValueError(
-                f"learning_rate {self.learning_rate:g} (with lora_plus_ratio {self.lora_plus_ratio:g} and weight_decay "
+                f"learning_rate {self.learning_rate} (with lora_plus_ratio {self.lora_plus_ratio:g} and weight_decay "
                 f"{self.weight_decay:g}) is beyond what fp32 can hold; usual learning rates are 1e-5 to 1e-3"
             )
 

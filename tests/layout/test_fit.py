@@ -197,8 +197,9 @@ def test_what_is_not_known_but_nonsense_is_refused(known):
 
 def test_a_known_angle_of_view_is_kept():
     scene = laid(usual().meshes, fov=55.0)
-    layout, _ = fitted(scene, misplaced(scene, 0.03), fov=55.0)
-    assert layout.camera.fov_deg == pytest.approx(55.0, abs=0.1)
+    for fov in (55.0, 170.0):  # a wrong one, too: past bug, it drifted, to 170.9
+        layout, _ = fitted(scene, misplaced(scene, 0.03), fov=fov)
+        assert layout.camera.fov_deg == pytest.approx(fov, abs=1e-3)
     with pytest.raises(ValueError, match="fov is 0.2, expected degrees from 1 to 170"):
         LayoutOptions(fov=0.2)
 
@@ -239,7 +240,15 @@ def test_a_depth_map_up_to_scale_and_shift_brings_objects_to_their_depth(scale, 
 
 
 @pytest.mark.parametrize(
-    "told", [lambda depth: np.full_like(depth, 3.0), lambda depth: 1 / depth], ids=["flat", "disparity"]
+    "told",
+    [
+        lambda depth: np.full_like(depth, 3.0),
+        lambda depth: 1 / depth,
+        lambda depth: np.full_like(depth, np.finfo(np.float64).max),  # past bug: a camera that is no number
+        lambda depth: np.full(depth.shape, 3.0, np.longdouble),
+        lambda depth: np.full(depth.shape, 3.0, ">f4"),
+    ],
+    ids=["flat", "disparity", "unknown", "long", "big-endian"],
 )
 def test_a_depth_map_that_says_nothing_pulls_at_nothing(told):
     scene = usual()

@@ -43,6 +43,7 @@ def options(options, tmp_path, monkeypatch):
         ),
         ({"lora_alpha": 9e8, "lora_init": "pissa"}, "LoRA alpha is 1800000000"),
         ({"lora_rank_pattern": ("to_q=0",)}, "LoRA rank is 0"),
+        ({"learning_rate": "auto", "lora_plus_ratio": 1e45}, r"learning_rate auto.*beyond what fp32 can hold"),
         ({"learning_rate": 1e300}, r"learning_rate 1e\+300.*beyond what fp32 can hold"),
         ({"learning_rate": 1e20, "lora_plus_ratio": 1e20}, "learning_rate 1e.20 .with lora_plus_ratio 1e.20"),
         ({"learning_rate": 1e20, "weight_decay": 1e20}, "weight_decay 1e.20"),
