@@ -55,9 +55,7 @@ _FINE = 192  # cells of the grid on an object's longest side that fine meshes ar
 _STEPS = (4, 10)  # of the camera alone, of all together
 _WIDTHS = (0.4, 0.2)  # of the robust weights at the first and the last step, as a share of an object's size
 _LONGEST = 0.2  # step of any unknown
-_GAIN = (
-    0.01  # of the masks' IoU, from which on a fit is an improvement: by smaller ones scenes lose as much F as they win
-)
+_GAIN = 0.01  # of the masks' IoU, from which on a fit is taken: smaller ones do as much harm as good
 _LOSS = 0.02  # of an object's own IoU, from which on it is not moved
 _TRUST = (0.4, 0.7)  # masks' IoU reached by the fit, from which on shapes tell anything, and all but depth
 _DEPTH_TRUST = (0.6, 0.95)  # the same for depth, which hangs on the camera's elevation, and that on all shapes

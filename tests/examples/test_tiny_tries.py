@@ -7,6 +7,7 @@ import fcntl
 import numpy as np
 import pytest
 import trimesh
+from pages import marks
 from safetensors.torch import save_file
 from tiny_model import command, tries_page
 from tiny_model.flow_recipe import FlowRecipe, baseline, changes, value_at
@@ -15,10 +16,12 @@ from tiny_model.networks import Networks, toy_sizes
 from tiny_model.shapes import ShapeSet, pack
 from tiny_model.stages import Plan, draw_chunk, toy_plan
 from tiny_model.tries_data import one_at_a_time
-from tiny_model.tries_page import BEGIN, END, PAGE, RESULTS, run_tries_page, table
+from tiny_model.tries_page import PAGE, RESULTS, run_tries_page, table
 from tiny_model.tries_stage import BASELINE, tries
 
 from midilite.common.files import read_json, write_json
+
+BEGIN, END = marks("tries")
 
 
 def test_phases():

@@ -2,11 +2,14 @@
 
 import copy
 
+from pages import marks
 from tiny_model.tuning_cells import Cell
-from tiny_model.tuning_page import BEGIN, END, PAGE, RESULTS, lowest_step, run_tuning_page, tables
+from tiny_model.tuning_page import PAGE, RESULTS, lowest_step, run_tuning_page, tables
 from tiny_model.tuning_stage import key_of
 
 from midilite.common.files import read_json, write_json
+
+BEGIN, END = marks("study")
 
 
 def test_the_page_holds_the_tables_of_the_results():

@@ -15,7 +15,7 @@ from midilite.common.files import read_json
 
 from .demo import MODELS, TRAINING, VALIDATION
 from .quality import OBJECT_TAU, POINTS, SCENE_TAU
-from .sampling_stage import KEYS
+from .sampling_stage import KEYS, SHIPS
 from .scenes import SETTINGS, STRETCH
 from .stages import Plan
 from .tuning_cells import SCENES, Cell
@@ -27,7 +27,7 @@ GOALS = {"seen": (0.87, 0.62, 0.82), "unseen": (0.80, 0.56, 0.68)}  # scene F, b
 NORMALS_GOAL, GAIN_GOAL, GAIN_SCENES = 0.95, 0.9, 64
 MEASURES = (f"scene F-score({SCENE_TAU})", "box IoU", f"object F-score({SCENE_TAU})")
 VARIANTS = (("rank 16", 16, 1e-3), ("rank 64", 64, 1e-3), ("all weights", 0, 3e-4))  # of three seeds each
-SHIPS, BEFORE = "ab2, 12 calls, guided in 0.4 to 1", "euler, 25 calls"  # ways of sampling
+BEFORE = "euler, 25 calls"  # a way of sampling
 SEEN, UNSEEN = "seen furniture, unseen arrangements", "unseen furniture"
 UNSEEN_FAST = "fast-shift-1_5 on unseen furniture"  # a run of `speed`
 

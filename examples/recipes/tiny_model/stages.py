@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import os
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields
 from multiprocessing import get_context
@@ -139,12 +140,20 @@ def run_draw(folder: Path, plan: Plan, tests_only: bool = False) -> None:
         for name, models, counts in jobs
         for i in range(0, len(counts), 2100)
     ]
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as executor:
-        drawn = list(executor.map(draw_chunk, chunks))
+    drawn = draw_chunks(chunks)
     for name, _, _ in jobs:
         join([scenes for scenes, chunk in zip(drawn, chunks, strict=True) if chunk[3][1] == name]).save(
             folder / f"{name}.safetensors"
         )
+
+
+def draw_chunks(jobs: Sequence[tuple[Path, list[int], list[int], tuple]]) -> list[Scenes]:
+    """The scenes of each job, decided on all CPU cores."""
+    if len(jobs) == 1:
+        return [draw_chunk(jobs[0])]
+    workers = min(os.cpu_count() or 1, len(jobs))
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
+        return list(executor.map(draw_chunk, jobs))
 
 
 def draw_chunk(job: tuple[Path, list[int], list[int], tuple]) -> Scenes:

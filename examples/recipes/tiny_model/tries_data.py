@@ -7,12 +7,9 @@ draws and encodes them on its own GPU: they are made from the same numbers, and 
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 from torch import Tensor
@@ -22,7 +19,7 @@ from .flow_task import BUNDLE, SceneData
 from .pools import Pools
 from .scenes import Scenes
 from .shapes import ShapeSet
-from .stages import DOMAIN, Stage, draw_chunk, join
+from .stages import DOMAIN, Stage, draw_chunks, join
 
 CHUNK = 490  # scenes that a core decides at a time: 70 bundles
 
@@ -57,13 +54,7 @@ def try_scenes(stage: Stage, shapes: ShapeSet) -> Scenes:
             counts, models = list(BUNDLE) * stage.plan.try_bundles, shapes.select(DOMAIN, True, scenes=True)
             starts = range(0, len(counts), CHUNK)
             jobs = [(packed, models, counts[i : i + CHUNK], ("scenes", "tries", i)) for i in starts]
-            if len(jobs) == 1:
-                parts = [draw_chunk(job) for job in jobs]
-            else:
-                workers = min(os.cpu_count() or 1, len(jobs))
-                with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
-                    parts = list(executor.map(draw_chunk, jobs))
-            join(parts).save(path)
+            join(draw_chunks(jobs)).save(path)
     return Scenes.load(path)
 
 

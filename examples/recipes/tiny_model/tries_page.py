@@ -7,7 +7,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from midilite.common.files import read_json, write_bytes, write_json
+from pages import fill
+
+from midilite.common.files import read_json, write_json
 
 from .flow_recipe import FlowRecipe, changes
 from .sampling_stage import KEYS, differences
@@ -15,7 +17,6 @@ from .tries_stage import BASELINE
 
 RESULTS = Path(__file__).parent / "results" / "tries.json"
 PAGE = Path(__file__).parent / "README.md"
-BEGIN, END = "<!-- tries: begin (a script writes what is between these lines) -->\n", "<!-- tries: end -->\n"
 SAYS = {
     BASELINE: "baseline",
     "aux": "auxiliary heads on the DINOv2 encoder, weight 0.2 falling to 0.05",
@@ -42,9 +43,7 @@ def run_tries_page(folder: Path, results: Path = RESULTS, page: Path = PAGE) -> 
         raise ValueError(f"{folder / 'tries'}: trainings of other lengths (minutes: {times}) can't be compared")
     if found:
         write_json(results, found)
-    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
-    _, after = rest.split(END)
-    write_bytes(page, f"{before}{BEGIN}{table(list(found.values()))}\n{END}{after}".encode())
+    fill(page, {"tries": table(list(found.values()))})
 
 
 def _known(results: Path) -> list[dict[str, Any]]:

@@ -30,12 +30,11 @@ from .flow_stages import flow_task, start_networks, train_flow
 from .flow_task import PER_BUNDLE, FlowTask
 from .lora_study import StudySettings, encode_domain, fixed_loss
 from .networks import Networks
-from .sampling_stage import by_scene
+from .sampling_stage import SHIPS, by_scene, ways
 from .stages import SEED, Stage, trainer_options
 from .timebox import TimeBox
 from .tries_data import TryData, try_data
 
-SAMPLING = quality.Sampling(3.0, 12, 3.0, solver="ab2", interval=(0.4, 1.0))  # as the shipped model's
 BASELINE, SEEDS = "baseline", (0, 1)
 FIRST = ("aux", "muon", "tokens", "levels")
 
@@ -152,7 +151,7 @@ def measure_try(stage: Stage, data: TryData, networks: Networks) -> dict[str, An
     """The loss at fixed noise, with the noise levels of a mean of 0, and the quality of generated scenes."""
     test = encode_domain(networks, data.pools, *data.test, "tries-test")
     loss = fixed_loss(networks, test, StudySettings(), "tries")
-    latents = quality.sample_scenes(networks, test.conditions, test.scenes.count.tolist(), SAMPLING)
+    latents = quality.sample_scenes(networks, test.conditions, test.scenes.count.tolist(), ways()[SHIPS])
     if not bool(latents.isfinite().all()):
         return {"scenes": len(test.scenes), "loss": loss}
     rows = quality.score_scenes(networks.vae, latents, test.scenes, test.truth, stage.plan.depth)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pages import fill
+
 from midilite.common.files import read_json, write_json
 
 from .tuning_cells import EVERYTHING, FEED_FORWARD, RANKS, RATES, SCENES, Cell
@@ -14,7 +16,6 @@ from .tuning_stage import CURVE, choices, shown
 
 RESULTS = Path(__file__).parent / "results" / "tuning.json"
 PAGE = Path(__file__).resolve().parents[2] / "fine_tune.md"
-BEGIN, END = "<!-- study: begin (a script writes what is between these lines) -->\n", "<!-- study: end -->\n"
 OTHERS = {
     "attention (the default), condition dropout 0.1, 30% single objects, noise levels around 0.5": Cell(),
     "attention and feed-forward": Cell(targets=FEED_FORWARD),
@@ -36,10 +37,7 @@ def run_tuning_page(folder: Path) -> None:
         found |= read_json(path)
     if found:
         write_json(RESULTS, found)
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    PAGE.write_text(f"{before}{BEGIN}{tables(read_json(RESULTS))}\n{END}{after}", encoding="utf-8")
+    fill(PAGE, {"study": tables(read_json(RESULTS))})
 
 
 def tables(rows: Mapping[str, Mapping[str, Any]]) -> str:
