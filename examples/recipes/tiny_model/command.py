@@ -49,8 +49,9 @@ STAGES = (
 
 def flow_recipe(args: argparse.Namespace, plan: stages.Plan) -> FlowRecipe:
     """The plan's recipe with what the command line says: rate, fall, noise levels, and tries."""
-    given = {key: getattr(args, key) for key in ("rate", "fall") if getattr(args, key) is not None}
-    recipe = replace(plan.flow, **given, logit_means=((1.0, args.logit_mean),))
+    given = {key: getattr(args, key) for key in ("rate", "fall", "bundles") if getattr(args, key) is not None}
+    means = tuple(((i + 1) / len(args.logit_mean), mean) for i, mean in enumerate(args.logit_mean))
+    recipe = replace(plan.flow, **given, logit_means=means)
     known = changes(plan.flow)
     for name in args.tried:
         recipe = replace(recipe, **known[name])
@@ -76,7 +77,11 @@ def main() -> None:
     parser.add_argument("--share", default="0/1", help="tuning, tries: the part that this process does, as 0/8")
     parser.add_argument("--tried", nargs="+", default=[], help="flow: to train with these tries; tries: only these")
     parser.add_argument("--together", action="store_true", help="speed: measure adapters together, on vehicles")
-    parser.add_argument("--logit_mean", type=float, default=0.0, help="flow: above 0, noise levels lean to noise")
+    parser.add_argument(
+        "--logit_mean", type=float, nargs="+", default=[0.0],
+        help="flow: above 0, noise levels lean to noise; several are for equal parts of the time",
+    )  # fmt: skip
+    parser.add_argument("--bundles", type=int, help="flow: of 13 instances, per process and step")
     parser.add_argument("--rate", type=float, help="flow, decoder: highest learning rate")
     parser.add_argument("--fall", type=float, help="flow, decoder: share of the time after which the rate falls")
     parser.add_argument("--skip_tests", action="store_true", help="flow, decoder: train and write the model only")

@@ -10,7 +10,7 @@ noise, noise levels and dropped conditions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +21,9 @@ from midilite.common.seeds import torch_generator
 from midilite.flow.schedule import add_noise, sample_sigmas, target
 from midilite.model.preprocess import Preprocessor
 from midilite.model.vae import VAE, sample_latents
+from midilite.runtime.cuda_graphs import LossGraphs
 from midilite.training.interfaces import Task
-from midilite.training.objective import weighted_loss
+from midilite.training.objective import instance_weights
 
 from .auxiliary import AuxiliaryHeads, Known
 from .flow_recipe import FlowRecipe, value_at
@@ -141,6 +142,7 @@ class FlowTask(Task):
         parts: the networks that are trained, by name.
         passed: says what share of the planned time has passed.
         heads: on the DINOv2 encoder while it trains, when the recipe asks for them; no part of what is saved.
+        graphs: replays passes, each a single launch, where they are compiled: else the CPU bounds small batches.
     """
 
     def __init__(
@@ -173,7 +175,9 @@ class FlowTask(Task):
         self.num_scenes = num_scenes
         self.make = ConditionMaker(networks.sizes.image, data.color.device)
         self.pixels, self.dinov2, self.clip = self._pixels, networks.dinov2, networks.clip
+        self.graphs: LossGraphs | None = None
         if compiled:
+            self.graphs = LossGraphs(self.errors, list(self.parameters.values()))
             self.pixels, self.dinov2, self.clip = (
                 torch.compile(f, dynamic=False) for f in (self._pixels, networks.dinov2, networks.clip)
             )
@@ -235,19 +239,28 @@ class FlowTask(Task):
 
     def loss(self, batch: FlowBatch, total_instances: int) -> tuple[Tensor, Tensor]:
         """See `midilite.training.interfaces.Task.loss`."""
-        device = batch.noised.device.type
+        weights = instance_weights(batch.sigmas, "none", total_instances)
+        inputs = [weights, batch.clip_pixels, batch.dinov2_pixels, batch.keep]
+        inputs += [batch.noised, batch.target, batch.sigmas]
+        if batch.known is not None:
+            share = self.recipe.auxiliary_weight(self.passed()) * batch.num_instances / total_instances
+            inputs += [batch.known.patches, batch.known.poses, torch.full_like(weights[0], share)]
+        return (self.graphs or self.errors)(batch.groups, inputs)
+
+    def errors(self, groups: Sequence[int], inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The step's loss, and the velocities' error of each instance; inputs in the order of `loss`."""
+        weights, clip_pixels, dinov2_pixels, keep, noised, velocities, sigmas, *known = inputs
+        device = noised.device.type
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            clip = self.clip(batch.clip_pixels)[:, None] * batch.keep
-            tokens = self.dinov2(batch.dinov2_pixels)
-            dinov2 = tokens * batch.keep
-            velocity = self.networks.dit(batch.noised, batch.sigmas * 1000, clip, dinov2, groups=batch.groups)
-        losses = (velocity.float() - batch.target).square().mean((1, 2))
-        loss = weighted_loss(losses, batch.sigmas, "none", total_instances)
-        if self.heads is not None:
-            mask, share = batch.dinov2_pixels[:, -1], batch.num_instances / total_instances
-            extra = self.heads(tokens, mask, batch.known.patches, batch.known.poses)
-            loss = loss + self.recipe.auxiliary_weight(self.passed()) * share * extra
-        return loss, losses
+            clip = self.clip(clip_pixels)[:, None] * keep
+            tokens = self.dinov2(dinov2_pixels)
+            velocity = self.networks.dit(noised, sigmas * 1000, clip, tokens * keep, groups=groups)
+        losses = (velocity.float() - velocities).square().mean((1, 2))
+        loss = (losses * weights).sum()
+        if known and self.heads is not None:
+            patches, poses, share = known
+            loss = loss + share * self.heads(tokens, dinov2_pixels[:, -1], patches, poses)
+        return loss, losses.detach()
 
     def save_weights(self, folder: Path) -> None:
         """Write the whole model folder in fp32."""

@@ -50,10 +50,10 @@ class Sizes:
             num_attention_heads=4,  # 64 wide each: half as wide, attention runs at half the pace
             width=256,
             in_channels=16,
-            num_layers=7,
+            num_layers=9,
             cross_attention_dim=64,
             cross_attention_2_dim=192,
-            multi_instance_blocks=(2, 3, 4),
+            multi_instance_blocks=(3, 4, 5),
         )
     )
     dinov2: DINOv2Config = field(
