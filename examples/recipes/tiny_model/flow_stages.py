@@ -20,6 +20,7 @@ from midilite.training.trainer import Trainer
 
 from . import quality
 from .auxiliary import Known
+from .deeper import deepen
 from .flow_recipe import FlowRecipe
 from .flow_task import BUNDLE, FlowTask, SceneData, encode_scenes
 from .muon import Muon, block_matrices
@@ -115,10 +116,16 @@ def flow_pools(stage: Stage, shapes: ShapeSet) -> Pools:
 
 
 def start_networks(stage: Stage, start: Path | None, seed: int = SEED) -> Networks:
-    """What the flow's training starts from: a model folder, or fresh weights with this folder's or the shipped VAE."""
+    """What the flow's training starts from: a model folder, or fresh weights with this folder's or the shipped VAE.
+
+    A model folder whose transformer has two blocks less than planned is deepened first.
+    """
     plan, device = stage.plan, stage.device
     if start is not None:
-        return Networks.load(start, plan.sizes, device)
+        networks = Networks.load(start, plan.sizes, device)
+        if networks.dit.config.num_layers == plan.sizes.dit.num_layers - 2:
+            networks.dit = deepen(networks.dit, plan.sizes.dit.multi_instance_blocks)
+        return networks
     networks = Networks.fresh(plan.sizes, device, seed)
     trained = stage.folder / "vae.safetensors"
     if trained.exists():

@@ -53,7 +53,7 @@ class Sizes:
             num_layers=9,
             cross_attention_dim=64,
             cross_attention_2_dim=192,
-            multi_instance_blocks=(3, 4, 5),
+            multi_instance_blocks=(2, 3, 4, 5, 6),
         )
     )
     dinov2: DINOv2Config = field(

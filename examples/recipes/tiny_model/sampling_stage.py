@@ -36,9 +36,11 @@ def ways() -> dict[str, quality.Sampling]:
         for calls in CALLS:
             steps = (calls + 1) // 2 if solver == "heun" else calls
             found[f"{solver}, {calls} calls"] = quality.Sampling(3.0, steps, 3.0, solver=solver)
-    for low, high in ((0.2, 1.0), (0.4, 1.0), (0.0, 0.9)):
-        found[f"ab2, 12 calls, guided in {low:g} to {high:g}"] = quality.Sampling(
-            3.0, 12, 3.0, solver="ab2", interval=(low, high)
+    intervals = [(12, 0.2, 1.0), (12, 0.4, 1.0), (12, 0.6, 1.0), (12, 0.0, 0.9)]
+    intervals += [(16, 0.4, 1.0), (25, 0.4, 1.0), (25, 0.6, 1.0)]
+    for calls, low, high in intervals:
+        found[f"ab2, {calls} calls, guided in {low:g} to {high:g}"] = quality.Sampling(
+            3.0, calls, 3.0, solver="ab2", interval=(low, high)
         )
     for form in ("projected", "rescaled"):
         found[f"ab2, 12 calls, {form} guidance"] = quality.Sampling(3.0, 12, 3.0, solver="ab2", form=form)
