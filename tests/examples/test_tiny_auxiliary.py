@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -144,6 +145,27 @@ def test_heads_train_the_image_encoder_by_their_weight_and_leave_the_rest(tmp_pa
     assert "auxiliary" in trained and {n.split(".")[0] for n in task.parameters} > {"auxiliary", "dinov2"}
     task.save_weights(tmp_path)
     assert not [path for path in tmp_path.rglob("*") if "auxiliary" in path.name]
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_the_loss_is_the_mean_error_and_the_heads_part(batches):
+    """Of a step of one or two such batches; heads see the tokens of samples whose conditions are dropped, too."""
+    task = toy_task((0.2, 0.05))
+    task.recipe, task.passed = dataclasses.replace(task.recipe, condition_dropout=0.5), lambda: 0.5
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in (*task.heads.parameters(), *task.networks.dit.proj_out.parameters()):
+            parameter.normal_(std=0.3)  # all of them begin at zero
+        batch = task.draw([0], 0)
+        loss, errors = task.loss(batch, batches * batch.num_instances)
+        clip, tokens = task.networks.clip(batch.clip_pixels)[:, None], task.networks.dinov2(batch.dinov2_pixels)
+        kept = [condition * batch.keep for condition in (clip, tokens)]
+        found = task.networks.dit(batch.noised, 1000 * batch.sigmas, *kept, groups=batch.groups)
+        heads = task.heads(tokens, batch.dinov2_pixels[:, -1], batch.known.patches, batch.known.poses)
+    expected = torch.stack([torch.nn.functional.mse_loss(*pair) for pair in zip(found, batch.target, strict=True)])
+    assert set(batch.keep.flatten().tolist()) == {0.0, 1.0} and heads > 0.1
+    assert torch.allclose(errors, expected, rtol=1e-5)
+    assert loss.item() == pytest.approx((expected.mean().item() + 0.125 * heads.item()) / batches, rel=1e-5)
 
 
 def test_known_rows_are_those_of_the_instances():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import trimesh
 from pages import marks
 from safetensors.torch import save_file
-from tiny_model import command, tries_page
+from tiny_model import command, flow_stages, tries_page
 from tiny_model.flow_recipe import FlowRecipe, baseline, changes, value_at
 from tiny_model.flow_task import PER_BUNDLE
 from tiny_model.networks import Networks, toy_sizes
@@ -32,6 +33,24 @@ def test_phases():
     falling = FlowRecipe(auxiliary=(0.2, 0.05))
     assert [falling.auxiliary_weight(x) for x in (0, 0.5, 1)] == pytest.approx([0.2, 0.125, 0.05])
     assert FlowRecipe().auxiliary_weight(0.5) == 0
+
+
+def test_the_command_line_changes_the_recipe(tmp_path, monkeypatch):
+    """Several noise levels are for equal parts of the time; what isn't given is the plan's."""
+    runs = []
+    monkeypatch.setattr(flow_stages, "run_flow", lambda stage, run, tests: runs.append(run))
+    base, plan = ["run.py", "flow", "--folder", str(tmp_path), "--toy", "--device", "cpu"], toy_plan().flow
+    cases = (
+        ([], {}),
+        (["--logit_mean", "0.5", "0.0"], {"logit_means": ((0.5, 0.5), (1.0, 0.0))}),
+        (["--logit_mean", "0.25"], {"logit_means": ((1.0, 0.25),)}),
+        (["--bundles", "5", "--rate", "1e-4", "--fall", "0.3"], {"bundles": 5, "rate": 1e-4, "fall": 0.3}),
+        (["--bundles", "5", "--tried", "muon", "fall"], {"bundles": 5, "muon": True, "fall": 0.6}),
+    )
+    for words, changed in cases:
+        monkeypatch.setattr("sys.argv", [*base, *words])
+        command.main()
+        assert runs.pop().recipe == replace(plan, **changed), words
 
 
 def test_a_try_differs_from_the_baseline_in_one_thing():
