@@ -1,6 +1,7 @@
 """The model card, made from the json files in `results/`: no measured number is typed here.
 
-What ships: the transformer and the image encoders of the second edition's last run, and the VAE of the first edition.
+What ships: the transformer and the image encoders of the fourth edition, which goes on from the second, and the VAE of
+the first.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from .tuning_cells import SCENES, Cell
 from .tuning_stage import CURVE, choices
 
 RESULTS = Path(__file__).parent / "results"
-NAMES = ("tiny_model", "second_edition", "third_edition", "speed", "tuning", "demo")
+NAMES = ("tiny_model", "second_edition", "third_edition", "fourth_edition")
+NAMES += ("speed", "speed_second_edition", "tuning", "demo")
 GOALS = {"seen": (0.87, 0.62, 0.82), "unseen": (0.80, 0.56, 0.68)}  # scene F, box IoU, object F
 NORMALS_GOAL, GAIN_GOAL, GAIN_SCENES = 0.95, 0.9, 64
 MEASURES = (f"scene F-score({SCENE_TAU})", "box IoU", f"object F-score({SCENE_TAU})")
 VARIANTS = (("rank 16", 16, 1e-3), ("rank 64", 64, 1e-3), ("all weights", 0, 3e-4))  # of three seeds each
 BEFORE = "euler, 25 calls"  # a way of sampling
 SEEN, UNSEEN = "seen furniture, unseen arrangements", "unseen furniture"
-UNSEEN_FAST = "fast-shift-1_5 on unseen furniture"  # a run of `speed`
 
 Results = Mapping[str, Any]
 
@@ -52,7 +53,6 @@ def model_card(results: Results, parameters: Mapping[str, int]) -> str:
 
 
 def _introduction(results: Results, parameters: Mapping[str, int]) -> str:
-    last, third = results["second_edition"]["runs"][-1]["run"], results["third_edition"]["shipped"]
     return f"""# The tiny model
 
 A MIDI-3D model of {sum(parameters.values()) / 1e6:.1f} M parameters in the published folder layout (fp16), trained from
@@ -60,8 +60,8 @@ scratch for midilite and small enough for a CPU. It knows low-poly furniture and
 `examples/recipes/tiny_model/run.py`, whose README is the log of what was tried; `run.py finish` writes this page from
 the json files in `examples/recipes/tiny_model/results`.
 
-Transformer and image encoders are those of the second edition's run {last}; the shape VAE is the first edition's.
-What a third edition tried {"ships" if third else "does not ship"}.
+Transformer and image encoders are those of the fourth edition, which went on from the second; the shape VAE is the first
+edition's. What a third edition tried does not ship.
 
 {_table("part", "parameters")}
 {_rows((name, f"{count:,}") for name, count in parameters.items())}"""
@@ -85,28 +85,28 @@ likewise CC0.
 
 
 def _making(results: Results) -> str:
-    first, second = results["tiny_model"], results["second_edition"]
-    runs, vae = second["runs"], first["vae"]["facts"]
+    first, second, fourth = (results[name] for name in ("tiny_model", "second_edition", "fourth_edition"))
+    runs, vae = [*second["runs"], fourth], first["vae"]["facts"]
     instances = sum(run["steps"] * run["instances_per_step"] for run in runs)
-    minutes = sum(run["minutes"] for run in runs)
+    minutes = sum(run["minutes"] * run.get("gpus", 1) for run in runs)
     rows = (
         (
             run["run"],
             run["start"],
-            f"{run['steps']:,} x {run['instances_per_step']}",
+            f"{run['steps']:,} x {run['instances_per_step']:,}",
             run["learning_rate"],
-            run["minutes"],
+            " x ".join(f"{run[key]}" for key in ("gpus", "minutes") if key in run),
         )
         for run in runs
     )
     return f"""## How it was made, and what it cost
 
-**Transformer and image encoders: {minutes:.0f} minutes of GPU time** ({second["hardware"]}), {instances / 1e6:.1f}
-million instances. That is less than what an hour of one rented data centre GPU costs; a second try is affordable for
-anyone. The rectified flow was trained by midilite's own `Trainer`; each run starts from the averaged weights of the
-one before.
+**Transformer and image encoders: {minutes:.0f} minutes of GPU time**, {instances / 1e6:.1f} million instances (runs of
+the second edition on {second["hardware"]}; the fourth on {fourth["hardware"]}). That is about what an hour of one rented data
+centre GPU costs; a second try is affordable for anyone. The rectified flow was trained by midilite's own `Trainer`; each
+run starts from the averaged weights of the one before.
 
-{_table("run", "starts from", "steps x instances", "learning rate", "minutes")}
+{_table("run", "starts from", "steps x instances", "learning rate", "GPUs x minutes")}
 {_rows(rows)}
 
 **VAE: {vae["steps"]:,} steps of {first["batch"]["vae_objects"]} objects** ({first["hardware"]}; its minutes were not
@@ -116,30 +116,35 @@ kept): signed distances by winding number, slope and normals, KL. The encoder's 
 
 
 def _scenes(results: Results) -> str:
-    speed, second, first = results["speed"], results["second_edition"], results["tiny_model"]
-    seen, (*_, earlier, last) = speed["sampling"]["eval-seen"], second["runs"]
-    unseen, earlier_unseen = speed["sampling"]["eval-unseen"], earlier["measured"]["unseen"]["by_seed"]
-    of_last = last["measured"]["unseen"]["by_seed"]
-    seeds, one = _seeds(seen["seeds"]), _seeds([first["seeds"]["sampling"]])
-    rows = (
-        (f"**{SEEN}: as it is sampled unless asked otherwise**", seeds, *_measured(seen["ways"][SHIPS])),
-        (f"the same, {BEFORE}", seeds, *_measured(seen["ways"][BEFORE])),
-        ("the same with the speed adapter `fast/`", seeds, *_measured(speed["runs"]["fast"])),
-        ("the same, first edition", one, *_measured(first["flow"]["seen"])),
-        (f"**{UNSEEN}: as it is sampled unless asked otherwise**", seeds, *_measured(unseen["ways"][SHIPS])),
-        (f"the same, {BEFORE}", _seeds(of_last), *_over_seeds(of_last)),
-        (f"the same, run {earlier['run']}", _seeds(earlier_unseen), *_over_seeds(earlier_unseen)),
-        ("the same, what ships with a speed adapter of other levels", seeds, *_measured(speed["runs"][UNSEEN_FAST])),
-        ("the same, first edition", one, *_measured(first["flow"]["unseen"])),
-    )
+    speed, before, first = results["speed"], results["speed_second_edition"], results["tiny_model"]
+    one, rows = _seeds([first["seeds"]["sampling"]]), []
+    for name, title in (("seen", SEEN), ("unseen", UNSEEN)):
+        now, then = (table["sampling"][f"eval-{name}"] for table in (speed, before))
+        guided = results["fourth_edition"]["measured"][name]["by_seed"]
+        rows += [
+            (
+                f"**{title}: as it is sampled unless asked otherwise**",
+                _seeds(now["seeds"]),
+                *_measured(now["ways"][SHIPS]),
+            ),
+            (f"the same, {BEFORE}", _seeds(guided), *_over_seeds(guided)),
+        ]
+        if name == "seen":
+            fast = speed["runs"]["fast"]
+            rows += [("the same with the speed adapter `fast/`", _seeds(now["seeds"]), *_measured(fast))]
+        rows += [
+            ("the same, second edition", _seeds(then["seeds"]), *_measured(then["ways"][SHIPS])),
+            ("the same, first edition", one, *_measured(first["flow"][name])),
+        ]
+    seen, unseen = (speed["sampling"][f"eval-{name}"] for name in ("seen", "unseen"))
     reached = _goals("seen", SEEN, [seen["ways"][SHIPS][key] for key in KEYS])
     reached += "\n" + _goals("unseen", UNSEEN, [unseen["ways"][SHIPS][key] for key in KEYS])
     return f"""## How good its scenes are
 
 {seen["scenes"]} scenes of 2 to 4 objects for each row, against the raw surfaces as data preparation samples them,
 without alignment. Errors are standard errors of the mean: over scenes or over seeds of the noise, whichever is larger
-(over seeds alone for run {earlier["run"]}, which was measured on {second["hardware"].partition(",")[0]}, as the row
-above it; rows of the first edition on {first["hardware"]}; all others on {speed["hardware"].partition(";")[0]}).
+(over seeds alone for {BEFORE}). Rows of the first edition were measured on {first["hardware"]}, that of `fast/` on
+{speed["runs"]["fast"]["measured_on"]}, all others on {speed["hardware"].partition(";")[0]}.
 
 {_table("scenes", "noise", *MEASURES)}
 {_rows(rows)}
@@ -182,7 +187,8 @@ Encoded and decoded {vae["unseen"]["models"]} models that the VAE never saw; nor
 Normals of {NORMALS_GOAL:g}, the goal, are **{word}**: {before:.3f} before and {after:.3f} after the third edition's
 decoder, which therefore does not ship. The grid is not what bounds them (an exact field leaves
 {exact[FRAME]["normals"]:.3f}), nor the number of models (those seen in training come out no better); what is left is
-training time, what the latents hold, and the decoder's one look at them. On generated latents normals are
+training time, what the latents hold, and the decoder's one look at them. On latents that the second
+edition generates normals are
 {generated[0]:.3f} and {generated[1]:.3f}: there the transformer's errors decide. Measured on
 {results["third_edition"]["hardware"].partition(",")[0]}.
 
@@ -212,8 +218,9 @@ def _fast(results: Results) -> str:
 {_table("way", "passes", *MEASURES)}
 {_rows(rows)}
 
-`fast/` is a LoRA of rank {rank} on every linear, distilled in {int(steps):,} steps from pictures and masks of
-{fast["scenes"]} prepared scenes: {fast["train_seconds"] / 60:.0f} minutes on one {fast["device"]} that others shared.
+`fast/` is a LoRA of rank {rank} on every linear, distilled from pictures and masks of {fast["scenes"]} prepared
+scenes: {fast["train_seconds"] / 60:.0f} minutes on one {fast["device"]} that others shared, which ended it after
+{fast["steps_done"]:,} of {int(steps):,} planned steps; what ships is the average of its weights.
 Other solvers, numbers of steps and adapters: `examples/recipes/tiny_model/README.md`."""
 
 
