@@ -6,7 +6,7 @@ import torch
 from tiny_model import tuning_stage
 from tiny_model.networks import Networks, toy_sizes
 from tiny_model.tuning_cells import RANKS, RATES, SCENES, SEEDS, Cell, cells
-from tiny_model.tuning_stage import cell_task, choices, key_of, trainer_options
+from tiny_model.tuning_stage import cell_task, choices, key_of, scatter, seeds_told, trainer_options
 
 from midilite import lora
 from midilite.common.distributed import World
@@ -63,13 +63,38 @@ def test_the_mistake_is_the_negated_target():
         assert torch.equal(a.target, -b.target) and torch.equal(a.noised, b.noised)
 
 
-def test_choices_are_means_over_seeds():
+def rows_of(cell, values):
+    """The base and this cell with one seed for each value of scene F on furniture."""
     measured = {"loss": 0.9, "scene_f_score": 0.8, "object_f_score": 0.6}
     sets = {name: measured for name in ("unseen_arrangements", "unseen_vehicles", "furniture")}
     rows = {"base": {"name": "base", **sets}}
-    for seed, value in enumerate((0.8, 0.9)):
+    for seed, value in enumerate(values):
         better = {**sets, "furniture": {**measured, "scene_f_score": value}}
-        rows[key_of(Cell(seed=seed))] = {"name": Cell().name, **better}
-    found = choices(rows)[Cell().name]
-    assert found["seeds"] == 2 and found["furniture"]["scene_f_score"] == 0.85
-    assert found["furniture"]["scene_f_score_error"] == 0.05  # their deviation by the root of two
+        rows[key_of(replace(cell, seed=seed))] = {"name": cell.name, **better}
+    return rows
+
+
+def test_choices_are_means_over_seeds():
+    found = choices(rows_of(Cell(), (0.8, 0.85, 0.9)))[Cell().name]
+    assert found["seeds"] == 3 and found["furniture"]["scene_f_score"] == 0.85
+    assert found["furniture"]["scene_f_score_error"] == 0.0289  # their deviation by the root of three
+
+
+def test_two_seeds_tell_no_error():
+    found = choices(rows_of(Cell(), (0.8, 0.9)))[Cell().name]
+    assert found["furniture"]["scene_f_score"] == 0.85 and "scene_f_score_error" not in found["furniture"]
+
+
+def test_what_chance_does_is_told_by_the_choices_with_several_seeds():
+    rows = (
+        rows_of(Cell(), (0.8, 0.85, 0.9)) | rows_of(Cell(rank=4), (0.7, 0.7, 0.73)) | rows_of(Cell(rank=64), (0.1, 0.9))
+    )
+    found = scatter(rows, "furniture")
+    assert (found.choices, round(found.farthest, 6)) == (2, 0.05)
+    assert abs(found.deviation - ((0.05**2 + 0.0003) / 2) ** 0.5) < 1e-9, "the mean of both variances"
+
+
+def test_the_number_of_seeds_in_words():
+    assert seeds_told([{"seeds": 1}, {"seeds": 1}]) == "1 seed each" and seeds_told([{"seeds": 3}]) == "3 seeds each"
+    assert seeds_told([{"seeds": n} for n in (3, 1, 3, 1)]) == "2 choices with 1 seed, 2 with 3 seeds"
+    assert seeds_told([{"seeds": n} for n in (3, 1)]) == "1 choice with 1 seed, 1 with 3 seeds"

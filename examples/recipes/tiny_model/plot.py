@@ -1,6 +1,6 @@
 """The study of fine-tuning as a picture: what is gained and what is forgotten by the number of scenes.
 
-Drawn with Pillow: lines with error bars in two panels that share their axis of scores.
+Drawn with Pillow: lines in two panels that share their axis of scores, with error bars where the seeds tell an error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from midilite.render.charts import COLORS, ticks
 
 from .tuning_cells import RANKS, SCENES, Cell
 
-RATE, WHOLE_RATE = 1e-3, 3e-4  # of adapters and of all weights: those with three seeds
+RATE, WHOLE_RATE = 1e-3, 3e-4  # of adapters and of all weights: those that have several seeds first
 PANELS = (("unseen_arrangements", "gained: new arrangements of vehicles"), ("furniture", "forgotten: furniture"))
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM, GAP = 400, 300, 60, 40, 84, 30  # of a panel, and around them
 SCALE = 2  # drawn so many times larger, then reduced
@@ -24,7 +24,7 @@ GRID, TEXT = (225, 225, 225), (40, 40, 40)
 
 @dataclass(frozen=True)
 class Curve:
-    """Means and their standard errors by the place of the number of scenes in `SCENES`."""
+    """Means and their standard errors (0: not known) by the place of the number of scenes in `SCENES`."""
 
     name: str
     points: Sequence[tuple[int, float, float]]
@@ -108,7 +108,8 @@ class _Panel:
         self.pen.line([self.at(i, mean) for i, mean, _ in line.points], fill=color, width=2 * SCALE, joint="curve")
         for i, mean, error in line.points:
             (x, low), (_, high), (_, y) = self.at(i, mean - error), self.at(i, mean + error), self.at(i, mean)
-            for a, b in (((x, low), (x, high)), *(((x - 4 * SCALE, e), (x + 4 * SCALE, e)) for e in (low, high))):
+            bars = (((x, low), (x, high)), *(((x - 4 * SCALE, e), (x + 4 * SCALE, e)) for e in (low, high)))
+            for a, b in bars if error else ():
                 self.pen.line([a, b], fill=color, width=SCALE)
             self.pen.ellipse([x - 3 * SCALE, y - 3 * SCALE, x + 3 * SCALE, y + 3 * SCALE], fill=color)
 

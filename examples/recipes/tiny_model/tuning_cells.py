@@ -12,6 +12,7 @@ from itertools import product
 from midilite.lora import DEFAULT_TARGETS
 
 SCENES, RANKS, RATES = (4, 16, 64, 256), (4, 16, 64), (3e-4, 1e-3, 3e-3)
+WHOLE_RATES = (1e-4, 3e-4)  # at which all weights are trained
 SEEDS = (0, 1, 2)
 FEED_FORWARD, EVERYTHING = ("to_*", "ff.*"), ("*",)
 
@@ -61,7 +62,7 @@ def cells() -> list[Cell]:
     """
     middle = RATES[len(RATES) // 2]
     grid = [Cell(n, rank, middle) for n, rank in product(SCENES, RANKS)]
-    whole = [Cell(n, 0, rate) for n, rate in product((16, 64, 256), (1e-4, 3e-4))]
+    whole = [Cell(n, 0, rate) for n, rate in product((16, 64, 256), WHOLE_RATES)]
     rates = [Cell(n, rank, rate) for rate in RATES if rate != middle for n, rank in product(SCENES, RANKS)]
     usual = Cell()
     others = [replace(usual, targets=targets) for targets in (FEED_FORWARD, EVERYTHING)]

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ from .stages import DOMAIN, NEW_DOMAIN, Stage, visible
 from .tuning_cells import Cell, cells
 
 CURVE = "unseen_arrangements"  # on which the loss is followed during training
+TESTS = (CURVE, "unseen_vehicles", "furniture")
+LEAST_SEEDS = 3  # that tell an error: of two the deviation is little more than a guess
 KEYS = ("loss", "scene_f_score", "box_iou", "object_f_score")
 
 
@@ -155,28 +159,70 @@ def key_of(cell: Cell | None) -> str:
 
 
 def choices(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By choice: number of seeds, and of every set and measure the mean and its standard error over the seeds."""
+    """By choice: number of seeds, and of every set and measure the mean; from three seeds on its standard error."""
+    return {name: {"seeds": len(same), **_means(same)} for name, same in _by_choice(rows).items()}
+
+
+def _by_choice(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     named: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows.values():
         named.setdefault(row["name"], []).append(row)
-    return {name: {"seeds": len(same), **_means(same)} for name, same in named.items()}
+    return named
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     result: dict[str, dict[str, float]] = {}
-    for test in (CURVE, "unseen_vehicles", "furniture"):
+    for test in TESTS:
         result[test] = {}
         for key in KEYS:
             values = [row[test][key] for row in rows if key in row[test]]
             if values:
                 result[test][key] = round(statistics.fmean(values), 4)
-            if len(values) > 1:
+            if len(values) >= LEAST_SEEDS:
                 result[test][f"{key}_error"] = round(statistics.stdev(values) / len(values) ** 0.5, 4)
     return result
 
 
+@dataclasses.dataclass(frozen=True)
+class Scatter:
+    """How far one training lies off the mean of its choice, because of its seed.
+
+    Attributes:
+        choices: that have `LEAST_SEEDS` seeds or more, and tell it.
+        deviation: the standard deviation over seeds, of all these choices together.
+        farthest: of all these trainings.
+    """
+
+    choices: int
+    deviation: float
+    farthest: float
+
+
+def scatter(rows: Mapping[str, Mapping[str, Any]], test: str, key: str = "scene_f_score") -> Scatter:
+    """Of one measure on one set; there has to be a choice with so many seeds."""
+    several = [same for same in _by_choice(rows).values() if len(same) >= LEAST_SEEDS]
+    groups = [[row[test][key] for row in same] for same in several]
+    away = [value - statistics.fmean(values) for values in groups for value in values]
+    deviation = math.sqrt(sum(x * x for x in away) / (len(away) - len(groups)))
+    return Scatter(len(groups), deviation, max(map(abs, away)))
+
+
+def seeds_told(found: Iterable[Mapping[str, Any]]) -> str:
+    """How many seeds these choices have: `1 seed each`, or `3 choices with 1 seed, 9 with 3 seeds`."""
+    counts = sorted(Counter(choice["seeds"] for choice in found).items())
+    if len(counts) == 1:
+        return f"{some_seeds(counts[0][0])} each"
+    told = ", ".join(f"{number} with {some_seeds(seeds)}" for seeds, number in counts)
+    return told.replace(" with", " choice with" if counts[0][1] == 1 else " choices with", 1)
+
+
+def some_seeds(count: int) -> str:
+    """`1 seed` or `3 seeds`."""
+    return f"{count} seed{'s' * (count > 1)}"
+
+
 def shown(row: Mapping[str, float], key: str) -> str:
-    """A mean with its error, where several seeds tell one; `-` where it was not measured."""
+    """A mean with its error, where enough seeds tell one; `-` where it was not measured."""
     if key not in row:
         return "-"
     error = f" ± {row[f'{key}_error']:.3f}" if f"{key}_error" in row else ""
