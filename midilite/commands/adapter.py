@@ -22,7 +22,7 @@ from ..inference.preview import fitted, mask_picture, scene_pictures
 from ..lora.arithmetic import block_norms, block_of, change_norms
 from ..lora.files import AdapterFile
 from ..lora.peft_config import alpha_of
-from ..lora.tensors import ranks_of
+from ..lora.tensors import range_text, ranks_of
 from ..mesh.scene import build_scene
 from ..model.folder import ModelFolder
 from ..model.images import ImageSource
@@ -33,6 +33,7 @@ from .bases import given_sampling
 from .infer import load_adapters
 
 _WIDTH = 120  # of a line of facts
+_MOST_VALUES = 4  # of a setting that are listed one by one
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -80,8 +81,11 @@ def _counted(names: Sequence[str]) -> str:
 
 
 def _values(values: Mapping[str, float]) -> str:
-    found = Counter(values.values()).most_common()
-    return ", ".join(f"{value:g}" + (f" ({count} modules)" if len(found) > 1 else "") for value, count in found)
+    """Each value and how many modules have it, or the range of many values; equal but for rounding is one value."""
+    found = Counter(f"{value:g}" for value in values.values()).most_common()
+    if len(found) > _MOST_VALUES:
+        return f"{range_text(values.values())} ({len(found)} values in {len(values)} modules)"
+    return ", ".join(value + (f" ({count} modules)" if len(found) > 1 else "") for value, count in found)
 
 
 def _fact(value: Any, key: str = "") -> str:

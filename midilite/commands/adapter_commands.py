@@ -87,6 +87,10 @@ class ResizeOptions(ConvertOptions):
     """The best adapter of another rank, and its error."""
 
     rank: int | None = option(None, "the rank to bring it to", least=1, required="the new rank")
+    share_ranks: bool = option(
+        False,
+        "at most as many numbers as with that rank, dealt out: modules with more directions in their change get more",
+    )
 
 
 @dataclass(frozen=True)
@@ -200,7 +204,7 @@ def _rewrite(options: ConvertOptions) -> None:
     for note in adapter.notes:
         tell(f"note: {note}")
     if isinstance(options, ResizeOptions):
-        result = _resized(adapter, options.rank)
+        result = _resized(adapter, options.rank, options.share_ranks)
         _tell_errors(result)
         adapter = result.adapter
     write_adapter(options.out, adapter, format_for(options.out, options.format))
@@ -208,28 +212,33 @@ def _rewrite(options: ConvertOptions) -> None:
 
 
 def _tell_errors(result: Resized) -> None:
-    """The error of all modules together, and the largest of single ones."""
+    """The ranks, the error of all modules together, and the largest of single ones."""
+    from ..lora.tensors import range_text, ranks_of
+
+    tell(f"rank {range_text(ranks_of(result.adapter.state).values())}")
     worst = sorted(result.errors.items(), key=lambda item: -item[1])[:_WORST]
     tell(f"all {len(result.errors)} modules together: relative error {result.error:.3g}; the largest:")
     for module, error in worst:
         tell(f"  {module}: {error:.3g}")
 
 
-def _resized(adapter: AdapterFile, rank: int) -> Resized:
+def _resized(adapter: AdapterFile, rank: int, share_ranks: bool = False) -> Resized:
     """The adapter of another rank, with a word where that is no less than it has."""
     from ..lora.arithmetic import resize
     from ..lora.tensors import ranks_of
 
     most = max(ranks_of(adapter.state).values())
     if rank > most:
-        tell(f"note: rank {rank} is more than the adapter's {most}: it does the same as before, what is added is zeros")
-    return resize(adapter, rank)
+        added = "nothing is added" if share_ranks else "what is added is zeros"
+        tell(f"note: rank {rank} is more than the adapter's {most}: it does the same as before, {added}")
+    return resize(adapter, rank, share_ranks)
 
 
 def _average(options: AverageOptions) -> None:
     """Average adapters, and resize the result when asked to."""
     from ..lora.arithmetic import average
     from ..lora.files import write_adapter
+    from ..lora.tensors import range_text, ranks_of
     from ..lora.writers import check_destination
 
     *files, out = options.files
@@ -240,7 +249,8 @@ def _average(options: AverageOptions) -> None:
         tell(f"rank {options.rank}: relative error {result.error:.3g}")
         adapter = result.adapter
     write_adapter(out, adapter, format_for(out, options.format))
-    tell(f"wrote {out} ({format_for(out, options.format)}), rank {adapter.config.rank}")
+    ranks = range_text(ranks_of(adapter.state).values())
+    tell(f"wrote {out} ({format_for(out, options.format)}), rank {ranks}")
 
 
 def _merge(options: MergeOptions) -> None:

@@ -8,6 +8,10 @@ The change of a weight is s B A, [out, in], of rank r. It is never formed: every
 largest r' of them, with their vectors, are the best approximation of that rank (Eckart and Young 1936); the error is
 what the others hold.
 
+**Ranks shared among modules.** One module changes in few directions, another in many, so one rank for all keeps too
+much here and too little there. Squares of errors add up over modules: of all their singular values, those with the
+largest (s sigma)^2 per number are kept, and one more rank costs in + out numbers.
+
 **Average.** w1 s1 B1 A1 + w2 s2 B2 A2 = [w1 s1 B1, w2 s2 B2] [A1; A2] exactly, at the sum of the ranks. Averaging the
 factors instead would give (B1 + B2)(A1 + A2) / 4, half of which are products of unrelated halves: a B of one adapter
 reads directions that its own A never wrote. Two copies of one adapter with its rank permuted differ in their factors
@@ -70,20 +74,26 @@ class Resized:
     error: float
 
 
-def resize(adapter: AdapterFile, rank: int) -> Resized:
+def resize(adapter: AdapterFile, rank: int, share_ranks: bool = False) -> Resized:
     """The best adapter of another rank, the same for all modules; scales stay, a larger rank is filled with zeros.
 
     DoRA keeps its magnitudes; the errors are those of s B A.
+
+    Args:
+        rank: of every module, or with `share_ranks` what A and B may cost.
+        share_ranks: each module has a rank of its own, at least 1, and all together have at most as many numbers as
+            they would with `rank` each. The error of all modules together is never larger; that of one may be.
 
     Raises:
         ValueError: the rank is less than 1.
     """
     if rank < 1:
         raise ValueError(f"rank is {rank}, expected at least 1")
+    ranks = _shared_ranks(adapter, rank) if share_ranks else dict.fromkeys(ranks_of(adapter.state), rank)
     state, errors, lost, whole = {}, {}, 0.0, 0.0
-    for path in ranks_of(adapter.state):
-        a, b, values = _truncated(*_factors(adapter, path), rank)
-        missing, total = values[rank:].square().sum().item(), values.square().sum().item()
+    for path, new in ranks.items():
+        a, b, values = _truncated(*_factors(adapter, path), new)
+        missing, total = values[new:].square().sum().item(), values.square().sum().item()
         errors[path] = math.sqrt(missing / total) if total else 0.0
         scale = adapter.config.scale_of(path)
         lost, whole = lost + missing * scale**2, whole + total * scale**2
@@ -91,11 +101,54 @@ def resize(adapter: AdapterFile, rank: int) -> Resized:
         magnitude = f"{path}.lora_magnitude_vector"
         if magnitude in adapter.state:
             state[magnitude] = adapter.state[magnitude]
-    ranks = dict.fromkeys(errors, rank)
-    alphas = {path: adapter.config.scale_of(path) * rank for path in ranks}
+    alphas = {path: adapter.config.scale_of(path) * new for path, new in ranks.items()}
     config = exact_config(ranks, alphas, adapter.config.dropout, False, adapter.config.use_dora)
     error = math.sqrt(lost / whole) if whole else 0.0
     return Resized(replace(adapter, state=state, config=config), errors, error)
+
+
+def _shared_ranks(adapter: AdapterFile, rank: int) -> dict[str, int]:
+    """{module: rank}, which cost at most what `rank` for all does and keep at least as much.
+
+    From rank 1 everywhere, the most energy per number goes first. At the end too little may be left for a rank of a
+    wide module, and one rank for all would have kept more. So the same is done from there (numbers are left over where
+    a module has fewer directions), and the better of the two counts.
+    """
+    costs, energies = {}, {}
+    for path in ranks_of(adapter.state):
+        a, b = _factors(adapter, path)
+        costs[path] = a.shape[1] + b.shape[0]
+        energies[path] = (adapter.config.scale_of(path) * _singular_values(a, b)).square().tolist()
+    budget = rank * sum(costs.values())
+    starts = dict.fromkeys(costs, 1), {path: min(rank, len(energies[path])) for path in costs}
+    found = [_dealt_out(budget, start, costs, energies) for start in starts]
+    return max(found, key=lambda ranks: sum(sum(energies[path][:count]) for path, count in ranks.items()))
+
+
+def _dealt_out(
+    budget: int, start: Mapping[str, int], costs: Mapping[str, int], energies: Mapping[str, Sequence[float]]
+) -> dict[str, int]:
+    """Ranks from `start` on, by energy per number; among equals lower ranks go first, then names.
+
+    Energies are compared to ten digits: what is equal but for rounding is a tie on every machine.
+    """
+    ranks, left = dict(start), budget - sum(costs[path] * count for path, count in start.items())
+    offers = [
+        (-float(f"{energy / costs[path]:.9e}"), index, path)
+        for path in costs
+        for index, energy in enumerate(energies[path])
+        if energy > 0
+    ]
+    for _, index, path in sorted(offers):
+        if index == ranks[path] and costs[path] <= left:  # after one that did not fit, no later one of the module does
+            ranks[path], left = index + 1, left - costs[path]
+    return ranks
+
+
+def _singular_values(a: Tensor, b: Tensor) -> Tensor:
+    """Those of b a, in falling order: min(in, out, rank) of them."""
+    r_b, r_a = (torch.linalg.qr(matrix, mode="r").R for matrix in (b, a.T))
+    return torch.linalg.svdvals(r_b @ r_a.T)
 
 
 def _truncated(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -72,6 +72,13 @@ def ranks_of(state: Mapping[str, Tensor]) -> dict[str, int]:
     return {k.removesuffix(".lora_A.weight"): v.shape[0] for k, v in state.items() if k.endswith(".lora_A.weight")}
 
 
+def range_text(values: Iterable[float]) -> str:
+    """Ranks, alphas or scales of modules as text: "8", or "1 to 32" where they differ in six digits."""
+    ordered = sorted(values)
+    low, high = (f"{value:g}" for value in (ordered[0], ordered[-1]))
+    return low if low == high else f"{low} to {high}"
+
+
 # --- reading bytes ----------------------------------------------------------------------------------------------------
 
 

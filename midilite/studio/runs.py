@@ -65,13 +65,16 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 def _facts(path: Path) -> str:
     """What an adapter's file tells, in a line."""
     from ..lora.files import read_adapter
+    from ..lora.peft_config import alpha_of
+    from ..lora.tensors import range_text, ranks_of
 
     try:
         adapter = read_adapter(path)
     except ValueError as error:
         return str(error)
-    config, training = adapter.config, adapter.metadata.get("training")
-    told = [f"rank {config.rank}", f"alpha {config.alpha:g}", f"{len(adapter.state) // 2} modules"]
+    training, ranks = adapter.metadata.get("training"), ranks_of(adapter.state)
+    alphas = [alpha_of(adapter.config, path) for path in ranks]
+    told = [f"rank {range_text(ranks.values())}", f"alpha {range_text(alphas)}", f"{len(ranks)} modules"]
     told += [f"base {adapter.metadata['base_model']}"] if "base_model" in adapter.metadata else []
     if isinstance(training, dict):
         told += [f"{key} {value}" for key, value in training.items() if isinstance(value, (int, float, str))][:6]

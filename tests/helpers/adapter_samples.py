@@ -7,6 +7,7 @@ from golden_files import golden_dit
 
 from midilite import lora
 from midilite.lora import files as adapters
+from midilite.lora.arithmetic import resize
 from midilite.lora.files import AdapterFile
 
 CONFIG = lora.LoRAConfig(rank=4, alpha=8)
@@ -29,6 +30,15 @@ SETTINGS = {
         CONFIG, rank_pattern={"blocks.1.attn1.to_q": 2, "attn1.to_q": 3}, alpha_pattern={"to_v": 3, "attn1.to_v": 9}
     ),
 }
+WIDE = replace(PATTERNED, rank=6)  # modules of several shapes, of which two kinds have other ranks
+SAMPLES = (*SETTINGS, "shared ranks", "shared ranks, dora")
+
+
+def sample(kind):
+    """An adapter of one of `SAMPLES`."""
+    if kind in SETTINGS:
+        return random_adapter(SETTINGS[kind])
+    return resize(uneven_adapter(replace(WIDE, use_dora="dora" in kind)), 3, share_ranks=True).adapter
 
 
 def random_adapter(config, seed=0, metadata=None):
@@ -41,6 +51,16 @@ def random_adapter(config, seed=0, metadata=None):
         noise = torch.randn(value.shape, generator=generator) / 8
         state[key] = value * (1 + noise) if "magnitude" in key else noise
     return AdapterFile(config, state, metadata=metadata or {})
+
+
+def uneven_adapter(config=WIDE):
+    """An adapter whose modules differ in how fast their singular values fall."""
+    adapter = random_adapter(config)
+    state = dict(adapter.state)
+    for number, (path, rank) in enumerate(adapters.ranks_of(state).items()):
+        fall = (0.3, 0.6, 0.8, 0.95)[number % 4]
+        state[f"{path}.lora_A.weight"] = state[f"{path}.lora_A.weight"] * (fall ** torch.arange(rank))[:, None]
+    return replace(adapter, state=state)
 
 
 def assert_same(found, expected):

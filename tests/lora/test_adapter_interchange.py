@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from adapter_samples import SETTINGS, assert_same, random_adapter
+from adapter_samples import SAMPLES, assert_same, sample
 from golden_files import GOLDEN, golden_dit, relative_error
 from plain_dit import PlainDiT
 from safetensors.torch import load_file
@@ -41,11 +41,11 @@ def test_the_plain_tree_is_the_reference(midi_golden):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", SETTINGS)
+@pytest.mark.parametrize("kind", SAMPLES)
 def test_our_folder_in_peft_and_peft_s_folder_here(tmp_path, midi_golden, kind):
     """Tolerance 1e-5: fp32 rounding; q, k and v are one product here and three there."""
     peft = pytest.importorskip("peft")
-    adapter = random_adapter(SETTINGS[kind])
+    adapter = sample(kind)
     write_adapter(tmp_path / "ours", adapter)
     ours, base = ours_without_instances(), run_plain(plain_dit(), midi_golden)
     apply_adapter(ours, adapter)
@@ -120,7 +120,7 @@ def test_an_adapter_trained_here_gives_our_outputs_in_peft(tmp_path, midi_golden
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["lora", "rslora", "patterns", "dora"])
+@pytest.mark.parametrize("kind", ["lora", "rslora", "patterns", "dora", "shared ranks"])
 @pytest.mark.parametrize("prefix", ["transformer.", ""])
 def test_diffusers_loads_our_file_and_we_load_its(tmp_path, midi_golden, kind, prefix):
     pytest.importorskip("peft")
@@ -130,7 +130,7 @@ def test_diffusers_loads_our_file_and_we_load_its(tmp_path, midi_golden, kind, p
     class Model(PlainDiT, diffusers.ModelMixin, PeftAdapterMixin):
         pass
 
-    adapter, ours = random_adapter(SETTINGS[kind]), ours_without_instances()
+    adapter, ours = sample(kind), ours_without_instances()
     adapters.write_diffusers(tmp_path / "a.safetensors", adapter.state, adapter.config, prefix=prefix)
     assert_same(read_adapter(tmp_path / "a.safetensors"), adapter)
     apply_adapter(ours, adapter)
