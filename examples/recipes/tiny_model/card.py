@@ -60,8 +60,8 @@ scratch for midilite and small enough for a CPU. It knows low-poly furniture and
 `examples/recipes/tiny_model/run.py`, whose README is the log of what was tried; `run.py finish` writes this page from
 the json files in `examples/recipes/tiny_model/results`.
 
-Transformer and image encoders are those of the fourth edition, which went on from the second; the shape VAE is the first
-edition's. What a third edition tried does not ship.
+Transformer and image encoders are those of the fourth edition, which went on from the second; the shape VAE is the
+first edition's. What a third edition tried does not ship.
 
 {_table("part", "parameters")}
 {_rows((name, f"{count:,}") for name, count in parameters.items())}"""
@@ -101,10 +101,10 @@ def _making(results: Results) -> str:
     )
     return f"""## How it was made, and what it cost
 
-**Transformer and image encoders: {minutes:.0f} minutes of GPU time**, {instances / 1e6:.1f} million instances (runs of
-the second edition on {second["hardware"]}; the fourth on {fourth["hardware"]}). That is about what an hour of one rented data
-centre GPU costs; a second try is affordable for anyone. The rectified flow was trained by midilite's own `Trainer`; each
-run starts from the averaged weights of the one before.
+**Transformer and image encoders: {minutes:.0f} minutes of GPU time**, {instances / 1e6:.1f} million instances (the
+second edition's runs on {second["hardware"]}; the fourth's on {fourth["hardware"]}). That is about what an hour of one
+rented data centre GPU costs; a second try is affordable for anyone. The rectified flow was trained by midilite's own
+`Trainer`; each run starts from the averaged weights of the one before.
 
 {_table("run", "starts from", "steps x instances", "learning rate", "GPUs x minutes")}
 {_rows(rows)}

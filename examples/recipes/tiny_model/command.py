@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,8 +59,8 @@ def flow_recipe(args: argparse.Namespace, plan: stages.Plan) -> FlowRecipe:
     return recipe
 
 
-def main() -> None:
-    """Run the stage that the command line names."""
+def parser() -> argparse.ArgumentParser:
+    """All options of all stages."""
     parser = argparse.ArgumentParser(description="Make the tiny model, stage by stage.")
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--folder", type=Path, default=Path("outputs/tiny"), help="work folder")
@@ -88,55 +89,68 @@ def main() -> None:
     parser.add_argument("--adapters", type=Path, nargs="+", default=[], help="thin: speed adapters, beside fast/")
     parser.add_argument("--device", help="cpu, cuda or cuda:N")
     parser.add_argument("--toy", action="store_true", help="everything small, to test the path")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Run the stage that the command line names."""
+    options = parser()
+    args = options.parse_args()
     known = [*changes(FlowRecipe()), *[tries_stage.BASELINE] * (args.stage == "tries")]
     if unknown := set(args.tried) - set(known):
-        parser.error(f"--tried: there is no {' '.join(sorted(unknown))}, expected some of {' '.join(known)}")
+        options.error(f"--tried: there is no {' '.join(sorted(unknown))}, expected some of {' '.join(known)}")
     plan = stages.toy_plan() if args.toy else stages.Plan()
-    if args.stage == "pack":
-        return stages.run_pack(args.folder, args.meshes)
-    if args.stage == "draw":
-        return stages.run_draw(args.folder, plan, args.tests_only)
-    if args.stage == "finish":
-        return finish.run_finish(args.folder, args.meshes, plan)
-    if args.stage == "tries_page":
-        return tries_page.run_tries_page(args.folder)
-    if args.stage == "tuning_page":
-        return tuning_page.run_tuning_page(args.folder)
+    if run := files_only(args, plan):
+        return run()
     world, device = start(args.device)
-    stage = stages.Stage(args.folder, plan, world, device, time.monotonic())
     try:
-        total = args.total_minutes or args.minutes
-        if args.stage == "vae":
-            stages.run_vae(stage, args.minutes, total)
-        elif args.stage == "decoder":
-            fall = 0.05 if args.fall is None else args.fall
-            run = decoder_stages.DecoderRun(args.minutes, total, args.start or TINY, args.rate, fall)
-            decoder_stages.run_decoder(stage, run, not args.skip_tests)
-        elif args.stage == "surfaces":
-            decoder_stages.run_surfaces(stage, args.model or args.folder / "model")
-        elif args.stage == "flow":
-            run = flow_stages.FlowRun(args.minutes, total, args.part, args.start, flow_recipe(args, plan))
-            flow_stages.run_flow(stage, run, not args.skip_tests)
-        elif args.stage == "tries":
-            tries_stage.run_tries(stage, args.share, args.minutes, args.tried)
-        elif args.stage == "measure":
-            flow_stages.measure_seeds(stage, args.model or args.folder / "model", tuple(args.seeds))
-        elif args.stage == "sampling":
-            sampling_stage.run_sampling(stage, args.model or TINY, tuple(args.seeds), args.ways, args.test_set)
-        elif args.stage == "speed":
-            model = args.model or TINY
-            for domain in ("furniture", "vehicles") if not args.runs and not args.together else ():
-                speed_stage.prepare_scenes(stage, args.meshes, domain)
-            speed_stage.run_speed(stage, model, args.meshes, args.runs, tuple(args.seeds))
-            if args.together:
-                speed_stage.run_together(stage, model, tuple(args.seeds))
-        elif args.stage == "tuning":
-            tuning_stage.run_tuning(stage, args.model or TINY, args.share, 60 * args.minutes)
-        elif args.stage == "gallery":
-            gallery.run_gallery(stage, args.model or TINY)
-        elif args.stage == "thin":
-            model = args.model or TINY
-            thin_parts.run_thin(stage, model, [model / "fast", *args.adapters])
+        run_stage(stages.Stage(args.folder, plan, world, device, time.monotonic()), args)
     finally:
         stop()
+
+
+def files_only(args: argparse.Namespace, plan: stages.Plan) -> Callable[[], None] | None:
+    """What the stages do that need neither device nor other processes; None for all others."""
+    return {
+        "pack": lambda: stages.run_pack(args.folder, args.meshes),
+        "draw": lambda: stages.run_draw(args.folder, plan, args.tests_only),
+        "finish": lambda: finish.run_finish(args.folder, args.meshes, plan),
+        "tries_page": lambda: tries_page.run_tries_page(args.folder),
+        "tuning_page": lambda: tuning_page.run_tuning_page(args.folder),
+    }.get(args.stage)
+
+
+def run_stage(stage: stages.Stage, args: argparse.Namespace) -> None:
+    """A stage that trains or measures."""
+    total = args.total_minutes or args.minutes
+    if args.stage == "vae":
+        stages.run_vae(stage, args.minutes, total)
+    elif args.stage == "decoder":
+        fall = 0.05 if args.fall is None else args.fall
+        run = decoder_stages.DecoderRun(args.minutes, total, args.start or TINY, args.rate, fall)
+        decoder_stages.run_decoder(stage, run, not args.skip_tests)
+    elif args.stage == "surfaces":
+        decoder_stages.run_surfaces(stage, args.model or args.folder / "model")
+    elif args.stage == "flow":
+        run = flow_stages.FlowRun(args.minutes, total, args.part, args.start, flow_recipe(args, stage.plan))
+        flow_stages.run_flow(stage, run, not args.skip_tests)
+    elif args.stage == "tries":
+        tries_stage.run_tries(stage, args.share, args.minutes, args.tried)
+    elif args.stage == "measure":
+        flow_stages.measure_seeds(stage, args.model or args.folder / "model", tuple(args.seeds))
+    elif args.stage == "sampling":
+        sampling_stage.run_sampling(stage, args.model or TINY, tuple(args.seeds), args.ways, args.test_set)
+    elif args.stage == "speed":
+        model = args.model or TINY
+        for domain in ("furniture", "vehicles") if not args.runs and not args.together else ():
+            speed_stage.prepare_scenes(stage, args.meshes, domain)
+        speed_stage.run_speed(stage, model, args.meshes, args.runs, tuple(args.seeds))
+        if args.together:
+            speed_stage.run_together(stage, model, tuple(args.seeds))
+    elif args.stage == "tuning":
+        tuning_stage.run_tuning(stage, args.model or TINY, args.share, 60 * args.minutes)
+    elif args.stage == "gallery":
+        gallery.run_gallery(stage, args.model or TINY)
+    elif args.stage == "thin":
+        model = args.model or TINY
+        thin_parts.run_thin(stage, model, [model / "fast", *args.adapters])

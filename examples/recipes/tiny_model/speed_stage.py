@@ -24,7 +24,9 @@ from midilite import lora
 from midilite.common.files import read_json, write_json
 from midilite.data_prep.prepare import prepare
 from midilite.data_prep.samples import PrepareSettings
+from midilite.lora.arithmetic import resize
 from midilite.lora.files import apply_adapter, read_adapter
+from midilite.lora.writers import write_peft_folder
 from midilite.model.weights import write_safetensors
 
 from . import quality
@@ -202,16 +204,20 @@ def run_together(stage: Stage, model: Path, seeds: Sequence[int]) -> None:
         write_json(stage.folder / "speed" / "together.json", found)
 
 
-def ship(folder: Path, model: Path, name: str = "fast") -> Path:
-    """Put a finished adapter into a model folder as `fast/`, in fp16: half the bytes, and nothing else of the run."""
-    source, out = adapter_of(folder, name), model / "fast"
-    weights = source / "adapter_model.safetensors"
+def ship(folder: Path, model: Path, name: str = "fast", rank: int | None = None) -> Path:
+    """Put a finished adapter into a model folder as `fast/`, in fp16: half the bytes, and nothing else of the run.
+
+    Args:
+        rank: the adapter becomes as large as one of this rank; its modules share that (`lora.arithmetic.resize`).
+    """
+    adapter, out = read_adapter(adapter_of(folder, name)), model / "fast"
+    if rank is not None:
+        adapter = resize(adapter, rank, share_ranks=True).adapter
+    write_peft_folder(out, adapter.state, adapter.config, adapter.metadata)
+    weights = out / "adapter_model.safetensors"
     with safe_open(weights, "pt") as file:
         metadata = file.metadata()
-    state = {key: value.half() for key, value in load_file(weights).items()}
-    out.mkdir(exist_ok=True)
-    write_safetensors(out / weights.name, state, metadata)
-    shutil.copy(source / "adapter_config.json", out)
+    write_safetensors(weights, {key: value.half() for key, value in load_file(weights).items()}, metadata)
     return out
 
 
