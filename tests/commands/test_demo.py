@@ -43,7 +43,7 @@ def test_what_ships_is_small_and_whole():
         report = check_data(ASSETS / name, num_tokens=256)
         assert not report.problems and len(report.scenes) == SCENES[name]
     pipe = load_pipeline("tiny", device="cpu")
-    assert pipe.transformer.multi_instance_blocks == {2, 3, 4} and pipe.default_num_tokens == 256
+    assert pipe.transformer.multi_instance_blocks == {2, 3, 4, 5, 6} and pipe.default_num_tokens == 256
     conditions = pipe.encode_images(ASSETS / "example" / "rgb.png", ASSETS / "example" / "seg.png")
     assert len(conditions.labels) >= 2 and all(torch.isfinite(t).all() for t in conditions.tensors())
 

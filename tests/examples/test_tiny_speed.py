@@ -59,6 +59,21 @@ def test_what_ships_is_the_adapter_in_half_the_bytes(midi_dit, tmp_path):
     lora.remove_adapters(midi_dit)
 
 
+def test_a_smaller_rank_ships_in_as_many_bytes_as_it_has(midi_dit, tmp_path):
+    config = lora.LoRAConfig(rank=4, alpha=4)
+    lora.inject(midi_dit, config)
+    for i, parameter in enumerate(lora.adapter_parameters(midi_dit).values()):
+        torch.nn.init.normal_(parameter, std=0.1 + 0.01 * i)
+    write_peft_folder(adapter_of(tmp_path, "fast"), lora.adapter_state(midi_dit), config, {})
+    lora.remove_adapters(midi_dit)
+    whole, half = (
+        load_file(ship(tmp_path, tmp_path / name, rank=rank) / "adapter_model.safetensors")
+        for name, rank in (("whole", None), ("half", 2))
+    )
+    sizes = [sum(value.numel() for value in state.values()) for state in (whole, half)]
+    assert sizes[1] <= sizes[0] / 2 and whole.keys() == half.keys()
+
+
 def test_tables_are_put_together(tmp_path):
     facts = {"test_set": "eval-seen", "scenes": 2, "seeds": [0], "device": "cpu"}
     for number, way in enumerate(("euler", "ab2")):
