@@ -10,7 +10,8 @@ what the others hold.
 
 **Ranks shared among modules.** One module changes in few directions, another in many, so one rank for all keeps too
 much here and too little there. Squares of errors add up over modules: of all their singular values, those with the
-largest (s sigma)^2 per number are kept, and one more rank costs in + out numbers.
+largest (s sigma)^2 per number are kept, and one more rank costs in + out numbers. This is the error of the weights: a
+module whose small change matters much, as the last linear's can, may lose too much, and then the output gains nothing.
 
 **Average.** w1 s1 B1 A1 + w2 s2 B2 A2 = [w1 s1 B1, w2 s2 B2] [A1; A2] exactly, at the sum of the ranks. Averaging the
 factors instead would give (B1 + B2)(A1 + A2) / 4, half of which are products of unrelated halves: a B of one adapter
