@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from midilite.common.files import write_json
 from midilite.model.folder import ModelFolder
+from midilite.runtime.determinism import reproducible
 from midilite.training.interfaces import RunView
 from midilite.training.options import TrainOptions
 from midilite.training.trainer import Trainer
@@ -74,9 +75,12 @@ def run_flow(stage: Stage, run: FlowRun, tests: bool) -> None:
                 networks.save(stage.folder / "snapshot", torch.float16, shift=3.0)
             written = time.monotonic()
 
+    options = trainer_options(stage, "flow", recipe.bundles, recipe.rate)
+    warm_up(task, options)
+    stage.say("compiled")
     clock = stage.folder / "flow-clock.json"
     box = TimeBox(clock, 60 * run.total_minutes, 60 * run.minutes, world, device, plan.warmup, recipe.fall)
-    trainer = train_flow(task, trainer_options(stage, "flow", recipe.bundles, recipe.rate), box, report)
+    trainer = train_flow(task, options, box, report)
     stage.say(f"trained {trainer.progress.step} steps")
     with trainer.update.ema.applied():
         if world.is_main:
@@ -94,6 +98,22 @@ def flow_task(stage: Stage, networks: Networks, data: SceneData, recipe: FlowRec
     step = recipe.bundles * stage.world.size
     num_scenes = max(1, len(data.by_count[BUNDLE[0]]) // step) * step
     return FlowTask(networks, data, num_scenes, recipe, stage.world.rank, compiled=stage.device.type == "cuda")
+
+
+def warm_up(task: FlowTask, options: TrainOptions) -> None:
+    """Let everything compile that the phases of a training need; no weight changes."""
+    passed, device = task.passed, task.data.color.device
+    for share in (0.0, *(until for until, _ in task.recipe.tokens[:-1])):
+        task.passed = lambda share=share: share
+        for step in range(2):
+            batch = task.draw(list(range(options.batch_size)), step)
+            with reproducible(options.deterministic and device.type == "cuda"):
+                task.loss(batch, batch.num_instances)[0].backward()
+            for parameter in task.parameters.values():
+                parameter.grad = None
+    task.passed = passed
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def train_flow(

@@ -20,14 +20,12 @@ from typing import Any
 import torch
 
 from midilite.common.files import write_json
-from midilite.runtime.determinism import reproducible
 from midilite.training.interfaces import RunView
-from midilite.training.options import TrainOptions
 
 from . import quality
 from .flow_recipe import FlowRecipe, baseline, changes
-from .flow_stages import flow_task, start_networks, train_flow
-from .flow_task import PER_BUNDLE, FlowTask
+from .flow_stages import flow_task, start_networks, train_flow, warm_up
+from .flow_task import PER_BUNDLE
 from .lora_study import StudySettings, encode_domain, fixed_loss
 from .networks import Networks
 from .sampling_stage import SHIPS, by_scene, ways
@@ -118,22 +116,6 @@ def train_try(stage: Stage, data: TryData, chosen: Try, minutes: float) -> dict[
         "torch": torch.__version__,
         **measured,
     }
-
-
-def warm_up(task: FlowTask, options: TrainOptions) -> None:
-    """Let everything compile that the phases of a training need; no weight changes."""
-    passed, device = task.passed, task.data.color.device
-    for share in (0.0, *(until for until, _ in task.recipe.tokens[:-1])):
-        task.passed = lambda share=share: share
-        for step in range(2):
-            batch = task.draw(list(range(options.batch_size)), step)
-            with reproducible(options.deterministic and device.type == "cuda"):
-                task.loss(batch, batch.num_instances)[0].backward()
-            for parameter in task.parameters.values():
-                parameter.grad = None
-    task.passed = passed
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def plain(networks: Networks) -> Networks:
