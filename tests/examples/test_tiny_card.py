@@ -69,6 +69,7 @@ def test_no_measured_number_of_the_card_stays_when_all_change(results, parameter
     "name, path",
     [
         ("speed", "runs/fast/scene_f_score"),
+        ("speed", "runs/fast/shipped_rank"),
         ("speed", f"sampling/eval-seen/ways/{SHIPS}/object_f_score_error"),
         ("second_edition", "runs/2/minutes"),
         ("fourth_edition", "measured/unseen/by_seed/0/box_iou"),

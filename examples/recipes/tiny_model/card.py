@@ -218,9 +218,10 @@ def _fast(results: Results) -> str:
 {_table("way", "passes", *MEASURES)}
 {_rows(rows)}
 
-`fast/` is a LoRA of rank {rank} on every linear, distilled from pictures and masks of {fast["scenes"]} prepared
+`fast/` is a LoRA on every linear, distilled at rank {rank} from pictures and masks of {fast["scenes"]} prepared
 scenes: {fast["train_seconds"] / 60:.0f} minutes on one {fast["device"]} that others shared, which ended it after
-{fast["steps_done"]:,} of {int(steps):,} planned steps; what ships is the average of its weights.
+{fast["steps_done"]:,} of {int(steps):,} planned steps. What ships is the average of its weights with as many numbers as
+rank {fast["shipped_rank"]} has, dealt out among modules (`adapter.py resize --share_ranks`).
 Other solvers, numbers of steps and adapters: `examples/recipes/tiny_model/README.md`."""
 
 

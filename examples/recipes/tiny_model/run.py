@@ -8,6 +8,7 @@
     python $RUN surfaces                                                  # how good its surfaces are
     torchrun --nproc_per_node 2 $RUN flow --minutes 8 --total_minutes 12  # transformer and image encoders
     torchrun --nproc_per_node 2 $RUN flow --minutes 4 --total_minutes 12  # goes on
+    torchrun --nproc_per_node 2 $RUN flow --start FOLDER --minutes 13.5   # from a model, deepened if it is smaller
     python $RUN tries --share 0/4 --minutes 3                             # other ways to train them, each alone
     python $RUN tries_page                                                # their table in this folder's README
     python $RUN measure                                                   # its scenes, for each seed of the noise
@@ -16,6 +17,7 @@
     python $RUN tuning --share 0/8                                        # the study of adapters on vehicles
     python $RUN tuning_page                                               # its tables in How to fine-tune
     python $RUN gallery --device cpu                                      # the README's picture, the worst
+    python $RUN thin --device cpu                                         # the scenes with the thinnest parts
     python $RUN finish --meshes .../meshes/kenney                         # assets, card, pictures
 
 `--toy` runs every stage at a size that a laptop does in a minute, which tests the path and learns nothing.

@@ -2,7 +2,8 @@
 
 Data are arrangements of the furniture that the transformer was trained on, prepared from the meshes by the library; the
 test scenes are those of all other tables. A run's training is a process of its own with the command that is kept in
-its row, so that anyone can repeat it. `fast/` of the shipped model is the average of the run of that name.
+its row, so that anyone can repeat it. `fast/` of the shipped model is the average of the run of that name, made
+smaller (`ship`).
 """
 
 from __future__ import annotations

@@ -49,7 +49,9 @@ SEED = 7
 
 @dataclass(frozen=True)
 class Plan:
-    """Amounts. The defaults are those of the shipped model; `toy` is for a dry run."""
+    """Amounts. The defaults are those of the shipped model, whose flow had others by its command line (README); for a
+    dry run see `toy_plan`.
+    """
 
     processes: int = 4  # how many training sets `draw` makes
     bundles: int = 8000  # per process

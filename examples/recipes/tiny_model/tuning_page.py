@@ -1,7 +1,7 @@
 """Stage `tuning_page`: what all processes of `tuning` found, as one file, and as the tables of "How to fine-tune".
 
-The page has two studies: of the model that ships, and of the second edition, which has three seeds where this one has
-one, and alone has what is neither rank nor rate.
+The page has two studies: of the model that ships, and of the second edition, which has three seeds where this one
+mostly has one, and alone has what is neither rank nor rate.
 """
 
 from __future__ import annotations

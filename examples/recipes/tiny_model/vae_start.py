@@ -4,8 +4,7 @@ A set-latent VAE with random weights first has to discover that a query point sh
 Until then it predicts one and the same distance everywhere, for thousands of steps. Here the weights start so that
 
 - the encoder's tokens keep the features of their point (all residual branches start at zero), and `quant` reads the
-sines
-  and cosines of two frequencies and the normal from them;
+  sines and cosines of two frequencies and the normal from them;
 - `post_quant` puts these back into the space of the decoder's queries;
 - queries and keys of the decoder's last attention are those sines and cosines, so a logit is a sum of cosines of the
   differences of two places: a bump, of another width in every head.

@@ -3,9 +3,8 @@
 The loss of an object, over points near its surface, in its box and anywhere in the frame:
 
     mean |sdf - truth| / (1 + 20 |truth|)     precise where the surface is, roughly right far away
-    + 0.01 mean |gradient - true gradient|    differences over a tetrahedron of points: normals, and unit slope
-    (eikonal) + beta KL                                 latents near a unit Gaussian, which is what the flow starts
-    from
+    + 0.01 mean |gradient - true gradient|    differences over a tetrahedron: normals, and unit slope (eikonal)
+    + beta KL                                 latents near a unit Gaussian, which is what the flow starts from
 
 beta follows what it is for: it rises or falls slowly until the encoder's noise is a set share of the latents' spread.
 Less would be detail that the flow can't learn anyway, more would cost precision.
