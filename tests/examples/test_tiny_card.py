@@ -12,10 +12,13 @@ from tiny_model.networks import Networks, Sizes
 from tiny_model.pictures import captioned_columns
 from tiny_model.plot import PANELS, curves, study_chart
 from tiny_model.sampling_stage import quartiles, ways
+from tiny_model.speed_stage import adapter_of
 from tiny_model.stages import toy_plan
 from tiny_model.tuning_cells import RATES, SCENES, WHOLE_RATES, Cell
 from tiny_model.tuning_stage import LEAST_SEEDS, choices, key_of
 
+from midilite import lora
+from midilite.lora.writers import write_peft_folder
 from midilite.model.folder import ASSETS, ModelFolder
 
 TINY = ASSETS / "tiny"
@@ -129,6 +132,21 @@ def test_finish_writes_card_and_picture_without_a_work_folder(tmp_path, results,
         np.asarray(Image.open(folder / "tuning.png").convert("RGB"), np.int16) for folder in (tmp_path, RESULTS)
     )
     assert made.shape == kept.shape and np.abs(made - kept).mean() < 2, "the committed picture is of these numbers"
+
+
+def test_finish_ships_a_model_with_the_speed_adapter_that_was_made_for_it(tmp_path):
+    sizes = toy_plan().sizes
+    networks = Networks.fresh(sizes, "cpu", 0)
+    networks.save(tmp_path / "work" / "model")
+    config = lora.LoRAConfig(rank=2, alpha=2)
+    lora.inject(networks.dit, config)
+    write_peft_folder(adapter_of(tmp_path / "work", "fast"), lora.adapter_state(networks.dit), config, {})
+    shipped = tmp_path / "assets" / "tiny"
+    (shipped / "fast").mkdir(parents=True)
+    (shipped / "fast" / "of_another_base").touch()
+    finish.run_finish(tmp_path / "work", None, toy_plan(), tmp_path / "assets", tmp_path)
+    assert ModelFolder(shipped).load_transformer("cpu").config == sizes.dit
+    assert {p.name for p in (shipped / "fast").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
 
 
 class _Counted:

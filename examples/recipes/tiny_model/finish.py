@@ -23,10 +23,12 @@ from .networks import Networks
 from .pictures import worst_sheet
 from .plot import study_chart
 from .shapes import ShapeSet
+from .speed_stage import adapter_of, ship
 from .stages import DOMAIN, Plan
 from .tuning_stage import choices
 
 SHARD_BYTES = 12_000_000  # of the transformer's files: no file of the package is larger than 16 MiB
+FAST_RANK = 19  # at rank 32 the speed adapter and all else that ships would be more than 40 MB
 EXAMPLE = PrepareSettings(num_samples=16, image_size=448, compose=4, num_scenes=12, singles=False, seed=3)
 
 
@@ -35,7 +37,8 @@ def run_finish(
 ) -> None:
     """Write what the work folder has the parts for, and always the study's picture and the card.
 
-    A model there becomes the one that ships; without `meshes` the demo scenes and the example picture stay as they are.
+    A model there becomes the one that ships, with the speed adapter that `speed --runs fast` left there, if any: that
+    which shipped before is of another base. Without `meshes` the demo scenes and the example picture stay as they are.
 
     Args:
         output: folder of the pictures.
@@ -44,6 +47,8 @@ def run_finish(
     if (folder / "model").exists():
         shift = ModelFolder(folder / "model").load_scheduler().shift
         write_model(Networks.load(folder / "model", plan.sizes, "cpu"), assets / "tiny", shift)
+        if adapter_of(folder, "fast").exists():
+            ship(folder, assets / "tiny", rank=FAST_RANK)
     networks, results = Networks.load(assets / "tiny", plan.sizes, "cpu"), read_results()
     if (folder / "shapes.safetensors").exists():
         shapes, worst = ShapeSet.load(folder / "shapes.safetensors"), results["tiny_model"]["vae"]["unseen"]["worst"]
