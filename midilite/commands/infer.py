@@ -183,6 +183,8 @@ def run(options: InferOptions) -> Result:
     base = options.base()
     if pictures[1] is None:
         _check_needs_no_mask(base)
+    elif options.scale is not None:
+        _check_scaled_objects(options.scale, base, pictures[1])
     world, device = start(options.device, PATIENCE)
     if world.is_main and is_shipped(base) and not options.lora_path and not _has_white_border(pictures[0]):
         say(
@@ -220,7 +222,7 @@ def run(options: InferOptions) -> Result:
         if check_suffix(options.output) == ".stl":
             say(f"{options.output} is z up, as printers want it; the other formats are y up")
         written = _write_beside(result, options)
-        seen = f", seen in {' and '.join(written)}" if written else ""
+        seen = f", seen in {', '.join(written[:-2] + [' and '.join(written[-2:])])}" if written else ""
         count, asked = len(result.scene.geometry), len(result.meshes)
         objects = f"{count} objects" if count == asked else f"{count} of {asked} objects, the others have no surface"
         say(f"{options.output}: {objects}{seen}, {time.monotonic() - started:.1f} s in all")
@@ -325,6 +327,20 @@ def _check_needs_no_mask(base: str) -> None:
             f"seg_image is missing: {base} makes a scene from a picture and its instance mask (examples/your_data.md "
             "says how to get one)"
         )
+
+
+def _check_scaled_objects(scale: str, base: str, labels: np.ndarray) -> None:
+    """Raise ValueError for a length of an object that the mask does not have: after the work the scene would be lost.
+
+    A model without CLIP makes one object of whatever is marked, so the mask does not say what it is called.
+    """
+    from ..layout.real_size import KnownLength
+    from ..mesh.scene import instance_names
+    from ..model.folder import ModelFolder
+    from ..model.label_maps import label_values
+
+    if ModelFolder(base).layout.clip:
+        KnownLength.parse(scale).check_names(instance_names(label_values(labels)))
 
 
 def _generate(

@@ -288,6 +288,8 @@ def _conclude(trainer: Trainer, data: TrainingData, seconds: float) -> None:
     for observer in trainer.observers:
         if isinstance(observer, Forgetting) and observer.told:
             facts["guard scenes"] = observer.told
+        if isinstance(observer, Evaluation) and observer.last_sheet is not None:
+            facts["scenes drawn"] = f"{observer.last_sheet} (input, base, adapted, truth)"
     say(closing_summary(trainer, history, trainer.output_dir / FINAL, seconds, facts))
 
 

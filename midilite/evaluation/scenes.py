@@ -25,6 +25,7 @@ from .. import lora
 from ..common.devices import precise_device
 from ..common.distributed import World, sum_over_ranks
 from ..common.files import write_png
+from ..common.progress import Progress
 from ..data.cache import FeatureSource
 from ..data.sample_folder import sample_camera
 from ..data.scenes import Scene, read_scene_quietly
@@ -118,6 +119,7 @@ class Evaluation:
         self.networks = networks or transformer
         self.transformer, self.features, self.folder, self.options = transformer, features, folder, options
         self.scenes, self.with_metrics = scenes[: options.eval_scenes], with_metrics
+        self.last_sheet: Path | None = None  # the picture that was drawn last by this run
         self._fixed: dict[int, dict[str, Outcome]] = {}  # by the scene's number: base and truth never change
 
     def after_step(self, run: RunView, metrics: dict[str, float]) -> dict[str, float | None]:
@@ -153,6 +155,7 @@ class Evaluation:
         drawn as pages that turn."""
         table = torch.zeros(len(self.scenes), 2 * len(SCENE_KEYS) + 1, dtype=torch.float64)
         sheets: dict[int, Tensor] = {}
+        progress = Progress("generated", "scenes")
         with undisturbed(self.networks, device):
             vae = self.load_vae(device)
             for number, counts in my_turns(len(self.scenes), world):
@@ -168,6 +171,8 @@ class Evaluation:
                     sheets[number] = torch.from_numpy(np.array(sheet))
                     if pages is not None:
                         write_page(pages, self.scenes[number].name, generated.image, outcomes)
+                if world.is_main:  # the others are about as far
+                    progress.show(min(number + world.size, len(self.scenes)), len(self.scenes))
         del vae
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -222,7 +227,8 @@ class Evaluation:
 
     def _publish(self, run: RunView, sheets: Tensor) -> None:
         sheet = preview_sheet([Image.fromarray(picture.numpy()) for picture in sheets], columns=1)
-        write_png(run.output_dir / SAMPLES / f"step-{run.step:06d}.png", sheet)
+        self.last_sheet = run.output_dir / SAMPLES / f"step-{run.step:06d}.png"
+        write_png(self.last_sheet, sheet)
         run.show("samples", sheet)
 
 

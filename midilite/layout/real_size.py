@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,12 @@ class KnownLength:
             raise ValueError(f"scale is {text[:100]!r}, expected {_FORMS}, in metres")
         return cls(tuple(names), what, metres)
 
+    def check_names(self, there: Collection[str]) -> None:
+        """Raise ValueError when an object is named that is not among those that are there."""
+        for name in self.names:
+            if name not in there:
+                raise ValueError(f"scale names {name!r}, but the scene has {', '.join(there)}")
+
     def factor(self, objects: Mapping[str, trimesh.Trimesh]) -> float:
         """By what the scene has to be multiplied.
 
@@ -51,9 +57,7 @@ class KnownLength:
         Raises:
             ValueError: there is no such object, or the length is 0 in the scene.
         """
-        for name in self.names:
-            if name not in objects:
-                raise ValueError(f"scale names {name!r}, but the scene has {', '.join(objects)}")
+        self.check_names(objects)
         vertices = [np.asarray(objects[name].vertices, np.float64) for name in self.names]
         if self.what == "distance":
             length = float(np.linalg.norm(pivot(vertices[0]) - pivot(vertices[1])))

@@ -97,8 +97,8 @@ def placed(scene) -> tuple[float, ...]:
     return tuple(torch.cat([points.amin(0), points.amax(0)]).round(decimals=3).tolist())
 
 
-def test_the_demo_ends_with_a_picture_of_all_scenes_kept_aside(tmp_path, monkeypatch):
-    """Six rows; surfaces, which take most of a preview's time, are boxes here."""
+def test_the_demo_ends_with_a_picture_of_all_scenes_kept_aside(tmp_path, monkeypatch, capsys):
+    """Six rows, and where they are is said; surfaces, which take most of a preview's time, are boxes here."""
     monkeypatch.setattr(evaluation, "_decode", lambda vae, latents, name, depth: [creation.box() for _ in latents])
     options = demo_options(tmp_path / "run", max_train_steps=1, lr_warmup_steps=0, preview_every=1, validate_every=0)
     for name in ("composed_000000", "composed_000001"):  # encoding all of them takes long
@@ -106,6 +106,10 @@ def test_the_demo_ends_with_a_picture_of_all_scenes_kept_aside(tmp_path, monkeyp
     options = dataclasses.replace(options, num_tokens=16, data_dir=str(tmp_path / "few"))
     assert options.eval_scenes == len(find_scenes("demo_val"))
     train.train_lora(options)
+    said = capsys.readouterr().err
+    drawn = tmp_path / "run" / "samples" / "step-000001.png"
+    assert f"{drawn} (input, base, adapted, truth)" in said.split("scenes drawn ")[1]
+    assert "generated 1/6" in said and "generated 6/6" in said, "it takes long enough to ask whether it goes on"
     cell = Image.new("RGB", evaluation.SIZE)
     row = preview_sheet([cell] * 8, [""] * 8, columns=4)
     rows = preview_sheet([row] * SCENES["demo_val"], columns=1)

@@ -187,6 +187,15 @@ def test_a_missing_mask_is_said_before_the_model_is_loaded(tmp_path, monkeypatch
     assert "error: seg_image is missing: " in capsys.readouterr().err
 
 
+def test_a_length_of_an_object_that_the_mask_does_not_have_is_said_before_the_model_is_loaded(
+    tmp_path, monkeypatch, capsys
+):
+    """It came after the work, and the scene was lost."""
+    monkeypatch.setattr("midilite.inference.pipeline.load_pipeline", lambda *given, **more: pytest.fail("loaded"))
+    assert golden_run(tmp_path / "a.glb", "--scale", "chair height 0.9") == 1
+    assert "error: scale names 'chair', but the scene has instance_" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("without", "code"), [((), 0), ((0,), 1)])
 def test_objects_without_a_surface_are_left_out_and_end_in_exit_code_one(tmp_path, monkeypatch, capsys, without, code):
     """The rest is written: what is there is of use, and a script that goes on must know that something is missing."""
