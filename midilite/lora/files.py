@@ -35,7 +35,7 @@ from ..common.errors import shorten
 from ..common.files import refuse_special
 from ..common.terminal import printable
 from ..common.version import __version__
-from ..model.fingerprint import base_fingerprint, same_base
+from ..model.fingerprint import base_fingerprint, same_base, same_modules
 from ..model.layers import Linear
 from .config import FORMATS
 from .names import IMAGE_ENCODERS, strange_modules, without_wrappers
@@ -301,7 +301,8 @@ def apply_adapter(model: nn.Module, adapter: AdapterFile, name: str = "default")
     linears = {path.removeprefix(prefix): entry for path, entry in lora.named_linears(model).items()}
     problems = _misfits(adapter, linears)
     if problems:
-        raise ValueError(f"adapter {name!r} does not fit this model:{_widths(adapter, linears) or shorten(problems)}")
+        why = _widths(adapter, linears) or _other_modules(_transformer(model), adapter) + shorten(problems)
+        raise ValueError(f"adapter {name!r} does not fit this model:{why}")
     named = {path: path if path.startswith(IMAGE_ENCODERS) else prefix + path for path in ranks_of(adapter.state)}
     ranks = {named[path]: rank for path, rank in ranks_of(adapter.state).items()}
     alphas = {name: alpha_of(adapter.config, path) for path, name in named.items()}
@@ -316,11 +317,15 @@ def apply_adapter(model: nn.Module, adapter: AdapterFile, name: str = "default")
         if not taken and name in lora.adapter_names(model):
             lora.remove_adapters(model, [name])
         raise
-    _warn_of_other_base(model["transformer"] if _is_group(model) else model, adapter, name)
+    _warn_of_other_base(_transformer(model), adapter, name)
 
 
 def _is_group(model: nn.Module) -> bool:
     return isinstance(model, nn.ModuleDict) and "transformer" in model
+
+
+def _transformer(model: nn.Module) -> nn.Module:
+    return model["transformer"] if _is_group(model) else model
 
 
 def _misfits(adapter: AdapterFile, linears: Mapping[str, tuple[Linear, slice]]) -> list[str]:
@@ -361,6 +366,16 @@ def _widths(adapter: AdapterFile, linears: Mapping[str, tuple[Linear, slice]]) -
     base = adapter.metadata.get("base_model")
     named = f"its base {printable(str(base))[:200]}" if base else "the base that it was trained on"
     return f" it is made for width {found}, the model has width {expected}; load {named} (pretrained_model)"
+
+
+def _other_modules(model: nn.Module, adapter: AdapterFile) -> str:
+    """A sentence when the adapter says that its base had other modules: a model's next edition keeps its name."""
+    told = adapter.metadata.get("base_fingerprint")
+    if not isinstance(told, str) or same_modules(told, base_fingerprint(model)):
+        return ""
+    base = adapter.metadata.get("base_model")
+    named = f" ({printable(str(base))[:200]}, maybe an earlier edition of it)" if base else ""
+    return f" it was trained on another base{named}; load that (pretrained_model), or train anew on this one:"
 
 
 def _warn_of_other_base(model: nn.Module, adapter: AdapterFile, name: str) -> None:

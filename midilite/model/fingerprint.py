@@ -39,11 +39,16 @@ def base_fingerprint(model: nn.Module) -> str:
     return f"{hashlib.sha256(table.encode()).hexdigest()[:16]}-{base64.b64encode(bytes(values)).decode()}"
 
 
+def same_modules(first: str, second: str) -> bool:
+    """Whether two fingerprints are of bases with the same names and shapes, whatever their weights."""
+    return first.partition("-")[0] == second.partition("-")[0]
+
+
 def same_base(first: str, second: str) -> bool:
     """Whether two fingerprints are of one base, stored in whatever floating point types. False for what is none."""
-    (hash_1, _, text_1), (hash_2, _, text_2) = first.partition("-"), second.partition("-")
-    if hash_1 != hash_2:
+    if not same_modules(first, second):
         return False
+    text_1, text_2 = (fingerprint.partition("-")[2] for fingerprint in (first, second))
     try:
         a, b = (np.frombuffer(base64.b64decode(t, validate=True), "<f2").astype(np.float32) for t in (text_1, text_2))
     except ValueError:

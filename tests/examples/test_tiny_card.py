@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from tiny_model import finish, gallery
 from tiny_model.card import GAIN_SCENES, RESULTS, SHIPS, model_card, read_results
+from tiny_model.demo import write_demo
 from tiny_model.networks import Networks, Sizes
 from tiny_model.pictures import captioned_columns
 from tiny_model.plot import PANELS, curves, study_chart
@@ -147,6 +148,16 @@ def test_finish_ships_a_model_with_the_speed_adapter_that_was_made_for_it(tmp_pa
     finish.run_finish(tmp_path / "work", None, toy_plan(), tmp_path / "assets", tmp_path)
     assert ModelFolder(shipped).load_transformer("cpu").config == sizes.dit
     assert {p.name for p in (shipped / "fast").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_demo_scenes_stay_where_a_mesh_is_missing(tmp_path):
+    """Past bug: the old ones were removed first."""
+    kept = tmp_path / "assets" / "demo" / "scene.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("{}")
+    with pytest.raises(ValueError, match="astronautB.glb: is missing, .* the old ones are kept"):
+        write_demo(tmp_path / "nowhere", tmp_path / "assets")
+    assert kept.read_text() == "{}"
 
 
 class _Counted:

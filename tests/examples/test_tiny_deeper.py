@@ -178,3 +178,20 @@ def test_a_model_folder_of_two_blocks_less_is_deepened(tmp_path: Path):
             kept = getattr(networks, part).state_dict()
             assert all(torch.equal(v, kept[k]) for k, v in getattr(small, part).state_dict().items())
     assert planned.sizes.dit.multi_instance_blocks == (1, 2, 3)
+
+
+def test_a_model_folder_of_any_other_number_of_blocks_is_refused(tmp_path: Path):
+    """Past bug: it was trained as it was, and shipped with another number of blocks than planned."""
+    plan, other = toy_plan(), Networks.fresh(toy_sizes(), "cpu", 0)
+    stage = Stage(tmp_path, plan, World(), torch.device("cpu"), 0.0)
+    for layers in (5, 7):
+        other.dit = small_dit(layers, (1,))
+        other.save(tmp_path / "model", torch.float32)
+        with pytest.raises(ValueError, match=rf"its transformer has {layers} blocks, expected 3, or 1 to deepen"):
+            start_networks(stage, tmp_path / "model")
+
+
+def test_the_shipped_vae_does_not_suit_other_sizes(tmp_path: Path):
+    stage = Stage(tmp_path, toy_plan(), World(), torch.device("cpu"), 0.0)
+    with pytest.raises(ValueError, match="vae.safetensors: is missing, and the shipped VAE has other sizes"):
+        start_networks(stage, None)

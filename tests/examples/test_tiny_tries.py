@@ -128,6 +128,18 @@ def test_a_try_that_there_is_not(stage, tmp_path, monkeypatch, capsys):
     assert "there is no moon, expected some of aux muon" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words, said", [
+    (["pack"], "--meshes: pack needs the folder of <category>/*.glb"),
+    (["pack", "--meshes", "nowhere"], "run.py: error: nowhere: has no <category>/*.glb"),
+    (["draw"], "shapes.safetensors: is missing; the stage pack makes it of --meshes"),
+])  # fmt: skip
+def test_what_a_stage_lacks_is_one_sentence(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["run.py", *words, "--folder", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code and capsys.readouterr().err.splitlines()[-1].endswith(said)
+
+
 def row(name, seed, scores, minutes=3.0):
     keys = ("scene_f_score", "box_iou", "object_f_score")
     return {

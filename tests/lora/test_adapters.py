@@ -259,6 +259,24 @@ def test_another_width_is_named_with_both_widths(midi_dit):
     assert not lora.slots(midi_dit)
 
 
+@torch.no_grad()
+def test_an_adapter_of_another_edition_says_so_first(midi_dit):
+    """Past bug: it was only the modules that are missing, when the shipped model came with two blocks more."""
+    state = golden_state()
+    fewer = {key: value for key, value in state.items() if not key.startswith("blocks.3.")}
+    settings = lora.LoRAConfig(8, 8, target_modules=("to_q", "to_k", "to_v", "to_out.0"))
+    facts = {"base_fingerprint": "0123456789abcdef-AAAA", "base_model": "tiny"}
+    adapter = AdapterFile(settings, fewer, metadata=facts)
+    said = r"another base \(tiny, maybe an earlier edition of it\); load that .*, or train anew on this one:\n  missing"
+    for model in (midi_dit, adapters.network_group(midi_dit)):
+        with pytest.raises(ValueError, match=said):
+            apply_adapter(model, adapter)
+    own = replace(adapter, metadata={**facts, "base_fingerprint": base_fingerprint(midi_dit)})
+    with pytest.raises(ValueError, match="does not fit this model:\n  missing"):
+        apply_adapter(midi_dit, own)
+    assert 0 < len(fewer) < len(state) and not lora.slots(midi_dit)
+
+
 def test_an_adapter_of_another_base_warns_by_name(midi_dit):
     adapter = replace(read_adapter(LORA / "lora_weights.pth", 8), metadata=adapters.describe(midi_dit, None, "MIDI-3D"))
     with warnings.catch_warnings():

@@ -99,9 +99,14 @@ def main() -> None:
     known = [*changes(FlowRecipe()), *[tries_stage.BASELINE] * (args.stage == "tries")]
     if unknown := set(args.tried) - set(known):
         options.error(f"--tried: there is no {' '.join(sorted(unknown))}, expected some of {' '.join(known)}")
+    if args.stage == "pack" and args.meshes is None:
+        options.error("--meshes: pack needs the folder of <category>/*.glb")
     plan = stages.toy_plan() if args.toy else stages.Plan()
     if run := files_only(args, plan):
-        return run()
+        try:
+            return run()
+        except (ValueError, OSError) as error:
+            options.exit(1, f"{options.prog}: error: {error}\n")
     world, device = start(args.device)
     try:
         run_stage(stages.Stage(args.folder, plan, world, device, time.monotonic()), args)

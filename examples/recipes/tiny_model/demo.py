@@ -31,8 +31,14 @@ def write_demo(meshes: Path, assets: Path) -> None:
     Args:
         meshes: folder with a subfolder of mesh files for every category.
         assets: where they are written, instead of those that are there.
+
+    Raises:
+        ValueError: a mesh file is missing; nothing is changed then.
     """
     files = [meshes / CATEGORY / f"{name}.glb" for name in MODELS]
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"{file}: is missing, and the demo's scenes are made of it; the old ones are kept")
     for name, settings in (("demo", TRAINING), ("demo_val", VALIDATION)):
         shutil.rmtree(assets / name, ignore_errors=True)
         prepare_copies(files, assets / name, settings)

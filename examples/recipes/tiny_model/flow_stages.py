@@ -139,11 +139,19 @@ def start_networks(stage: Stage, start: Path | None, seed: int = SEED) -> Networ
     """What the flow's training starts from: a model folder, or fresh weights with this folder's or the shipped VAE.
 
     A model folder whose transformer has two blocks less than planned is deepened first.
+
+    Raises:
+        ValueError: it has another number of blocks, or the shipped VAE's latents are not of the planned width.
     """
     plan, device = stage.plan, stage.device
     if start is not None:
         networks = Networks.load(start, plan.sizes, device)
-        if networks.dit.config.num_layers == plan.sizes.dit.num_layers - 2:
+        had, planned = networks.dit.config.num_layers, plan.sizes.dit.num_layers
+        if had not in (planned, planned - 2):
+            raise ValueError(
+                f"{start}: its transformer has {had} blocks, expected {planned}, or {planned - 2} to deepen"
+            )
+        if had < planned:
             networks.dit = deepen(networks.dit, plan.sizes.dit.multi_instance_blocks)
         return networks
     networks = Networks.fresh(plan.sizes, device, seed)
@@ -152,6 +160,8 @@ def start_networks(stage: Stage, start: Path | None, seed: int = SEED) -> Networ
         networks.vae.load_state_dict(load_file(trained))
     else:
         networks.vae = ModelFolder("tiny").load_vae(device)
+        if networks.vae.config.latent_channels != plan.sizes.dit.in_channels:
+            raise ValueError(f"{trained}: is missing, and the shipped VAE has other sizes; the stage vae makes it")
     return networks
 
 

@@ -93,7 +93,9 @@ class ShapeSet:
 
     @classmethod
     def load(cls, path: Path, device: str | torch.device = "cpu") -> ShapeSet:
-        """Read what `pack` wrote."""
+        """Read what `pack` wrote. Raises ValueError where it has written nothing."""
+        if not path.is_file():
+            raise ValueError(f"{path}: is missing; the stage pack makes it of --meshes")
         with safe_open(path, framework="pt") as file:
             facts = {key: json.loads(file.metadata()[key]) for key in ("names", "counts", "sizes")}
             tensors = {key: file.get_tensor(key).float().to(device) for key in ("corners", "normals", "colors")}

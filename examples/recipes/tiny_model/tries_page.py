@@ -37,7 +37,9 @@ def run_tries_page(folder: Path, results: Path = RESULTS, page: Path = PAGE) -> 
         ValueError: trainings of other lengths, which can't be compared.
     """
     found = {f"{row['name']}-{row['seed']}": row for row in _known(results)}
-    found |= {path.stem: read_json(path) for path in sorted((folder / "tries").glob("*.json"))}
+    new = {path.stem: read_json(path) for path in sorted((folder / "tries").glob("*.json"))}
+    print(f"{folder / 'tries'}: {len(new)} trainings found")
+    found |= new
     if len({row["minutes"] for row in found.values()}) > 1:
         times = ", ".join(f"{key} {row['minutes']:g}" for key, row in sorted(found.items()))
         raise ValueError(f"{folder / 'tries'}: trainings of other lengths (minutes: {times}) can't be compared")

@@ -49,6 +49,7 @@ def run_tuning_page(folder: Path) -> None:
     found: dict[str, Any] = {}
     for path in sorted(folder.glob("tuning-*.json")):
         found |= read_json(path)
+    print(f"{folder}: {len(found)} trainings found in tuning-*.json")
     if found:
         write_json(RESULTS, found)
     fill(PAGE, {"study": tables(read_json(RESULTS), read_json(SECOND_EDITION))})
