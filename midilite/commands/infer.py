@@ -214,7 +214,7 @@ def run(options: InferOptions) -> Result:
         seen = f"vertical angle of view {result.camera.fov_deg:.0f} degrees, from {result.camera.elevation:.0f} above"
         say(f"{result.layout.note}; {seen}")
     if options.scale is not None:
-        result = result.in_metres(options.scale)
+        result = _in_metres(result, options.scale, world.is_main)
     if options.floor or options.max_faces is not None:
         result = _for_engines(result, options, world.is_main)
     if world.is_main:
@@ -228,6 +228,18 @@ def run(options: InferOptions) -> Result:
         say(f"{options.output}: {objects}{seen}, {time.monotonic() - started:.1f} s in all")
     stop()
     return result
+
+
+def _in_metres(result: Result, scale: str, speaks: bool) -> Result:
+    """In metres; the scene stays as it is when an object that the length is of got no surface."""
+    try:
+        return result.in_metres(scale)
+    except ValueError as error:
+        if all(mesh is not None for mesh in result.meshes):
+            raise
+        if speaks:
+            say(f"warning: {error}; the scene keeps the model's scale")
+        return result
 
 
 def _write_beside(result: Result, options: InferOptions) -> list[str]:

@@ -206,8 +206,9 @@ def test_objects_without_a_surface_are_left_out_and_end_in_exit_code_one(tmp_pat
         return [None if i in without else mesh for i, mesh in enumerate(meshes)]
 
     monkeypatch.setattr(Pipeline, "decode_meshes", decoded)
-    assert golden_run(tmp_path / "a.glb") == code
+    assert golden_run(tmp_path / "a.glb", "--scale", "instance_40 height 2") == code
     count = 3 - len(without)
     assert len(trimesh.load(tmp_path / "a.glb").geometry) == count
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert (f"a.glb: {count} of 3 objects, the others have no surface" in said) == bool(without)
+    said = capsys.readouterr().err
+    assert (f"a.glb: {count} of 3 objects, the others have no surface" in said.splitlines()[-1]) == bool(without)
+    assert ("the scene keeps the model's scale" in said) == bool(without), "the length is of the first object"
