@@ -202,6 +202,9 @@ def average(adapters: Sequence[AdapterFile], weights: Sequence[float] | None = N
     return AdapterFile(exact_config(ranks, ranks), state, metadata=_common_facts(adapters, weights))
 
 
+SEVERAL = "several bases"  # the fingerprint of no base: whoever loads the average is told
+
+
 def _common_facts(adapters: Sequence[AdapterFile], weights: Sequence[float]) -> dict:
     """What all files say alike, and where the average comes from."""
     first = adapters[0].metadata
@@ -211,6 +214,8 @@ def _common_facts(adapters: Sequence[AdapterFile], weights: Sequence[float]) -> 
         facts["base_fingerprint"] = prints[0]
     elif prints:
         warnings.warn("these adapters were trained on different bases: their average belongs to none", stacklevel=3)
+        facts.pop("base_model", None)  # editions of a model share its name
+        facts["base_fingerprint"] = SEVERAL
     parts = [{"weight": w, "training": a.metadata.get("training")} for w, a in zip(weights, adapters, strict=True)]
     return {**facts, "training": {"average_of": parts}}
 

@@ -135,14 +135,18 @@ def test_averages_that_make_no_sense_are_refused_or_warned_of(midi_dit, triposg_
     key = "blocks.0.attn1.to_q.lora_A.weight"
     with pytest.raises(ValueError, match="blocks.0.attn1.to_q: the adapters are made for different widths"):
         average([one, AdapterFile(CONFIG, {**one.state, key: torch.zeros(4, 32)})])
-    told = [replace(one, metadata=describe(model, {"steps": 1})) for model in (midi_dit, midi_dit, triposg_dit)]
+    told = [replace(one, metadata=describe(model, {"steps": 1}, "tiny")) for model in (midi_dit, midi_dit, triposg_dit)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         facts = average(told[:2]).metadata
     assert facts["base_fingerprint"] == told[0].metadata["base_fingerprint"]
     assert facts["training"]["average_of"][0] == {"weight": 0.5, "training": {"steps": 1}}
     with pytest.warns(UserWarning, match="trained on different bases"):
-        assert "base_fingerprint" not in average(told[1:]).metadata
+        mixed = average(told[1:])
+    assert "base_model" not in mixed.metadata
+    with pytest.warns(UserWarning, match="trained on another base: it may not do what it did"):
+        apply_adapter(midi_dit, mixed, "mixed")
+    lora.remove_adapters(midi_dit)
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
