@@ -20,7 +20,7 @@ from .sampling_stage import KEYS, SHIPS
 from .scenes import SETTINGS, STRETCH
 from .stages import Plan
 from .tuning_cells import RATES, SCENES, WHOLE_RATES, Cell
-from .tuning_stage import CURVE, LEAST_SEEDS, choices, scatter, seeds_told
+from .tuning_stage import CURVE, LEAST_SEEDS, choices, scatter, seeds_told, some_seeds
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = ("tiny_model", "second_edition", "third_edition", "fourth_edition")
@@ -117,31 +117,30 @@ kept): signed distances by winding number, slope and normals, KL. The encoder's 
 
 def _scenes(results: Results) -> str:
     speed, before, first = results["speed"], results["speed_second_edition"], results["tiny_model"]
-    one, rows = _seeds([first["seeds"]["sampling"]]), []
+    rows, goals = [], []
     for name, title in (("seen", SEEN), ("unseen", UNSEEN)):
         now, then = (table["sampling"][f"eval-{name}"] for table in (speed, before))
         guided = results["fourth_edition"]["measured"][name]["by_seed"]
         rows += [
             (
                 f"**{title}: as it is sampled unless asked otherwise**",
-                _seeds(now["seeds"]),
+                some_seeds(len(now["seeds"])),
                 *_measured(now["ways"][SHIPS]),
             ),
-            (f"the same, {BEFORE}", _seeds(guided), *_over_seeds(guided)),
+            (f"the same, {BEFORE}", some_seeds(len(guided)), *_over_seeds(guided)),
         ]
         if name == "seen":
             fast = speed["runs"]["fast"]
-            rows += [("the same with the speed adapter `fast/`", _seeds(now["seeds"]), *_measured(fast))]
+            rows += [("the same with the speed adapter `fast/`", some_seeds(len(now["seeds"])), *_measured(fast))]
         rows += [
-            ("the same, second edition", _seeds(then["seeds"]), *_measured(then["ways"][SHIPS])),
-            ("the same, first edition", one, *_measured(first["flow"][name])),
+            ("the same, second edition", some_seeds(len(then["seeds"])), *_measured(then["ways"][SHIPS])),
+            ("the same, first edition", some_seeds(1), *_measured(first["flow"][name])),
         ]
-    seen, unseen = (speed["sampling"][f"eval-{name}"] for name in ("seen", "unseen"))
-    reached = _goals("seen", SEEN, [seen["ways"][SHIPS][key] for key in KEYS])
-    reached += "\n" + _goals("unseen", UNSEEN, [unseen["ways"][SHIPS][key] for key in KEYS])
+        goals.append(_goals(name, title, [now["ways"][SHIPS][key] for key in KEYS]))
+    scenes, reached = speed["sampling"]["eval-seen"]["scenes"], "\n".join(goals)
     return f"""## How good its scenes are
 
-{seen["scenes"]} scenes of 2 to 4 objects for each row, against the raw surfaces as data preparation samples them,
+{scenes} scenes of 2 to 4 objects for each row, against the raw surfaces as data preparation samples them,
 without alignment. Errors are standard errors of the mean: over scenes or over seeds of the noise, whichever is larger
 (over seeds alone for {BEFORE}). Rows of the first edition were measured on {first["hardware"]}, that of `fast/` on
 {speed["runs"]["fast"]["measured_on"]}, all others on {speed["hardware"].partition(";")[0]}.
@@ -326,10 +325,6 @@ def _over_seeds(rows: Sequence[Mapping[str, float]]) -> list[str]:
         if len(values) > 1:
             found[f"{key}_error"] = stdev(values) / math.sqrt(len(values))
     return _measured(found)
-
-
-def _seeds(rows: Sequence[Any]) -> str:
-    return f"{len(rows)} seed{'s' * (len(rows) > 1)}"
 
 
 def _table(*heads: str) -> str:

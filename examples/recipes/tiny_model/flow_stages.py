@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 from midilite.common.files import write_json
 from midilite.model.folder import ModelFolder
-from midilite.runtime.determinism import reproducible
 from midilite.training.interfaces import RunView
 from midilite.training.options import TrainOptions
 from midilite.training.trainer import Trainer
@@ -107,8 +106,7 @@ def warm_up(task: FlowTask, options: TrainOptions) -> None:
         task.passed = lambda share=share: share
         for step in range(2):
             batch = task.draw(list(range(options.batch_size)), step)
-            with reproducible(options.deterministic and device.type == "cuda"):
-                task.loss(batch, batch.num_instances)[0].backward()
+            task.loss(batch, batch.num_instances)[0].backward()
             for parameter in task.parameters.values():
                 parameter.grad = None
     task.passed = passed

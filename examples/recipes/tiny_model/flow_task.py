@@ -257,7 +257,7 @@ class FlowTask(Task):
             velocity = self.networks.dit(noised, sigmas * 1000, clip, tokens * keep, groups=groups)
         losses = (velocity.float() - velocities).square().mean((1, 2))
         loss = (losses * weights).sum()
-        if known and self.heads is not None:
+        if known:
             patches, poses, share = known
             loss = loss + share * self.heads(tokens, dinov2_pixels[:, -1], patches, poses)
         return loss, losses.detach()
